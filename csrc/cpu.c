@@ -1,0 +1,128 @@
+/*
+ * cpu.c - which kernels this machine can run.
+ *
+ * CPUID says what the processor has; XGETBV says which registers the operating system saves when
+ * it switches threads. Both are needed: wide registers that are not saved hold garbage.
+ */
+#include <string.h>
+
+#include "internal.h"
+
+typedef struct {
+    int avx2, fma, avx512f, avx512dq, avx512bw, avx512vl;
+} features;
+
+#if defined(L2C_X86)
+#include <cpuid.h>
+
+static uint64_t saved_registers(void) {
+    uint32_t low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (uint64_t)high << 32 | low;
+}
+
+static features detect(void) {
+    features f = {0};
+    unsigned a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return f;
+    uint64_t saved = saved_registers();
+    int ymm = (saved & 0x06) == 0x06; /* SSE and AVX state */
+    int zmm = (saved & 0xE6) == 0xE6; /* and the AVX-512 masks and registers */
+    f.fma = ymm && (c & bit_FMA);
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return f;
+    f.avx2 = ymm && (b & bit_AVX2);
+    f.avx512f = zmm && (b & bit_AVX512F);
+    f.avx512dq = zmm && (b & bit_AVX512DQ);
+    f.avx512bw = zmm && (b & bit_AVX512BW);
+    f.avx512vl = zmm && (b & bit_AVX512VL);
+    return f;
+}
+#else
+static features detect(void) { return (features){0}; }
+#endif
+
+static int available(l2c_isa isa) {
+    features f = detect();
+    switch (isa) {
+    case L2C_ISA_AUTO:
+    case L2C_ISA_SCALAR: return 1;
+    case L2C_ISA_AVX2: return f.avx2 && f.fma;
+    case L2C_ISA_AVX512:
+        return f.avx2 && f.fma && f.avx512f && f.avx512dq && f.avx512bw && f.avx512vl;
+    }
+    return 0;
+}
+
+l2c_status l2c_isa_resolve(l2c_isa wanted, l2c_isa *isa, l2c_error *err) {
+    static const char *const names[] = {"auto", "scalar", "avx2", "avx512"};
+    if ((int)wanted < L2C_ISA_AUTO || wanted > L2C_ISA_AVX512)
+        return l2c_fail(err, L2C_ARG, "unknown instruction set number %d", (int)wanted);
+    if (wanted == L2C_ISA_AUTO)
+        wanted = available(L2C_ISA_AVX512) ? L2C_ISA_AVX512
+                 : available(L2C_ISA_AVX2) ? L2C_ISA_AVX2
+                                           : L2C_ISA_SCALAR;
+    if (!available(wanted)) {
+        char text[128];
+        l2c_cpu_features(text, sizeof text);
+        return l2c_fail(err, L2C_UNSUPPORTED, "this machine does not run the %s kernels; it has: %s",
+                        names[wanted], text[0] ? text : "none of the features they need");
+    }
+    *isa = wanted;
+    return L2C_OK;
+}
+
+static void append(char *text, size_t size, const char *word) {
+    size_t used = strlen(text), need = strlen(word) + (used > 0);
+    if (used + need + 1 > size) return;
+    if (used > 0) strcat(text, " ");
+    strcat(text, word);
+}
+
+void l2c_cpu_features(char *text, size_t size) {
+    if (size == 0) return;
+    text[0] = '\0';
+    features f = detect();
+    if (f.avx2) append(text, size, "avx2");
+    if (f.fma) append(text, size, "fma");
+    if (f.avx512f) append(text, size, "avx512f");
+    if (f.avx512dq) append(text, size, "avx512dq");
+    if (f.avx512bw) append(text, size, "avx512bw");
+    if (f.avx512vl) append(text, size, "avx512vl");
+}
+
+const l2c_kernels *l2c_kernels_for(l2c_isa isa) {
+    switch (isa) {
+#if defined(L2C_X86)
+    case L2C_ISA_AVX512: return &l2c_kernels_avx512;
+    case L2C_ISA_AVX2: return &l2c_kernels_avx2;
+#endif
+    default: return &l2c_kernels_scalar;
+    }
+}
+
+/* ---- Kernels by themselves ---------------------------------------------------------------------- */
+
+void l2c_kernel_matmul(l2c_isa isa, float *out, const float *x, size_t n_rows, const float *w,
+                       size_t n, size_t d) {
+    l2c_kernels_for(isa)->matmul(out, d, x, n, n_rows, w, n, 0, d);
+}
+
+void l2c_kernel_exp(l2c_isa isa, float *out, const float *x, size_t n) { l2c_kernels_for(isa)->exp(out, x, n); }
+
+void l2c_kernel_softmax(l2c_isa isa, float *x, size_t n) { l2c_kernels_for(isa)->softmax(x, n); }
+
+void l2c_kernel_swiglu(l2c_isa isa, float *gate, const float *up, size_t n) {
+    l2c_kernels_for(isa)->swiglu(gate, up, n);
+}
+
+void l2c_kernel_mix(l2c_isa isa, float *out, const float *weights, const float *rows, size_t n,
+                    size_t width) {
+    l2c_kernels_for(isa)->mix(out, weights, rows, n, width);
+}
+
+float l2c_kernel_read(const float *data, size_t n) {
+    /* The largest of many floats is the plainest read that every table does at full width. */
+    l2c_isa best = L2C_ISA_SCALAR;
+    l2c_isa_resolve(L2C_ISA_AUTO, &best, NULL);
+    return n == 0 ? 0.0f : l2c_kernels_for(best)->max(data, n);
+}

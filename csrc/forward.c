@@ -1,0 +1,232 @@
+/*
+ * forward.c - the transformer, top to bottom.
+ *
+ * Every thread of the pool runs forward_on_thread over the same rows and does its share of each
+ * step; a barrier stands wherever a step reads what other threads wrote. Shapes are in comments as
+ * (rows, columns); n is the number of rows of this call, each a token at a position of a sequence.
+ *
+ * Names follow the paper "LLaMA: Open and Efficient Foundation Language Models" and llama2.c.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "internal.h"
+
+typedef struct {
+    l2c_session *s;
+    const l2c_row *rows; /* (n) */
+    size_t n;
+    int cancelled;
+} pass;
+
+/* A thread's part of `count` pieces of work, in whole grains. */
+typedef struct {
+    size_t begin, end;
+} range;
+
+static range share(size_t count, size_t grain, int thread, int n_threads) {
+    size_t grains = (count + grain - 1) / grain;
+    size_t begin = grains * (size_t)thread / (size_t)n_threads * grain;
+    size_t end = grains * ((size_t)thread + 1) / (size_t)n_threads * grain;
+    return (range){begin < count ? begin : count, end < count ? end : count};
+}
+
+/* ---- The steps ------------------------------------------------------------------------------ */
+
+/* x (dim) = the token's row of the embedding table */
+static void embed(const l2c_session *s, float *x, int32_t token) {
+    const l2c_matrix *table = &s->model->token_embedding; /* (vocab_size, dim) */
+    if (table->f32 != NULL) memcpy(x, table->f32 + (size_t)token * table->cols, table->cols * sizeof *x);
+    else l2c_dequantize_row(x, table, (size_t)token, (size_t)s->model->config.group_size);
+}
+
+/* RMSNorm (Zhang & Sennrich 2019): out = weight * x / sqrt(mean(x^2) + eps) */
+static void rmsnorm(const l2c_session *s, float *out, const float *x, const float *weight) {
+    size_t dim = (size_t)s->model->config.dim;
+    float scale = 1.0f / sqrtf(s->kernels->dot(x, x, dim) / (float)dim + 1e-5f);
+    for (size_t i = 0; i < dim; i++) out[i] = weight[i] * (scale * x[i]);
+}
+
+/* Where the weights are int8, a matrix product wants its input rows in int8 as well. */
+static void quantize(const l2c_session *s, l2c_activations *a, size_t row) {
+    size_t group = (size_t)s->model->config.group_size;
+    if (group > 0)
+        l2c_quantize_row(a->q8 + row * a->width, a->scales + row * (a->width / group),
+                         a->f32 + row * a->width, a->width, group);
+}
+
+/* out (n, w->rows) = in (n, w->cols) times w transposed, for the output columns in `part` */
+static void linear(const l2c_session *s, float *out, const l2c_activations *in, size_t n,
+                   const l2c_matrix *w, range part) {
+    if (w->f32 != NULL) {
+        s->kernels->matmul(out, w->rows, in->f32, in->width, n, w->f32, w->cols, part.begin, part.end);
+        return;
+    }
+    size_t group = (size_t)s->model->config.group_size;
+    for (size_t r = 0; r < n; r++)
+        l2c_matvec_q8(out + r * w->rows, in->q8 + r * in->width, in->scales + r * (in->width / group),
+                      w, group, part.begin, part.end);
+}
+
+/* RoPE (Su et al. 2021): turns each neighbouring pair of a head by position * frequency. */
+static void rotate(const l2c_session *s, float *head, int32_t position) {
+    size_t pairs = (size_t)s->model->config.head_size / 2;
+    const float *cosine = s->rope_cos + (size_t)position * pairs;
+    const float *sine = s->rope_sin + (size_t)position * pairs;
+    for (size_t j = 0; j < pairs; j++) {
+        float a = head[2 * j], b = head[2 * j + 1];
+        head[2 * j] = a * cosine[j] - b * sine[j];
+        head[2 * j + 1] = a * sine[j] + b * cosine[j];
+    }
+}
+
+/* Where a (sequence, layer, kv_head) has its (n_ctx, head_size) keys or values in a cache. */
+static float *cached(const l2c_session *s, float *cache, int32_t sequence, size_t layer, size_t kv_head) {
+    const l2c_config *c = &s->model->config;
+    size_t index = ((size_t)sequence * (size_t)c->n_layers + layer) * (size_t)c->n_kv_heads + kv_head;
+    return cache + index * (size_t)s->n_ctx * (size_t)c->head_size;
+}
+
+/* Puts one key head, rotated, and one value head of a row into the KV cache. */
+static void remember(const l2c_session *s, const l2c_row *row, size_t r, size_t layer, size_t kv_head) {
+    size_t head_size = (size_t)s->model->config.head_size;
+    size_t kv_dim = (size_t)s->model->config.n_kv_heads * head_size;
+    size_t from = r * kv_dim + kv_head * head_size, to = (size_t)row->position * head_size;
+    float *key = cached(s, s->key_cache, row->sequence, layer, kv_head) + to;
+    memcpy(key, s->k + from, head_size * sizeof *key);
+    rotate(s, key, row->position);
+    memcpy(cached(s, s->value_cache, row->sequence, layer, kv_head) + to, s->v + from, head_size * sizeof *key);
+}
+
+/* One query head attends to all positions of its sequence up to its own:
+ * out (head_size) = softmax(query keys^T / sqrt(head_size)) values */
+static void attend(const l2c_kernels *kernels, float *out, float *scores, const float *query,
+                   const float *keys, const float *values, size_t n_keys, size_t head_size) {
+    kernels->matmul(scores, 0, query, 0, 1, keys, head_size, 0, n_keys);
+    float divisor = sqrtf((float)head_size);
+    for (size_t t = 0; t < n_keys; t++) scores[t] /= divisor;
+    kernels->softmax(scores, n_keys);
+    kernels->mix(out, scores, values, n_keys, head_size);
+}
+
+/* x += delta, both (n, dim), for the columns in `part` */
+static void add(float *x, const float *delta, size_t n, size_t dim, range part) {
+    for (size_t r = 0; r < n; r++)
+        for (size_t i = part.begin; i < part.end; i++) x[r * dim + i] += delta[r * dim + i];
+}
+
+/* ---- The pass --------------------------------------------------------------------------------- */
+
+static void forward_on_thread(void *arg, int thread, int n_threads) {
+    pass *p = arg;
+    l2c_session *s = p->s;
+    const l2c_model *m = s->model;
+    const l2c_config *c = &m->config;
+    size_t n = p->n, dim = (size_t)c->dim, hidden = (size_t)c->hidden_dim;
+    size_t n_heads = (size_t)c->n_heads, n_kv_heads = (size_t)c->n_kv_heads, head_size = (size_t)c->head_size;
+    size_t queries_per_kv = n_heads / n_kv_heads; /* grouped-query attention shares keys and values */
+
+    /* A thread's rows, and its columns of a (., dim), (., kv_dim), (., hidden_dim) product; columns
+     * in steps of a cache line, so that no two threads write the same one. */
+    range rows = share(n, 1, thread, n_threads);
+    range dim_part = share(dim, 16, thread, n_threads);
+    range kv_part = share(n_kv_heads * head_size, 16, thread, n_threads);
+    range hidden_part = share(hidden, 16, thread, n_threads);
+    float *scores = s->scores + (size_t)thread * (size_t)s->n_ctx;
+
+    /* x (n, dim): the residual stream begins as the token embeddings */
+    for (size_t r = rows.begin; r < rows.end; r++) embed(s, s->x + r * dim, p->rows[r].token);
+
+    for (size_t l = 0; l < (size_t)c->n_layers; l++) {
+        const l2c_layer *w = &m->layers[l];
+
+        /* xb (n, dim): what attention reads */
+        if (thread == 0) p->cancelled = atomic_load_explicit(&s->cancel, memory_order_relaxed);
+        for (size_t r = rows.begin; r < rows.end; r++) {
+            rmsnorm(s, s->xb.f32 + r * dim, s->x + r * dim, w->attention_norm);
+            quantize(s, &s->xb, r);
+        }
+        l2c_pool_barrier(s->pool);
+        if (p->cancelled) return;
+
+        /* q (n, n_heads * head_size), k and v (n, n_kv_heads * head_size) */
+        linear(s, s->q, &s->xb, n, &w->wq, dim_part);
+        linear(s, s->k, &s->xb, n, &w->wk, kv_part);
+        linear(s, s->v, &s->xb, n, &w->wv, kv_part);
+        l2c_pool_barrier(s->pool);
+
+        /* keys and values of all rows go into the cache before any row looks back */
+        for (size_t i = (size_t)thread; i < n * n_kv_heads; i += (size_t)n_threads)
+            remember(s, &p->rows[i / n_kv_heads], i / n_kv_heads, l, i % n_kv_heads);
+        l2c_pool_barrier(s->pool);
+
+        /* xb (n, n_heads * head_size): each head's mixture of the values it attends to */
+        for (size_t i = (size_t)thread; i < n * n_heads; i += (size_t)n_threads) {
+            size_t r = i / n_heads, h = i % n_heads;
+            const l2c_row *row = &p->rows[r];
+            float *query = s->q + r * dim + h * head_size;
+            const float *keys = cached(s, s->key_cache, row->sequence, l, h / queries_per_kv);
+            const float *values = cached(s, s->value_cache, row->sequence, l, h / queries_per_kv);
+            rotate(s, query, row->position);
+            attend(s->kernels, s->xb.f32 + r * dim + h * head_size, scores, query, keys, values,
+                   (size_t)row->position + 1, head_size);
+        }
+        l2c_pool_barrier(s->pool);
+        if (c->group_size > 0) {
+            for (size_t r = rows.begin; r < rows.end; r++) quantize(s, &s->xb, r);
+            l2c_pool_barrier(s->pool);
+        }
+
+        /* x += attention's output (n, dim), for which the queries' memory is free now */
+        linear(s, s->q, &s->xb, n, &w->wo, dim_part);
+        add(s->x, s->q, n, dim, dim_part);
+        l2c_pool_barrier(s->pool);
+
+        /* xb (n, dim): what the feed-forward network reads */
+        for (size_t r = rows.begin; r < rows.end; r++) {
+            rmsnorm(s, s->xb.f32 + r * dim, s->x + r * dim, w->ffn_norm);
+            quantize(s, &s->xb, r);
+        }
+        l2c_pool_barrier(s->pool);
+
+        /* SwiGLU (Shazeer 2020): hb (n, hidden_dim) = silu(xb w1^T) * (xb w3^T) */
+        linear(s, s->hb.f32, &s->xb, n, &w->w1, hidden_part);
+        linear(s, s->up, &s->xb, n, &w->w3, hidden_part);
+        for (size_t r = 0; r < n; r++)
+            s->kernels->swiglu(s->hb.f32 + r * hidden + hidden_part.begin, s->up + r * hidden + hidden_part.begin,
+                               hidden_part.end - hidden_part.begin);
+        l2c_pool_barrier(s->pool);
+        if (c->group_size > 0) {
+            for (size_t r = rows.begin; r < rows.end; r++) quantize(s, &s->hb, r);
+            l2c_pool_barrier(s->pool);
+        }
+
+        /* x += the network's output (n, dim) */
+        linear(s, s->q, &s->hb, n, &w->w2, dim_part);
+        add(s->x, s->q, n, dim, dim_part);
+        l2c_pool_barrier(s->pool);
+    }
+
+    /* xb (n_logits, dim): the last norm, of the rows whose logits are wanted, moved together */
+    size_t n_logits = 0;
+    for (size_t r = 0; r < n; r++) {
+        if (!p->rows[r].want_logits) continue;
+        if (n_logits % (size_t)n_threads == (size_t)thread) {
+            rmsnorm(s, s->xb.f32 + n_logits * dim, s->x + r * dim, m->final_norm);
+            quantize(s, &s->xb, n_logits);
+        }
+        n_logits++;
+    }
+    l2c_pool_barrier(s->pool);
+
+    /* logits (n_logits, vocab_size) */
+    if (n_logits > 0)
+        linear(s, s->logits, &s->xb, n_logits, &m->classifier,
+               share((size_t)c->vocab_size, 16, thread, n_threads));
+}
+
+l2c_status l2c_forward(l2c_session *session, const l2c_row *rows, size_t n_rows) {
+    pass p = {.s = session, .rows = rows, .n = n_rows};
+    l2c_pool_run(session->pool, forward_on_thread, &p);
+    return p.cancelled ? L2C_CANCELLED : L2C_OK;
+}

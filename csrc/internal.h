@@ -1,0 +1,154 @@
+/*
+ * internal.h - what the .c files share and the public header does not show.
+ */
+#ifndef L2C_INTERNAL_H
+#define L2C_INTERNAL_H
+
+#include <stdatomic.h>
+
+#include "kernels.h"
+#include "llama2c.h"
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "llama2.c checkpoints are little-endian; this build target is not"
+#endif
+
+/* ---- status.c ------------------------------------------------------------------------------ */
+
+/* Fills *err (which may be NULL) and returns status. */
+#if defined(__GNUC__)
+__attribute__((format(printf, 3, 4)))
+#endif
+l2c_status l2c_fail(l2c_error *err, l2c_status status, const char *format, ...);
+
+/* ---- platform.c ---------------------------------------------------------------------------- */
+
+typedef struct {
+    const unsigned char *data;
+    size_t size;
+} l2c_mapping;
+
+/* what: "checkpoint" or "tokenizer", for the message. An empty or irregular file is L2C_FORMAT. */
+l2c_status l2c_file_map(const char *path, const char *what, l2c_mapping *mapping, l2c_error *err);
+void l2c_file_unmap(l2c_mapping *mapping);
+
+/* Zeroed memory of count * size bytes on a cache line boundary, committed on first touch;
+ * NULL when it cannot be had or the product overflows. Freed with l2c_memory_free. */
+void *l2c_memory_zeroed(size_t count, size_t size);
+void l2c_memory_free(void *memory);
+
+/* ---- threads.c ------------------------------------------------------------------------------- */
+
+/* Runs task(arg, thread, n_threads) once on each thread of the pool; the caller is thread 0. */
+typedef void (*l2c_task)(void *arg, int thread, int n_threads);
+void l2c_pool_run(l2c_pool *pool, l2c_task task, void *arg);
+
+/* Within a task: waits until every thread of the pool is here. */
+void l2c_pool_barrier(l2c_pool *pool);
+
+/* Threads the pool was made for. */
+int l2c_pool_size(const l2c_pool *pool);
+
+/* ---- cpu.c ------------------------------------------------------------------------------------- */
+
+/* The kernels of an instruction set that l2c_isa_resolve returned. */
+const l2c_kernels *l2c_kernels_for(l2c_isa isa);
+
+/* ---- checkpoint.c -------------------------------------------------------------------------------- */
+
+/* A weight matrix (rows, cols), row-major, in a checkpoint's memory: one output feature a row. */
+typedef struct {
+    size_t rows, cols;
+    const float *f32;            /* float32 weights, or NULL when the matrix is int8 */
+    const int8_t *q8;            /* (rows * cols) int8 weights, or NULL */
+    const unsigned char *scales; /* (rows * cols / group_size) float32, at any alignment */
+} l2c_matrix;
+
+typedef struct {
+    const float *attention_norm; /* (dim) */
+    const float *ffn_norm;       /* (dim) */
+    l2c_matrix wq;               /* (n_heads * head_size, dim) */
+    l2c_matrix wk, wv;           /* (n_kv_heads * head_size, dim) */
+    l2c_matrix wo;               /* (dim, n_heads * head_size) */
+    l2c_matrix w1, w3;           /* (hidden_dim, dim) */
+    l2c_matrix w2;               /* (dim, hidden_dim) */
+} l2c_layer;
+
+struct l2c_model {
+    l2c_config config;
+    l2c_matrix token_embedding; /* (vocab_size, dim) */
+    l2c_layer *layers;          /* (n_layers) */
+    const float *final_norm;    /* (dim) */
+    l2c_matrix classifier;      /* (vocab_size, dim); the embedding itself when shared */
+    l2c_mapping mapping;        /* .data is NULL when the memory is the caller's */
+};
+
+/* ---- quantize.c -------------------------------------------------------------------------------------- */
+
+/* Activations quantized to int8 in groups, as runq.c does at run time: q (n), scales (n / group). */
+void l2c_quantize_row(int8_t *q, float *scales, const float *x, size_t n, size_t group_size);
+
+/* x (dim) = row `row` of an int8 matrix. */
+void l2c_dequantize_row(float *x, const l2c_matrix *w, size_t row, size_t group_size);
+
+/* out[i] for i in [begin, end): row i of an int8 matrix times a quantized row. */
+void l2c_matvec_q8(float *out, const int8_t *q, const float *scales, const l2c_matrix *w,
+                   size_t group_size, size_t begin, size_t end);
+
+/* ---- session.c --------------------------------------------------------------------------------------- */
+
+/* Rows of activations as a matrix product takes them: float32, and int8 where the weights are. */
+typedef struct {
+    size_t width; /* values a row */
+    float *f32;   /* (L2C_MAX_ROWS, width) */
+    int8_t *q8;   /* (L2C_MAX_ROWS, width), or NULL */
+    float *scales; /* (L2C_MAX_ROWS, width / group_size), or NULL */
+} l2c_activations;
+
+struct l2c_session {
+    const l2c_model *model;
+    l2c_pool *pool;
+    const l2c_kernels *kernels;
+    int32_t n_sequences, n_ctx;
+
+    float *key_cache;   /* (n_sequences, n_layers, n_kv_heads, n_ctx, head_size) */
+    float *value_cache; /* the same shape */
+    int32_t *lengths;   /* (n_sequences) positions that are in the cache */
+
+    float *rope_cos, *rope_sin; /* (n_ctx, head_size / 2) */
+    int32_t rope_ready;         /* rows of them that are filled in */
+
+    float *x;            /* (L2C_MAX_ROWS, dim) the residual stream */
+    l2c_activations xb;  /* (dim) a normed row, or the heads' outputs */
+    l2c_activations hb;  /* (hidden_dim) the feed-forward network's inner row */
+    float *q;            /* (L2C_MAX_ROWS, dim) queries; then what a block adds to x */
+    float *k, *v;        /* (L2C_MAX_ROWS, n_kv_heads * head_size) */
+    float *up;           /* (L2C_MAX_ROWS, hidden_dim) w3's output */
+    float *scores;       /* (pool threads, n_ctx) attention weights of one head */
+    float *logits;       /* (L2C_MAX_ROWS, vocab_size) */
+    size_t n_logits;     /* rows of logits that are valid */
+    void *candidates;    /* (vocab_size) l2c_candidate, for the sampler */
+    unsigned char *seen; /* (vocab_size) marks for the repetition penalty, all 0 between calls */
+
+    atomic_int busy, cancel;
+};
+
+/* ---- forward.c --------------------------------------------------------------------------------------- */
+
+/* Runs validated rows through the model; returns L2C_OK or L2C_CANCELLED. */
+l2c_status l2c_forward(l2c_session *session, const l2c_row *rows, size_t n_rows);
+
+/* ---- sampler.c --------------------------------------------------------------------------------------- */
+
+typedef struct {
+    float p;
+    int32_t token;
+} l2c_candidate;
+
+/* Picks from logits (n), which it turns into probabilities; candidates (n) and seen (n) are scratch. */
+l2c_status l2c_sampler_pick(l2c_sampler *sampler, const l2c_kernels *kernels, float *logits,
+                            int32_t n, const int32_t *history, size_t n_history,
+                            l2c_candidate *candidates, unsigned char *seen, int32_t *token,
+                            l2c_error *err);
+
+#endif

@@ -1,0 +1,232 @@
+/*
+ * kernels_avx512.c - kernels.h's definitions with 512-bit registers (AVX-512 F, DQ).
+ *
+ * The 16 lanes of a sum are one register. Tails are read under a mask, which gives the zeros that
+ * the definition asks for and touches no byte past the end. Latency is hidden by several sums at
+ * once: 2 weight rows against one row of x, or 4 against 4.
+ */
+#include "kernels.h"
+
+#if defined(L2C_X86)
+#include <immintrin.h>
+#include <stdint.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512dq,avx512bw,avx512vl"))), \
+                             apply_to = function)
+#elif defined(__GNUC__)
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,avx512f,avx512dq,avx512bw,avx512vl")
+#endif
+
+enum { LANES = 16 };
+
+static inline __mmask16 tail_mask(size_t n) { return (__mmask16)((1u << (n % LANES)) - 1); }
+
+/* Lanes i and i+8, i and i+4, i and i+2, i and i+1, for one sum and for four at once. */
+static inline float sum_lanes(__m512 v) {
+    v = _mm512_add_ps(v, _mm512_shuffle_f32x4(v, v, 0x4E));
+    v = _mm512_add_ps(v, _mm512_shuffle_f32x4(v, v, 0xB1));
+    v = _mm512_add_ps(v, _mm512_permute_ps(v, 0x4E));
+    v = _mm512_add_ps(v, _mm512_permute_ps(v, 0xB1));
+    return _mm512_cvtss_f32(v);
+}
+
+static inline __m128 sum_lanes_4(__m512 a, __m512 b, __m512 c, __m512 d) {
+    __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xEE));
+    __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xEE));
+    __m512 v = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xDD));
+    v = _mm512_add_ps(v, _mm512_permute_ps(v, 0x4E));
+    v = _mm512_add_ps(v, _mm512_permute_ps(v, 0xB1));
+    const __m512i firsts = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
+    return _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, v));
+}
+
+static float avx512_dot(const float *a, const float *b, size_t n) {
+    __m512 sum = _mm512_setzero_ps();
+    size_t j = 0;
+    for (; j + LANES <= n; j += LANES)
+        sum = _mm512_fmadd_ps(_mm512_loadu_ps(a + j), _mm512_loadu_ps(b + j), sum);
+    if (j < n) {
+        __mmask16 mask = tail_mask(n);
+        sum = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, a + j), _mm512_maskz_loadu_ps(mask, b + j), sum);
+    }
+    return sum_lanes(sum);
+}
+
+/* Large matrices come from memory, and the hardware prefetcher neither follows many rows side by
+ * side nor crosses a page. So two rows go side by side, enough to hide the latency of the sums,
+ * and what comes PREFETCH_BYTES later is asked for, line by line, into the second-level cache. */
+enum { PREFETCH_BYTES = 32768 };
+
+static inline void prefetch(const float *w) { _mm_prefetch((const char *)w + PREFETCH_BYTES, _MM_HINT_T1); }
+
+/* 2 weight rows (n apart) against one row of x. */
+static inline void dot_2x1(__m512 s[2], const float *x, const float *w, size_t n) {
+    s[0] = s[1] = _mm512_setzero_ps();
+    size_t j = 0;
+    for (; j + LANES <= n; j += LANES) {
+        __m512 xj = _mm512_loadu_ps(x + j);
+        prefetch(w + 2 * j);
+        prefetch(w + 2 * j + LANES);
+        s[0] = _mm512_fmadd_ps(_mm512_loadu_ps(w + j), xj, s[0]);
+        s[1] = _mm512_fmadd_ps(_mm512_loadu_ps(w + n + j), xj, s[1]);
+    }
+    if (j < n) {
+        __mmask16 mask = tail_mask(n);
+        __m512 xj = _mm512_maskz_loadu_ps(mask, x + j);
+        s[0] = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, w + j), xj, s[0]);
+        s[1] = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, w + n + j), xj, s[1]);
+    }
+}
+
+static inline void dot_4x1(float *out, const float *x, const float *w, size_t n) {
+    __m512 s[4];
+    dot_2x1(s, x, w, n);
+    dot_2x1(s + 2, x, w + 2 * n, n);
+    _mm_storeu_ps(out, sum_lanes_4(s[0], s[1], s[2], s[3]));
+}
+
+/* 4 weight rows (n apart) against 4 rows of x (x_stride apart). */
+static inline void dot_4x4(float *out, size_t out_stride, const float *x, size_t x_stride,
+                           const float *w, size_t n, int first_use) {
+    __m512 s[4][4];
+    UNROLL for (int r = 0; r < 4; r++)
+        UNROLL for (int i = 0; i < 4; i++) s[r][i] = _mm512_setzero_ps();
+    for (size_t j = 0; j < n; j += LANES) {
+        __mmask16 mask = j + LANES <= n ? (__mmask16)0xFFFF : tail_mask(n);
+        __m512 wj[4];
+        if (first_use)
+            UNROLL for (size_t i = 0; i < 4; i++) prefetch(w + 4 * j + i * LANES);
+        UNROLL for (int i = 0; i < 4; i++) wj[i] = _mm512_maskz_loadu_ps(mask, w + (size_t)i * n + j);
+        UNROLL for (int r = 0; r < 4; r++) {
+            __m512 xj = _mm512_maskz_loadu_ps(mask, x + (size_t)r * x_stride + j);
+            UNROLL for (int i = 0; i < 4; i++) s[r][i] = _mm512_fmadd_ps(wj[i], xj, s[r][i]);
+        }
+    }
+    UNROLL for (int r = 0; r < 4; r++)
+        _mm_storeu_ps(out + (size_t)r * out_stride, sum_lanes_4(s[r][0], s[r][1], s[r][2], s[r][3]));
+}
+
+static void avx512_matmul(float *out, size_t out_stride, const float *x, size_t x_stride,
+                          size_t n_rows, const float *w, size_t n, size_t begin, size_t end) {
+    size_t i = begin;
+    /* Weights outside, rows inside: each weight comes from memory once. */
+    for (; i + 4 <= end; i += 4) {
+        size_t r = 0;
+        for (; r + 4 <= n_rows; r += 4)
+            dot_4x4(out + r * out_stride + i, out_stride, x + r * x_stride, x_stride, w + i * n, n, r == 0);
+        for (; r < n_rows; r++) dot_4x1(out + r * out_stride + i, x + r * x_stride, w + i * n, n);
+    }
+    for (; i < end; i++)
+        for (size_t r = 0; r < n_rows; r++)
+            out[r * out_stride + i] = avx512_dot(w + i * n, x + r * x_stride, n);
+}
+
+static inline __m512 power_of_two(__m512i n) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23));
+}
+
+/* The 16 exponentials of x; step by step as exp_one in kernels_scalar.c. */
+static inline __m512 exp_16(__m512 x) {
+    x = _mm512_max_ps(_mm512_set1_ps(L2C_EXP_LOW), x); /* the second operand if one is NaN */
+    x = _mm512_min_ps(_mm512_set1_ps(L2C_EXP_HIGH), x);
+    __m512 round = _mm512_set1_ps(L2C_EXP_ROUND);
+    __m512 shifted = _mm512_fmadd_ps(x, _mm512_set1_ps(L2C_EXP_LOG2E), round);
+    __m512i n = _mm512_sub_epi32(_mm512_castps_si512(shifted), _mm512_set1_epi32(L2C_EXP_ROUND_BITS));
+    __m512 whole = _mm512_sub_ps(shifted, round);
+    __m512 r = _mm512_fmadd_ps(whole, _mm512_set1_ps(-L2C_EXP_LN2_HIGH), x);
+    r = _mm512_fmadd_ps(whole, _mm512_set1_ps(-L2C_EXP_LN2_LOW), r);
+    __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(L2C_EXP_P5), r, _mm512_set1_ps(L2C_EXP_P4));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(L2C_EXP_P3));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(L2C_EXP_P2));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(L2C_EXP_P1));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(L2C_EXP_P0));
+    p = _mm512_add_ps(_mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r), _mm512_set1_ps(1.0f));
+    __m512i half = _mm512_srai_epi32(n, 1);
+    p = _mm512_mul_ps(p, power_of_two(half));
+    return _mm512_mul_ps(p, power_of_two(_mm512_sub_epi32(n, half)));
+}
+
+static void avx512_exp(float *out, const float *x, size_t n) {
+    for (size_t j = 0; j < n; j += LANES) {
+        __mmask16 mask = j + LANES <= n ? (__mmask16)0xFFFF : tail_mask(n);
+        _mm512_mask_storeu_ps(out + j, mask, exp_16(_mm512_maskz_loadu_ps(mask, x + j)));
+    }
+}
+
+static float avx512_max(const float *x, size_t n) {
+    __m512 m = _mm512_set1_ps(x[0]);
+    size_t j = 0;
+    for (; j + LANES <= n; j += LANES) m = _mm512_max_ps(m, _mm512_loadu_ps(x + j));
+    if (j < n) m = _mm512_max_ps(m, _mm512_mask_loadu_ps(m, tail_mask(n), x + j));
+    return _mm512_reduce_max_ps(m);
+}
+
+static float avx512_softmax(float *x, size_t n) {
+    __m512 m = _mm512_set1_ps(avx512_max(x, n)), sums = _mm512_setzero_ps();
+    for (size_t j = 0; j < n; j += LANES) {
+        __mmask16 mask = j + LANES <= n ? (__mmask16)0xFFFF : tail_mask(n);
+        __m512 e = exp_16(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, x + j), m));
+        _mm512_mask_storeu_ps(x + j, mask, e);
+        sums = _mm512_mask_add_ps(sums, mask, sums, e);
+    }
+    float sum = sum_lanes(sums);
+    __m512 divisor = _mm512_set1_ps(sum);
+    for (size_t j = 0; j < n; j += LANES) {
+        __mmask16 mask = j + LANES <= n ? (__mmask16)0xFFFF : tail_mask(n);
+        _mm512_mask_storeu_ps(x + j, mask, _mm512_div_ps(_mm512_maskz_loadu_ps(mask, x + j), divisor));
+    }
+    return sum;
+}
+
+static void avx512_swiglu(float *gate, const float *up, size_t n) {
+    const __m512 one = _mm512_set1_ps(1.0f), sign = _mm512_set1_ps(-0.0f);
+    for (size_t j = 0; j < n; j += LANES) {
+        __mmask16 mask = j + LANES <= n ? (__mmask16)0xFFFF : tail_mask(n);
+        __m512 g = _mm512_maskz_loadu_ps(mask, gate + j);
+        __m512 sigmoid = _mm512_div_ps(one, _mm512_add_ps(one, exp_16(_mm512_xor_ps(g, sign))));
+        __m512 u = _mm512_maskz_loadu_ps(mask, up + j);
+        _mm512_mask_storeu_ps(gate + j, mask, _mm512_mul_ps(_mm512_mul_ps(g, sigmoid), u));
+    }
+}
+
+/* Sums of up to 64 neighbouring columns stay in registers over all rows. */
+static void avx512_mix(float *out, const float *weights, const float *rows, size_t n,
+                       size_t width) {
+    for (size_t i = 0; i < width; i += 4 * LANES) {
+        __mmask16 mask[4];
+        __m512 s[4];
+        for (size_t k = 0; k < 4; k++) {
+            size_t first = i + k * LANES;
+            mask[k] = first >= width ? 0 : first + LANES <= width ? 0xFFFF : tail_mask(width);
+            s[k] = _mm512_setzero_ps();
+        }
+        int used = width - i > 3 * LANES ? 4 : (int)((width - i + LANES - 1) / LANES);
+        for (size_t t = 0; t < n; t++) {
+            __m512 weight = _mm512_set1_ps(weights[t]);
+            const float *row = rows + t * width + i;
+            for (int k = 0; k < used; k++)
+                s[k] = _mm512_fmadd_ps(weight, _mm512_maskz_loadu_ps(mask[k], row + k * LANES), s[k]);
+        }
+        for (int k = 0; k < used; k++) _mm512_mask_storeu_ps(out + i + k * LANES, mask[k], s[k]);
+    }
+}
+
+const l2c_kernels l2c_kernels_avx512 = {
+    .name = "avx512",
+    .dot = avx512_dot,
+    .matmul = avx512_matmul,
+    .exp = avx512_exp,
+    .softmax = avx512_softmax,
+    .max = avx512_max,
+    .swiglu = avx512_swiglu,
+    .mix = avx512_mix,
+};
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#elif defined(__GNUC__)
+#pragma GCC pop_options
+#endif
+#endif

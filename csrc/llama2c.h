@@ -1,0 +1,248 @@
+/*
+ * llama2c.h - Llama inference as a small C library.
+ *
+ *     l2c_error err;
+ *     l2c_model *model; l2c_tokenizer *tokenizer; l2c_pool *pool; l2c_session *session;
+ *     if (l2c_model_open("stories15M.bin", &model, &err) ||
+ *         l2c_tokenizer_open("tokenizer.bin", 0, &tokenizer, &err) ||
+ *         l2c_pool_create(2, &pool, &err) ||
+ *         l2c_session_create(model, pool, 1, 0, L2C_ISA_AUTO, &session, &err)) {
+ *         fprintf(stderr, "%s\n", err.message);
+ *         return 1;
+ *     }
+ *     l2c_sampler sampler;
+ *     l2c_sampler_init(&sampler, 42);
+ *     l2c_row row = {.sequence = 0, .position = 0, .token = L2C_BOS, .want_logits = 1};
+ *     while (row.position < l2c_model_config(model)->seq_len) {
+ *         if (l2c_session_forward(session, &row, 1, &err)) break;
+ *         if (l2c_session_sample(session, 0, &sampler, NULL, 0, &row.token, &err)) break;
+ *         if (row.token == L2C_BOS || row.token == L2C_EOS) break;
+ *         const char *piece; size_t length;
+ *         l2c_tokenizer_piece(tokenizer, row.token, &piece, &length);
+ *         fwrite(piece, 1, length, stdout);
+ *         row.position++;
+ *     }
+ *
+ * Rules that hold for every function below:
+ *  - A function that can fail returns an l2c_status and fills *err when it is not L2C_OK. err may
+ *    be NULL. On failure, output pointers are left as they were and nothing is leaked.
+ *  - Other pointers must not be NULL unless said so. Every _free accepts NULL.
+ *  - Nothing prints, exits or keeps global state. Different objects may be used from different
+ *    threads at once. What a single object allows is said where it is declared.
+ *  - Objects that are made from others (a session from a model and a pool) borrow them: free the
+ *    session first.
+ */
+#ifndef LLAMA2C_H
+#define LLAMA2C_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* cdef-begin: pyllama2c/_build.py hands the lines from here to cdef-end to cffi as they are. */
+
+/* ---- Statuses and errors ------------------------------------------------------------------ */
+
+typedef enum {
+    L2C_OK = 0,
+    L2C_IO,          /* the operating system refused; err->sys_errno says why */
+    L2C_FORMAT,      /* a file is not what it should be */
+    L2C_NOMEM,       /* memory ran out */
+    L2C_ARG,         /* an argument is not valid */
+    L2C_RANGE,       /* a position is past the context, or not the next one of its sequence */
+    L2C_BUSY,        /* the session is being used by another thread */
+    L2C_UNSUPPORTED, /* valid, but not by this build or machine */
+    L2C_CANCELLED,   /* l2c_session_cancel was called */
+    L2C_NONFINITE    /* the logits hold NaN or infinity, so there is nothing to sample from */
+} l2c_status;
+
+/* Owned by the caller; message is one line without a final newline. */
+typedef struct {
+    l2c_status status;
+    int sys_errno;
+    char message[256];
+} l2c_error;
+
+/* "out of memory" and the like; never NULL. */
+const char *l2c_status_text(l2c_status status);
+
+/* ---- Instruction sets --------------------------------------------------------------------- */
+
+/* Which kernels compute. All give the same bits; they differ in speed. */
+typedef enum {
+    L2C_ISA_AUTO = 0, /* the fastest that this machine and its operating system run */
+    L2C_ISA_SCALAR,   /* plain C: the oracle for the others */
+    L2C_ISA_AVX2,     /* AVX2 + FMA */
+    L2C_ISA_AVX512    /* AVX-512 F, BW, DQ, VL */
+} l2c_isa;
+
+/* Resolves L2C_ISA_AUTO, and refuses (L2C_UNSUPPORTED) what this machine cannot run. */
+l2c_status l2c_isa_resolve(l2c_isa wanted, l2c_isa *isa, l2c_error *err);
+
+/* Writes the CPU features that the choice looks at, space separated, NUL terminated. */
+void l2c_cpu_features(char *text, size_t size);
+
+/* ---- Models: immutable after open, shared by any number of threads ------------------------- */
+
+typedef struct {
+    int32_t dim;        /* width of the residual stream */
+    int32_t hidden_dim; /* width of the feed-forward network */
+    int32_t n_layers;
+    int32_t n_heads;    /* query heads */
+    int32_t n_kv_heads; /* key and value heads; divides n_heads */
+    int32_t head_size;  /* dim / n_heads */
+    int32_t vocab_size;
+    int32_t seq_len;           /* positions the model was trained for */
+    int32_t version;           /* of the llama2.c file format: 0, 1 or 2 */
+    int32_t shared_classifier; /* 1: the classifier is the token embedding */
+    int32_t group_size;        /* int8 values that share a scale; 0: float32 weights */
+} l2c_config;
+
+typedef struct l2c_model l2c_model;
+
+/*
+ * Maps a llama2.c checkpoint read-only and checks every size in it before use. The version is
+ * found from the content: v0 (no magic), v1 (float32) or v2 (int8 groups).
+ * The file must not be truncated while the model is open: the operating system would answer a
+ * read past its end with SIGBUS.
+ */
+l2c_status l2c_model_open(const char *path, l2c_model **model, l2c_error *err);
+
+/* The same from memory, aligned to 4 bytes, that the caller keeps unchanged until the model is
+ * freed. */
+l2c_status l2c_model_open_memory(const void *data, size_t size, l2c_model **model, l2c_error *err);
+
+const l2c_config *l2c_model_config(const l2c_model *model);
+
+/* Number of parameters; bytes of weights that decoding one token reads. */
+uint64_t l2c_model_parameters(const l2c_model *model);
+uint64_t l2c_model_sweep_bytes(const l2c_model *model);
+
+void l2c_model_free(l2c_model *model);
+
+/* ---- Worker pool: shared by sessions; one forward pass runs in it at a time ------------------ */
+
+typedef struct l2c_pool l2c_pool;
+
+/*
+ * n_threads counts the caller of l2c_session_forward, so 1 starts no thread. 1 to 256.
+ * Survives fork(): the child starts workers of its own at the next forward pass.
+ */
+l2c_status l2c_pool_create(int32_t n_threads, l2c_pool **pool, l2c_error *err);
+void l2c_pool_free(l2c_pool *pool);
+
+/* ---- Sampler: a plain struct of the caller's, copied and saved as it likes -------------------- */
+
+typedef struct {
+    float temperature;        /* 0: greedy */
+    float top_p;              /* nucleus; 0 and 1 and more: off, as in llama2.c */
+    int32_t top_k;            /* keep the k most probable; 0: off */
+    float min_p;              /* keep p >= min_p * largest p; 0: off */
+    float repetition_penalty; /* 1: off; CTRL's rule (Keskar et al. 2019) over the history */
+    uint64_t rng_state;       /* xorshift64*, as llama2.c; never 0 */
+} l2c_sampler;
+
+/* llama2.c's defaults: temperature 1, top_p 0.9, the rest off. Seed 0 stands for a fixed
+ * non-zero state, since xorshift never leaves 0. */
+void l2c_sampler_init(l2c_sampler *sampler, uint64_t seed);
+
+/* ---- Sessions: KV cache, scratch, logits; one thread at a time ------------------------------- */
+
+enum { L2C_MAX_ROWS = 64 }; /* rows of one forward call */
+
+/* One token at one position of one sequence. */
+typedef struct {
+    int32_t sequence;
+    int32_t position; /* at most the sequence's length; a smaller one cuts the sequence there */
+    int32_t token;
+    int32_t want_logits; /* not 0: keep this row's logits */
+} l2c_row;
+
+typedef struct l2c_session l2c_session;
+
+/*
+ * n_sequences independent sequences of at most n_ctx positions (0: the model's seq_len).
+ * Key and value caches are committed by the operating system as positions are used.
+ */
+l2c_status l2c_session_create(const l2c_model *model, l2c_pool *pool, int32_t n_sequences,
+                              int32_t n_ctx, l2c_isa isa, l2c_session **session, l2c_error *err);
+
+/* Bytes that such a session takes when it is full; UINT64_MAX when that does not fit 64 bits. */
+uint64_t l2c_session_bytes(const l2c_model *model, int32_t n_sequences, int32_t n_ctx);
+
+/*
+ * The forward pass: feeds 1 to L2C_MAX_ROWS rows through the model in one sweep over the weights.
+ * Rows of one sequence must be in rising order of position, without gaps. A row's result is the
+ * same bits whatever the other rows, the number of threads and the instruction set.
+ */
+l2c_status l2c_session_forward(l2c_session *session, const l2c_row *rows, size_t n_rows,
+                               l2c_error *err);
+
+/* Logits (vocab_size) of the i-th row of the last forward call that wanted them; NULL if there is
+ * no such row. The caller may change them before sampling; valid until the next forward call. */
+float *l2c_session_logits(l2c_session *session, size_t i);
+
+/*
+ * Picks a token from logits row i, by llama2.c's rule and with one coin unless temperature is 0.
+ * history (n_history ids, may be NULL) is what repetition_penalty looks at. Uses up the row.
+ */
+l2c_status l2c_session_sample(l2c_session *session, size_t i, l2c_sampler *sampler,
+                              const int32_t *history, size_t n_history, int32_t *token,
+                              l2c_error *err);
+
+/* Natural logarithm of the probability of a token under logits row i. */
+l2c_status l2c_session_logprob(l2c_session *session, size_t i, int32_t token, double *logprob,
+                               l2c_error *err);
+
+/* Asks a forward call that runs in another thread to stop at the next layer (L2C_CANCELLED); with
+ * none running, does nothing. Safe from any thread and from signal handlers. */
+void l2c_session_cancel(l2c_session *session);
+
+void l2c_session_free(l2c_session *session);
+
+/* ---- Tokenizers: immutable after open, shared by any number of threads ------------------------ */
+
+enum { L2C_UNK = 0, L2C_BOS = 1, L2C_EOS = 2 };
+
+typedef struct l2c_tokenizer l2c_tokenizer;
+
+/* Reads a llama2.c tokenizer.bin of exactly vocab_size pieces (0: as many as the file holds). */
+l2c_status l2c_tokenizer_open(const char *path, int32_t vocab_size, l2c_tokenizer **tokenizer,
+                              l2c_error *err);
+l2c_status l2c_tokenizer_open_memory(const void *data, size_t size, int32_t vocab_size,
+                                     l2c_tokenizer **tokenizer, l2c_error *err);
+
+int32_t l2c_tokenizer_vocab_size(const l2c_tokenizer *tokenizer);
+
+/* The bytes that a token stands for (not NUL terminated, owned by the tokenizer): one byte for a
+ * <0xHH> piece, none for BOS and EOS. L2C_RANGE for an id outside the vocabulary. */
+l2c_status l2c_tokenizer_piece(const l2c_tokenizer *tokenizer, int32_t token, const char **bytes,
+                               size_t *length);
+
+/*
+ * Byte-pair encodes UTF-8 text as SentencePiece does, with a space put before it unless it is
+ * empty. Adds no BOS or EOS. tokens has room for length + 1 ids, which is always enough.
+ * Bytes that are not UTF-8 become byte tokens.
+ */
+l2c_status l2c_tokenizer_encode(const l2c_tokenizer *tokenizer, const char *text, size_t length,
+                                int32_t *tokens, size_t *n_tokens, l2c_error *err);
+
+void l2c_tokenizer_free(l2c_tokenizer *tokenizer);
+
+/* ---- Kernels by themselves: for tests and benchmarks ------------------------------------------- */
+
+/* isa is one that l2c_isa_resolve returned. out (n_rows, d) = x (n_rows, n) times w (d, n)
+ * transposed; exp of n values; softmax in place; gate = silu(gate) * up; out (width) = weights (n)
+ * times rows (n, width). */
+void l2c_kernel_matmul(l2c_isa isa, float *out, const float *x, size_t n_rows, const float *w,
+                       size_t n, size_t d);
+void l2c_kernel_exp(l2c_isa isa, float *out, const float *x, size_t n);
+void l2c_kernel_softmax(l2c_isa isa, float *x, size_t n);
+void l2c_kernel_swiglu(l2c_isa isa, float *gate, const float *up, size_t n);
+void l2c_kernel_mix(l2c_isa isa, float *out, const float *weights, const float *rows, size_t n,
+                    size_t width);
+/* Reads n floats and does little else (returns the largest): how fast weights can arrive. */
+float l2c_kernel_read(const float *data, size_t n);
+
+/* cdef-end */
+
+#endif

@@ -1,0 +1,73 @@
+/*
+ * platform.c - the operating system: mapped files and aligned memory (POSIX).
+ */
+#define _POSIX_C_SOURCE 200809L
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+static l2c_status fail_errno(l2c_error *err, int code, const char *what) {
+    l2c_fail(err, L2C_IO, "cannot open %s: %s", what, strerror(code));
+    if (err != NULL) err->sys_errno = code;
+    return L2C_IO;
+}
+
+l2c_status l2c_file_map(const char *path, const char *what, l2c_mapping *mapping, l2c_error *err) {
+    /* O_NONBLOCK: opening a named pipe must not wait for somebody to write to it. */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0) return fail_errno(err, errno, what);
+    struct stat info;
+    if (fstat(fd, &info) != 0) {
+        int code = errno;
+        close(fd);
+        return fail_errno(err, code, what);
+    }
+    if (!S_ISREG(info.st_mode)) {
+        close(fd);
+        const char *kind = S_ISDIR(info.st_mode) ? "a directory" : "not a regular file";
+        return l2c_fail(err, L2C_FORMAT, "%s is %s", what, kind);
+    }
+    if (info.st_size <= 0) {
+        close(fd);
+        return l2c_fail(err, L2C_FORMAT, "%s is empty (0 bytes)", what);
+    }
+    if ((uint64_t)info.st_size > SIZE_MAX) {
+        close(fd);
+        return l2c_fail(err, L2C_NOMEM, "%s does not fit the address space", what);
+    }
+    void *data = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+    int code = errno;
+    close(fd); /* the mapping stays */
+    if (data == MAP_FAILED) return fail_errno(err, code, what);
+    mapping->data = data;
+    mapping->size = (size_t)info.st_size;
+    return L2C_OK;
+}
+
+void l2c_file_unmap(l2c_mapping *mapping) {
+    if (mapping->data != NULL) munmap((void *)mapping->data, mapping->size);
+    mapping->data = NULL;
+}
+
+enum { ALIGNMENT = 64 };
+
+void *l2c_memory_zeroed(size_t count, size_t size) {
+    if (size != 0 && count > (SIZE_MAX - ALIGNMENT) / size) return NULL;
+    /* calloc, not aligned_alloc: large blocks come from the system already zero and uncommitted. */
+    char *block = calloc(1, count * size + ALIGNMENT);
+    if (block == NULL) return NULL;
+    /* malloc aligns to 16, so there are 16 bytes or more before the boundary to remember it in. */
+    char *memory = block + ALIGNMENT - (uintptr_t)block % ALIGNMENT;
+    ((void **)memory)[-1] = block;
+    return memory;
+}
+
+void l2c_memory_free(void *memory) {
+    if (memory != NULL) free(((void **)memory)[-1]);
+}

@@ -1,0 +1,58 @@
+/*
+ * quantize.c - int8 in groups that share a float32 scale, with runq.c's arithmetic.
+ *
+ * A row of n values has n / group_size groups. llama2.c's exporter also writes files whose groups
+ * do not divide hidden_dim; the rule "group = flat index / group_size", cut off at whole groups of
+ * the row, is what runq.c computes then, and so does this file (see l2c_model_open).
+ */
+#include <math.h>
+#include <string.h>
+
+#include "internal.h"
+
+static float scale_at(const l2c_matrix *w, size_t group) {
+    float scale; /* int8 tensors of any length come before it, so it may lie at any address */
+    memcpy(&scale, w->scales + group * sizeof scale, sizeof scale);
+    return scale;
+}
+
+void l2c_quantize_row(int8_t *q, float *scales, const float *x, size_t n, size_t group_size) {
+    for (size_t g = 0; g < n / group_size; g++) {
+        const float *group = x + g * group_size;
+        float largest = 0.0f;
+        for (size_t i = 0; i < group_size; i++) {
+            float magnitude = fabsf(group[i]);
+            if (!(magnitude <= largest)) largest = magnitude; /* lets NaN through to the scale */
+            if (magnitude != magnitude) break;
+        }
+        float scale = largest / 127.0f;
+        scales[g] = scale;
+        for (size_t i = 0; i < group_size; i++) {
+            float value = roundf(group[i] / scale);
+            /* 0 / 0 in a group of zeros, and whatever is not finite, whose scale carries it on */
+            q[g * group_size + i] = value >= -127.0f && value <= 127.0f ? (int8_t)value : 0;
+        }
+    }
+}
+
+void l2c_dequantize_row(float *x, const l2c_matrix *w, size_t row, size_t group_size) {
+    for (size_t j = 0; j < w->cols; j++) {
+        size_t flat = row * w->cols + j;
+        x[j] = (float)w->q8[flat] * scale_at(w, flat / group_size);
+    }
+}
+
+void l2c_matvec_q8(float *out, const int8_t *q, const float *scales, const l2c_matrix *w,
+                   size_t group_size, size_t begin, size_t end) {
+    size_t n = w->cols;
+    for (size_t i = begin; i < end; i++) {
+        const int8_t *row = w->q8 + i * n;
+        float sum = 0.0f;
+        for (size_t j = 0; j + group_size <= n; j += group_size) {
+            int32_t dot = 0; /* at most 128 * 127 * group_size, which checkpoint.c bounds */
+            for (size_t k = 0; k < group_size; k++) dot += (int32_t)q[j + k] * row[j + k];
+            sum += (float)dot * scale_at(w, (i * n + j) / group_size) * scales[j / group_size];
+        }
+        out[i] = sum;
+    }
+}

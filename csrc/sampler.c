@@ -1,0 +1,206 @@
+/*
+ * sampler.c - from logits to a token, by llama2.c's rule.
+ *
+ * temperature 0 takes the largest logit. Otherwise: divide by the temperature, softmax, draw one
+ * coin in [0, 1), and take the token where the running sum of probabilities first passes it. With
+ * top_p, top_k or min_p, tokens are taken in falling order of probability, and the sum runs over
+ * the kept ones only. All three keep a prefix of that order, so a heap gives up tokens only until
+ * the prefix is known: nothing sorts the vocabulary.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "internal.h"
+
+/* ---- Random numbers: xorshift64* (Vigna 2016), as llama2.c ---------------------------------- */
+
+static uint32_t random_u32(uint64_t *state) {
+    *state ^= *state >> 12;
+    *state ^= *state << 25;
+    *state ^= *state >> 27;
+    return (uint32_t)((*state * 0x2545F4914F6CDD1Dull) >> 32);
+}
+
+/* in [0, 1), a multiple of 2^-24 */
+static float random_f32(uint64_t *state) { return (float)(random_u32(state) >> 8) / 16777216.0f; }
+
+void l2c_sampler_init(l2c_sampler *sampler, uint64_t seed) {
+    *sampler = (l2c_sampler){
+        .temperature = 1.0f,
+        .top_p = 0.9f,
+        .repetition_penalty = 1.0f,
+        .rng_state = seed != 0 ? seed : 0x9E3779B97F4A7C15ull,
+    };
+}
+
+static l2c_status check(const l2c_sampler *s, l2c_error *err) {
+    /* Written so that NaN fails. */
+    if (!(s->temperature >= 0.0f && s->temperature <= 3.4e38f))
+        return l2c_fail(err, L2C_ARG, "temperature is %g; it must be finite and 0 or more", (double)s->temperature);
+    if (!(s->top_p >= 0.0f && s->top_p <= 1.0f))
+        return l2c_fail(err, L2C_ARG, "top_p is %g; it must be 0 to 1", (double)s->top_p);
+    if (s->top_k < 0) return l2c_fail(err, L2C_ARG, "top_k is %d; it must be 0 or more", s->top_k);
+    if (!(s->min_p >= 0.0f && s->min_p <= 1.0f))
+        return l2c_fail(err, L2C_ARG, "min_p is %g; it must be 0 to 1", (double)s->min_p);
+    if (!(s->repetition_penalty > 0.0f && s->repetition_penalty <= 3.4e38f))
+        return l2c_fail(err, L2C_ARG, "repetition_penalty is %g; it must be finite and more than 0",
+                        (double)s->repetition_penalty);
+    if (s->rng_state == 0) return l2c_fail(err, L2C_ARG, "rng_state is 0, where xorshift stays forever");
+    return L2C_OK;
+}
+
+/* ---- Before the choice ------------------------------------------------------------------------ */
+
+/* Minus infinity is how a caller forbids a token; NaN, plus infinity, or nothing left are errors. */
+static int usable(const float *logits, int32_t n) {
+    uint32_t bad = 0, any = 0;
+    for (int32_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &logits[i], sizeof bits);
+        uint32_t finite = (bits & 0x7F800000u) != 0x7F800000u;
+        any |= finite;
+        bad |= !finite & (bits != 0xFF800000u);
+    }
+    return any && !bad;
+}
+
+/* CTRL's rule, once a token: a seen token's logit moves towards "less likely". */
+static void penalize(float *logits, int32_t n, const int32_t *history, size_t n_history, float penalty,
+                     unsigned char *seen) {
+    for (size_t i = 0; i < n_history; i++) {
+        int32_t token = history[i];
+        if (token < 0 || token >= n || seen[token]) continue;
+        seen[token] = 1;
+        logits[token] = logits[token] > 0.0f ? logits[token] / penalty : logits[token] * penalty;
+    }
+    for (size_t i = 0; i < n_history; i++)
+        if (history[i] >= 0 && history[i] < n) seen[history[i]] = 0;
+}
+
+static l2c_status fail_unusable(l2c_error *err) {
+    return l2c_fail(err, L2C_NONFINITE, "the logits hold NaN or infinity (or forbid every token)");
+}
+
+static int32_t first_largest(const float *x, int32_t n, float largest) {
+    for (int32_t i = 0; i < n; i++)
+        if (x[i] == largest) return i;
+    return 0; /* not reached: largest is one of them */
+}
+
+/* ---- The choice ------------------------------------------------------------------------------- */
+
+/* Over all tokens, in the order of their ids. */
+static int32_t pick_any(const float *p, int32_t n, float coin) {
+    float sum = 0.0f;
+    for (int32_t i = 0; i < n; i++) {
+        sum += p[i];
+        if (coin < sum) return i;
+    }
+    /* The sum fell short of the coin by rounding: the last token that is possible at all. */
+    int32_t last = n - 1;
+    while (last > 0 && p[last] == 0.0f) last--;
+    return last;
+}
+
+/* More probable first; of equals, the smaller id first, so that the order is one order. */
+static int before(l2c_candidate a, l2c_candidate b) {
+    return a.p > b.p || (a.p == b.p && a.token < b.token);
+}
+
+static void sift_down(l2c_candidate *heap, size_t n, size_t i) {
+    l2c_candidate moving = heap[i];
+    for (size_t child; (child = 2 * i + 1) < n; i = child) {
+        if (child + 1 < n && before(heap[child + 1], heap[child])) child++;
+        if (!before(heap[child], moving)) break;
+        heap[i] = heap[child];
+    }
+    heap[i] = moving;
+}
+
+enum { BLOCK = 32 };
+
+/* Of a block of probabilities; without branches, so that compilers make it a few instructions. */
+static int any_at_least(const float *p, float floor) {
+    int any = 0;
+    for (int i = 0; i < BLOCK; i++) any |= p[i] >= floor;
+    return any;
+}
+
+/* Over the most probable tokens that top_k, top_p and min_p keep, in falling order. */
+static int32_t pick_prefix(const l2c_sampler *s, const float *p, int32_t n, float largest, float coin,
+                           l2c_candidate *c) {
+    int nucleus = s->top_p > 0.0f && s->top_p < 1.0f;
+    float floor = s->min_p * largest;
+    /* llama2.c: a token below (1 - top_p) / (n - 1) cannot be in the nucleus. Not so once top_k
+     * has made the other probabilities count for more. */
+    if (nucleus && s->top_k == 0 && n > 1) {
+        float cutoff = (1.0f - s->top_p) / (float)(n - 1);
+        if (cutoff > floor) floor = cutoff;
+    }
+    size_t count = 0;
+    for (int32_t i = 0; i < n; i += BLOCK) {
+        int32_t end = n - i < BLOCK ? n : i + BLOCK;
+        if (end - i == BLOCK && !any_at_least(p + i, floor)) continue;
+        for (int32_t j = i; j < end; j++) {
+            c[count] = (l2c_candidate){p[j], j};
+            count += p[j] >= floor && p[j] > 0.0f;
+        }
+    }
+    if (count == 0) return first_largest(p, n, largest); /* flat logits and a tiny top_p */
+    for (size_t i = count / 2; i-- > 0;) sift_down(c, count, i);
+
+    /* Popping leaves the prefix, most probable first, at the end of the array, backwards. */
+    size_t limit = s->top_k > 0 && (size_t)s->top_k < count ? (size_t)s->top_k : count;
+    float mass = 1.0f;
+    size_t kept = 0;
+#define POP() do { l2c_candidate top = c[0]; c[0] = c[count - 1 - kept]; c[count - 1 - kept] = top; \
+                   kept++; sift_down(c, count - kept, 0); } while (0)
+#define KEPT(i) c[count - 1 - (i)]
+    if (s->top_k > 0) {
+        while (kept < limit) POP();
+        mass = 0.0f;
+        for (size_t i = 0; i < kept; i++) mass += KEPT(i).p;
+    }
+    float sum = 0.0f;
+    size_t length = 0;
+    while (length < limit) {
+        if (length == kept) POP();
+        sum += KEPT(length++).p;
+        if (nucleus && sum > s->top_p * mass) break; /* the crossing token belongs to the nucleus */
+    }
+
+    float target = coin * sum, running = 0.0f;
+    for (size_t i = 0; i < length; i++) {
+        running += KEPT(i).p;
+        if (target < running) return KEPT(i).token;
+    }
+    return KEPT(length - 1).token; /* rounding */
+#undef POP
+#undef KEPT
+}
+
+l2c_status l2c_sampler_pick(l2c_sampler *s, const l2c_kernels *kernels, float *logits, int32_t n,
+                            const int32_t *history, size_t n_history, l2c_candidate *candidates,
+                            unsigned char *seen, int32_t *token, l2c_error *err) {
+    l2c_status status = check(s, err);
+    if (status != L2C_OK) return status;
+    if (s->repetition_penalty != 1.0f && history != NULL)
+        penalize(logits, n, history, n_history, s->repetition_penalty, seen);
+    float largest = kernels->max(logits, (size_t)n);
+    int greedy = s->temperature == 0.0f || !isfinite(largest / s->temperature); /* or as good as */
+    if (greedy) {
+        if (!usable(logits, n)) return fail_unusable(err);
+        if (s->temperature > 0.0f) random_f32(&s->rng_state); /* one coin a token, needed or not */
+        *token = first_largest(logits, n, largest);
+        return L2C_OK;
+    }
+    if (s->temperature != 1.0f)
+        for (int32_t i = 0; i < n; i++) logits[i] /= s->temperature;
+    float sum = kernels->softmax(logits, (size_t)n);
+    if (!(sum >= 1.0f)) return fail_unusable(err); /* NaN, as softmax promises for unusable logits */
+    float coin = random_f32(&s->rng_state);
+    int all = (s->top_p <= 0.0f || s->top_p >= 1.0f) && s->top_k == 0 && s->min_p == 0.0f;
+    /* The largest logit's exponential is exactly 1, so its probability is 1 / sum. */
+    *token = all ? pick_any(logits, n, coin) : pick_prefix(s, logits, n, 1.0f / sum, coin, candidates);
+    return L2C_OK;
+}

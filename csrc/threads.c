@@ -1,0 +1,195 @@
+/*
+ * threads.c - the worker pool.
+ *
+ * One wake-up a forward pass; inside it, threads meet at barriers that cost a fraction of a
+ * microsecond. Waiting starts as spinning, because the next barrier or token is usually that near,
+ * then yields the processor, and between passes ends parked in the kernel, so that an idle or
+ * oversubscribed machine is left alone.
+ */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+#if defined(L2C_X86)
+#include <immintrin.h>
+#define RELAX() _mm_pause()
+#elif defined(__aarch64__)
+#define RELAX() __asm__ volatile("yield")
+#else
+#define RELAX() ((void)0)
+#endif
+
+enum {
+    MAX_THREADS = 256,
+    SPINS_BEFORE_YIELD = 4000, /* about 50 microseconds */
+    YIELDS_BEFORE_PARK = 50,
+    CACHE_LINE = 64
+};
+
+typedef struct {
+    l2c_pool *pool;
+    int index;
+    pthread_t id;
+} worker;
+
+struct l2c_pool {
+    int n_threads; /* the caller included */
+    int n_started; /* workers that run, n_threads - 1 unless the system refused some */
+    atomic_long owner; /* the process that the workers live in; 0 while they are being started */
+    worker *workers;
+    pthread_mutex_t run_lock; /* one job at a time */
+    pthread_mutex_t park_lock;
+    pthread_cond_t wake;
+    int n_parked; /* under park_lock */
+
+    l2c_task task;
+    void *arg;
+    int n_active; /* threads in the current job */
+    /* Written by all threads at full speed, hence each on a line of its own. */
+    _Alignas(CACHE_LINE) atomic_uint job;     /* changes when there is work, or it is time to quit */
+    _Alignas(CACHE_LINE) atomic_uint arrived; /* threads at the barrier */
+    _Alignas(CACHE_LINE) atomic_uint phase;   /* changes when all are there */
+    _Alignas(CACHE_LINE) atomic_int quit;
+};
+
+void l2c_pool_barrier(l2c_pool *pool) {
+    unsigned n = (unsigned)pool->n_active;
+    if (n == 1) return;
+    unsigned phase = atomic_load_explicit(&pool->phase, memory_order_relaxed);
+    if (atomic_fetch_add_explicit(&pool->arrived, 1, memory_order_acq_rel) == n - 1) {
+        atomic_store_explicit(&pool->arrived, 0, memory_order_relaxed);
+        atomic_store_explicit(&pool->phase, phase + 1, memory_order_release);
+        return;
+    }
+    for (int spins = 0; atomic_load_explicit(&pool->phase, memory_order_acquire) == phase; spins++) {
+        if (spins < SPINS_BEFORE_YIELD) RELAX();
+        else sched_yield();
+    }
+}
+
+static void wait_for_job(l2c_pool *pool, unsigned last) {
+    int spins = 0;
+    while (atomic_load_explicit(&pool->job, memory_order_acquire) == last) {
+        spins++;
+        if (spins < SPINS_BEFORE_YIELD) {
+            RELAX();
+        } else if (spins < SPINS_BEFORE_YIELD + YIELDS_BEFORE_PARK) {
+            sched_yield();
+        } else {
+            pthread_mutex_lock(&pool->park_lock);
+            pool->n_parked++;
+            while (atomic_load_explicit(&pool->job, memory_order_acquire) == last)
+                pthread_cond_wait(&pool->wake, &pool->park_lock);
+            pool->n_parked--;
+            pthread_mutex_unlock(&pool->park_lock);
+        }
+    }
+}
+
+static void announce_job(l2c_pool *pool) {
+    /* Under the lock, so that a worker cannot miss it between its last look and its wait. */
+    pthread_mutex_lock(&pool->park_lock);
+    atomic_fetch_add_explicit(&pool->job, 1, memory_order_release);
+    if (pool->n_parked > 0) pthread_cond_broadcast(&pool->wake);
+    pthread_mutex_unlock(&pool->park_lock);
+}
+
+static void *worker_main(void *arg) {
+    worker *self = arg;
+    l2c_pool *pool = self->pool;
+    unsigned last = 0;
+    for (;;) {
+        wait_for_job(pool, last);
+        last++;
+        if (atomic_load(&pool->quit)) return NULL;
+        pool->task(pool->arg, self->index, pool->n_active);
+        l2c_pool_barrier(pool);
+    }
+}
+
+/* Starts the workers in this process. Fewer than asked for is not an error: work is split over
+ * those there are, with the same result. */
+static void start_workers(l2c_pool *pool) {
+    pthread_mutex_init(&pool->run_lock, NULL);
+    pthread_mutex_init(&pool->park_lock, NULL);
+    pthread_cond_init(&pool->wake, NULL);
+    pool->n_parked = pool->n_started = 0;
+    atomic_init(&pool->job, 0);
+    atomic_init(&pool->arrived, 0);
+    atomic_init(&pool->phase, 0);
+    atomic_init(&pool->quit, 0);
+    /* Signals belong to the program's own threads. */
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    for (int i = 0; i < pool->n_threads - 1; i++) {
+        worker *w = &pool->workers[i];
+        w->pool = pool;
+        w->index = i + 1;
+        if (pthread_create(&w->id, NULL, worker_main, w) != 0) break;
+        pool->n_started++;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    atomic_store(&pool->owner, (long)getpid());
+}
+
+l2c_status l2c_pool_create(int32_t n_threads, l2c_pool **pool, l2c_error *err) {
+    if (n_threads < 1 || n_threads > MAX_THREADS)
+        return l2c_fail(err, L2C_ARG, "threads is %d; it must be 1 to %d", n_threads, MAX_THREADS);
+    l2c_pool *p = l2c_memory_zeroed(1, sizeof *p);
+    worker *workers = calloc((size_t)n_threads, sizeof *workers);
+    if (p == NULL || workers == NULL) {
+        l2c_memory_free(p);
+        free(workers);
+        return l2c_fail(err, L2C_NOMEM, "out of memory for a pool of %d threads", n_threads);
+    }
+    p->n_threads = n_threads;
+    p->workers = workers;
+    start_workers(p);
+    *pool = p;
+    return L2C_OK;
+}
+
+int l2c_pool_size(const l2c_pool *pool) { return pool->n_threads; }
+
+/* After fork() the child has the pool's memory but none of its threads. */
+static void restart_after_fork(l2c_pool *pool) {
+    long self = (long)getpid(), owner = atomic_load(&pool->owner);
+    if (owner == self) return;
+    if (owner != 0 && atomic_compare_exchange_strong(&pool->owner, &owner, 0)) {
+        start_workers(pool);
+        return;
+    }
+    while (atomic_load(&pool->owner) != self) sched_yield(); /* another thread is at it */
+}
+
+void l2c_pool_run(l2c_pool *pool, l2c_task task, void *arg) {
+    restart_after_fork(pool);
+    pthread_mutex_lock(&pool->run_lock);
+    pool->task = task;
+    pool->arg = arg;
+    pool->n_active = pool->n_started + 1;
+    if (pool->n_active > 1) announce_job(pool);
+    task(arg, 0, pool->n_active);
+    l2c_pool_barrier(pool); /* nobody still uses arg */
+    pthread_mutex_unlock(&pool->run_lock);
+}
+
+void l2c_pool_free(l2c_pool *pool) {
+    if (pool == NULL) return;
+    if (atomic_load(&pool->owner) == (long)getpid()) {
+        atomic_store(&pool->quit, 1);
+        announce_job(pool);
+        for (int i = 0; i < pool->n_started; i++) pthread_join(pool->workers[i].id, NULL);
+        pthread_cond_destroy(&pool->wake);
+        pthread_mutex_destroy(&pool->park_lock);
+        pthread_mutex_destroy(&pool->run_lock);
+    }
+    free(pool->workers);
+    l2c_memory_free(pool);
+}
