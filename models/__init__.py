@@ -1,0 +1,1 @@
+"""Package data: the embedded model, its tokenizer, and the registry of known models."""

@@ -1,0 +1,49 @@
+"""pyllama2c: Llama inference in pure C, in the spirit of llama2.c.
+
+>>> from pyllama2c import Llama
+>>> for piece in Llama().generate("Once upon a time", seed=42):
+...     print(piece, end="", flush=True)
+"""
+
+from pyllama2c.errors import (
+    BusyError,
+    CancelledError,
+    CheckpointError,
+    CheckpointWarning,
+    ClosedError,
+    ContextLengthError,
+    DownloadError,
+    Llama2cError,
+    NonFiniteLogitsError,
+    OutOfMemoryError,
+    TokenizerError,
+    UnknownModelError,
+    UnsupportedError,
+)
+from pyllama2c.generation import Generation, GenerationStats
+from pyllama2c.model import Config, Llama, Score
+from pyllama2c.tokenizer import Tokenizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BusyError",
+    "CancelledError",
+    "CheckpointError",
+    "CheckpointWarning",
+    "ClosedError",
+    "Config",
+    "ContextLengthError",
+    "DownloadError",
+    "Generation",
+    "GenerationStats",
+    "Llama",
+    "Llama2cError",
+    "NonFiniteLogitsError",
+    "OutOfMemoryError",
+    "Score",
+    "Tokenizer",
+    "TokenizerError",
+    "UnknownModelError",
+    "UnsupportedError",
+]

@@ -1,0 +1,39 @@
+"""The cffi builder that setup.py runs. The C declarations are a slice of csrc/llama2c.h itself."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from cffi import FFI
+
+# setuptools wants paths relative to setup.py, which is where it runs.
+CSRC = Path("csrc")
+
+
+def cdef() -> str:
+    """What stands between cdef-begin and cdef-end in llama2c.h."""
+    header = (CSRC / "llama2c.h").read_text(encoding="utf-8")
+    match = re.search(r"/\* cdef-begin.*?\*/(.*)/\* cdef-end \*/", header, re.DOTALL)
+    if match is None:
+        raise RuntimeError("csrc/llama2c.h has lost its cdef-begin or cdef-end mark")
+    return match.group(1)
+
+
+# Per-instruction-set code sits in target regions of its own files, so one set of flags serves all.
+# Never -ffast-math (it changes denormals for the whole process) nor -march (wheels travel).
+CFLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
+
+ffibuilder = FFI()
+ffibuilder.cdef(cdef())
+ffibuilder.set_source(
+    "pyllama2c._llama2c",
+    '#include "llama2c.h"',
+    sources=sorted(str(path) for path in CSRC.glob("*.c")),
+    depends=sorted(str(path) for path in CSRC.glob("*.h")),
+    include_dirs=[str(CSRC)],
+    extra_compile_args=[*CFLAGS, "-pthread", *os.environ.get("PYLLAMA2C_CFLAGS", "").split()],
+    extra_link_args=["-pthread", *os.environ.get("PYLLAMA2C_LDFLAGS", "").split()],
+    libraries=["m"],
+)

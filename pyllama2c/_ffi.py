@@ -1,0 +1,83 @@
+"""The one place that imports the C extension: library handles, statuses to exceptions."""
+
+from __future__ import annotations
+
+import os
+from errno import ENOENT
+from typing import Any
+
+from pyllama2c import errors
+from pyllama2c._llama2c import ffi, lib
+
+__all__ = ["check", "cpu_features", "ffi", "isa_name", "lib", "new_error", "resolve_isa"]
+
+ISA_NAMES: dict[str, int] = {
+    "auto": lib.L2C_ISA_AUTO,
+    "scalar": lib.L2C_ISA_SCALAR,
+    "avx2": lib.L2C_ISA_AVX2,
+    "avx512": lib.L2C_ISA_AVX512,
+}
+
+_BY_STATUS: dict[int, type[errors.Llama2cError]] = {
+    lib.L2C_NOMEM: errors.OutOfMemoryError,
+    lib.L2C_RANGE: errors.ContextLengthError,
+    lib.L2C_BUSY: errors.BusyError,
+    lib.L2C_UNSUPPORTED: errors.UnsupportedError,
+    lib.L2C_CANCELLED: errors.CancelledError,
+    lib.L2C_NONFINITE: errors.NonFiniteLogitsError,
+}
+
+# format error, file error, file not found
+_FileErrors = tuple[type[errors.Llama2cError], type[OSError], type[OSError]]
+CHECKPOINT: _FileErrors = (
+    errors.CheckpointError,
+    errors.CheckpointFileError,
+    errors.CheckpointNotFoundError,
+)
+TOKENIZER: _FileErrors = (
+    errors.TokenizerError,
+    errors.TokenizerFileError,
+    errors.TokenizerNotFoundError,
+)
+
+
+def new_error() -> Any:
+    """A fresh l2c_error for one call; it holds what `check` then reports."""
+    return ffi.new("l2c_error *")
+
+
+def check(status: int, err: Any, path: str | None = None, kind: _FileErrors = CHECKPOINT) -> None:
+    """Raises what a status that is not L2C_OK stands for; `path` is the file that was read."""
+    if status == lib.L2C_OK:
+        return
+    message = ffi.string(err.message).decode("utf-8", "replace")
+    if status == lib.L2C_IO:
+        code = err.sys_errno
+        raise kind[2 if code == ENOENT else 1](code, os.strerror(code), path)
+    if path is not None:
+        message = f"{path}: {message}"
+    if status == lib.L2C_FORMAT:
+        raise kind[0](message)
+    raise _BY_STATUS.get(status, ValueError)(message)
+
+
+def resolve_isa(name: str | None) -> int:
+    """The instruction set that `name` (default: $PYLLAMA2C_ISA, else auto) means here."""
+    wanted = name or os.environ.get("PYLLAMA2C_ISA") or "auto"
+    if wanted not in ISA_NAMES:
+        known = ", ".join(ISA_NAMES)
+        raise ValueError(f"unknown instruction set {wanted!r}; known: {known}")
+    isa, err = ffi.new("l2c_isa *"), new_error()
+    check(lib.l2c_isa_resolve(ISA_NAMES[wanted], isa, err), err)
+    return int(isa[0])
+
+
+def isa_name(isa: int) -> str:
+    return next(name for name, number in ISA_NAMES.items() if number == isa)
+
+
+def cpu_features() -> list[str]:
+    """Those of this machine's CPU features that the choice of kernels looks at."""
+    text = ffi.new("char[256]")
+    lib.l2c_cpu_features(text, len(text))
+    return ffi.string(text).decode().split()

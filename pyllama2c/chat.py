@@ -1,0 +1,61 @@
+"""A conversation in Llama 2's chat template, as run.c's -m chat."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from pyllama2c.cli import sampling, steps_of, write
+from pyllama2c.tokenizer import EOS
+
+if TYPE_CHECKING:
+    from pyllama2c.model import Llama
+
+
+def render(user: str, system: str = "") -> str:
+    """One user turn as text; `system` goes into the first one."""
+    if system:
+        user = f"<<SYS>>\n{system}\n<</SYS>>\n\n{user}"
+    return f"[INST] {user} [/INST]"
+
+
+def _ask(label: str) -> str | None:
+    """A line from standard input; None at its end. The label is not part of the answer's text."""
+    print(label, end="", file=sys.stderr, flush=True)
+    line = sys.stdin.readline()
+    return line.rstrip("\n") if line else None
+
+
+def chat(llama: Llama, arguments: argparse.Namespace) -> int:
+    """Turns until end of input or of the context. Only the assistant's words go to stdout."""
+    steps = steps_of(arguments, llama.config.seq_len)
+    system: str | None = arguments.system_prompt
+    if system is None:
+        system = _ask("Enter system prompt (optional): ") or ""
+    user: str | None = arguments.prompt
+    options = sampling(arguments)
+    tokens: list[int] = []  # the conversation so far
+    while True:
+        if user is None:
+            user = _ask("User: ")
+        if user is None:
+            print(file=sys.stderr)
+            return 0
+        tokens += llama.tokenizer.encode(render(user, "" if tokens else system), bos=True)
+        room = steps - len(tokens) + 1
+        if room < 1:
+            break
+        print("Assistant: ", end="", file=sys.stderr, flush=True)
+        answer = llama.generate(tokens, max_tokens=room, **options)  # type: ignore[arg-type]
+        for piece in answer:
+            write(piece)
+        write("\n")
+        tokens += [*answer.tokens, EOS]
+        if options["seed"] is not None:  # another turn, other coins; still the same conversation
+            options["seed"] = answer.rng_state
+        if answer.finish_reason == "length":
+            break
+        user = None
+    print(f"the context of {steps} positions is full", file=sys.stderr)
+    return 0

@@ -1,0 +1,71 @@
+"""Exceptions. All derive from Llama2cError, and from the built-in that Python users expect."""
+
+from __future__ import annotations
+
+
+class Llama2cError(Exception):
+    """Base of every exception that pyllama2c defines."""
+
+
+class CheckpointError(Llama2cError, ValueError):
+    """A model file is not a llama2.c checkpoint, is damaged, or is cut short."""
+
+
+class CheckpointFileError(CheckpointError, OSError):
+    """A model file cannot be read; `errno` and `filename` are set."""
+
+
+class CheckpointNotFoundError(CheckpointFileError, FileNotFoundError):
+    """There is no such model file."""
+
+
+class TokenizerError(Llama2cError, ValueError):
+    """A tokenizer file is damaged or does not fit the model, or text or ids cannot be coded."""
+
+
+class TokenizerFileError(TokenizerError, OSError):
+    """A tokenizer file cannot be read; `errno` and `filename` are set."""
+
+
+class TokenizerNotFoundError(TokenizerFileError, FileNotFoundError):
+    """There is no such tokenizer file."""
+
+
+class ContextLengthError(Llama2cError, ValueError):
+    """The prompt does not fit the model's context."""
+
+
+class NonFiniteLogitsError(Llama2cError, ArithmeticError):
+    """The model computed NaN or infinity (damaged weights), or every token was forbidden."""
+
+
+class OutOfMemoryError(Llama2cError, MemoryError):
+    """The engine could not get the memory that it asked for; the message says how much."""
+
+
+class UnsupportedError(Llama2cError, NotImplementedError):
+    """Valid, but not on this machine or by this build."""
+
+
+class ClosedError(Llama2cError, ValueError):
+    """The object was closed and is used again."""
+
+
+class BusyError(Llama2cError, RuntimeError):
+    """One session was used from two threads at once."""
+
+
+class CancelledError(Llama2cError):
+    """A computation was cancelled from another thread."""
+
+
+class UnknownModelError(Llama2cError, ValueError):
+    """Neither an existing file nor the name of a known model."""
+
+
+class DownloadError(Llama2cError, OSError):
+    """A known model could not be downloaded; the message says how to fetch it by hand."""
+
+
+class CheckpointWarning(UserWarning):
+    """A model file loads, but its maker probably did not mean what it says."""

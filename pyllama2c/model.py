@@ -1,0 +1,323 @@
+"""Llama: a checkpoint, its tokenizer, and everything that can be asked of them."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pyllama2c import hub
+from pyllama2c._ffi import check, ffi, isa_name, lib, new_error, resolve_isa
+from pyllama2c.errors import CheckpointWarning, ClosedError, ContextLengthError, TokenizerError
+from pyllama2c.generation import Generation
+from pyllama2c.sampling import fresh_seed, new_sampler
+from pyllama2c.session import MAX_ROWS, Session
+from pyllama2c.tokenizer import BOS, Tokenizer
+from pyllama2c.workers import default_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pyllama2c.generation import LogitsProcessor
+
+_IDLE_SESSIONS = 2  # kept for the next story, so that it finds its memory warm
+
+
+class Config(NamedTuple):
+    """A model's shape, in llama2.c's words."""
+
+    dim: int
+    hidden_dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_size: int
+    vocab_size: int
+    seq_len: int
+    version: int
+    """of the checkpoint format: 0, 1 or 2"""
+    shared_classifier: bool
+    group_size: int
+    """int8 weights that share a scale; 0 where weights are float32"""
+
+
+class Score(NamedTuple):
+    """How probable a text is. Log-probabilities are natural."""
+
+    tokens: list[int]
+    logprobs: list[float | None]
+    """entry i is log p(token i | tokens before it); the first has none before it"""
+    total: float
+    """sum of the logprobs"""
+    perplexity: float
+    """exp(-total / number of logprobs); NaN when there is none"""
+    bits_per_byte: float
+    """-total / ln 2 / bytes of UTF-8 text; NaN for an empty text"""
+
+
+class Llama:
+    """A language model.
+
+    `model` is the path of a llama2.c checkpoint (.bin, version 0, 1 or 2), the name of a known
+    model ("stories15M": downloaded once, checked, cached), or None for the embedded storyteller.
+    `tokenizer` is the path of its tokenizer.bin; by default the one that belongs to the known
+    model, the one beside the checkpoint, or Llama 2's where the vocabulary has its size.
+    `threads` counts all that compute (default: by model size and processors); `isa` forces the
+    kernels ("scalar", "avx2", "avx512"; default: $PYLLAMA2C_ISA, else the fastest). Neither
+    changes a single bit of the result.
+
+    One Llama may be used from many threads at once; forward passes take turns in its worker pool.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        tokenizer: str | os.PathLike[str] | None = None,
+        *,
+        threads: int | None = None,
+        isa: str | None = None,
+    ):
+        files = hub.find_model(model, tokenizer)
+        self.path = str(files.checkpoint)
+        out, err = ffi.new("l2c_model **"), new_error()
+        check(lib.l2c_model_open(os.fsencode(self.path), out, err), err, self.path)
+        self._set_up(ffi.gc(out[0], lib.l2c_model_free), threads, isa)
+        self._find_tokenizer = files.tokenizer
+        if tokenizer is not None:
+            self._tokenizer = Tokenizer(tokenizer, self.config.vocab_size)
+
+    @classmethod
+    def from_buffer(
+        cls,
+        checkpoint: Any,
+        tokenizer: str | os.PathLike[str] | None = None,
+        *,
+        threads: int | None = None,
+        isa: str | None = None,
+    ) -> Llama:
+        """A model from a checkpoint in memory: any contiguous buffer, kept as long as the model.
+
+        Without a `tokenizer` only what works on token ids can be asked for.
+        """
+        self = cls.__new__(cls)
+        self.path = "<memory>"
+        buffer = ffi.from_buffer(checkpoint)
+        out, err = ffi.new("l2c_model **"), new_error()
+        check(lib.l2c_model_open_memory(buffer, len(buffer), out, err), err, self.path)
+        handle = ffi.gc(out[0], lib.l2c_model_free)
+        self._buffer = buffer
+        self._set_up(handle, threads, isa)
+        self._find_tokenizer = hub.no_tokenizer(self.path)
+        if tokenizer is not None:
+            self._tokenizer = Tokenizer(tokenizer, self.config.vocab_size)
+        return self
+
+    def _set_up(self, handle: Any, threads: int | None, isa: str | None) -> None:
+        self._model: Any = handle
+        c = lib.l2c_model_config(handle)
+        values = {name: getattr(c, name) for name in Config._fields}
+        self.config = Config(**values | {"shared_classifier": bool(c.shared_classifier)})
+        self.n_parameters = int(lib.l2c_model_parameters(handle))
+        self.sweep_bytes = int(lib.l2c_model_sweep_bytes(handle))
+        """bytes of weights that decoding one token reads"""
+        self._isa = resolve_isa(isa)
+        self.isa = isa_name(self._isa)
+        self.threads = default_threads(self.sweep_bytes) if threads is None else threads
+        out, err = ffi.new("l2c_pool **"), new_error()
+        check(lib.l2c_pool_create(self.threads, out, err), err)
+        self._pool: Any = ffi.gc(out[0], lib.l2c_pool_free)
+        self._tokenizer: Tokenizer | None = None
+        self._idle: list[Session] = []
+        self._lock = threading.Lock()
+        if self.config.group_size and self.config.hidden_dim % self.config.group_size:
+            warnings.warn(
+                f"{self.path}: group_size {self.config.group_size} does not divide hidden_dim "
+                f"{self.config.hidden_dim}. runq.c, whose results this reproduces, then leaves out "
+                "the last inputs of w2 and shifts its scales; export with a group size that divides.",
+                CheckpointWarning,
+                stacklevel=4,
+            )
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer, loaded on first use."""
+        self._check_open()
+        if self._tokenizer is None:
+            path = self._find_tokenizer(self.config.vocab_size)
+            self._tokenizer = Tokenizer(path, self.config.vocab_size)
+        return self._tokenizer
+
+    def generate(
+        self,
+        prompt: str | Sequence[int] = "",
+        *,
+        max_tokens: int | None = None,
+        temperature: float = 1.0,
+        top_p: float = 0.9,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: str | Iterable[str] = (),
+        logits_processor: LogitsProcessor | None = None,
+    ) -> Generation:
+        """A story that continues `prompt`: text (BOS is put before it) or token ids (as they are).
+
+        max_tokens: new tokens at most, clipped to what the context leaves (None: all of that).
+        temperature: 0 is greedy. top_p: 0 and 1 mean off, as in llama2.c. top_k, min_p: 0 is off.
+        repetition_penalty: CTRL's rule over prompt and story; 1 is off.
+        seed: the same seed tells llama2.c's story; None draws one (`Generation.seed`).
+        stop: strings that end the story; they are not part of it.
+        logits_processor: called as f(token ids so far, logits) with a float32 array (vocab_size),
+        which it changes in place or replaces; minus infinity forbids a token.
+
+        Nothing runs until the result is iterated, but wrong arguments raise at once: ValueError,
+        ContextLengthError for a prompt that does not fit, TokenizerError for ids out of range.
+        """
+        tokenizer = self.tokenizer
+        if isinstance(prompt, (str, bytes)):
+            tokens = tokenizer.encode(prompt, bos=True)
+        else:
+            tokens = self._checked(prompt)
+            if not tokens:
+                raise ValueError("the prompt has no tokens; begin with BOS (1)")
+        room = self.config.seq_len - len(tokens) + 1  # the last token is sampled, but not fed
+        if room < 1:
+            raise ContextLengthError(
+                f"the prompt has {len(tokens)} tokens; the model's context is {self.config.seq_len}"
+            )
+        if max_tokens is not None and max_tokens < 0:
+            raise ValueError(f"max_tokens is {max_tokens}; it must be 0 or more")
+        stops = [stop] if isinstance(stop, str) else list(stop)
+        if not all(stops):
+            raise ValueError("a stop string is empty")
+        seed = fresh_seed() if seed is None else seed
+        sampler = new_sampler(
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        )
+        return Generation(
+            tokenizer=tokenizer,
+            lease=self._lease,
+            release=self._give_back,
+            prompt_tokens=tokens,
+            sampler=sampler,
+            seed=seed,
+            max_tokens=room if max_tokens is None else min(max_tokens, room),
+            stop=stops,
+            logits_processor=logits_processor,
+        )
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """float32 (len(tokens), vocab_size): row i scores what may follow token i."""
+        import numpy as np
+
+        tokens = self._checked(tokens)
+        self._check_fits(len(tokens))
+        vocab_size = self.config.vocab_size
+        out = np.empty((len(tokens), vocab_size), np.float32)
+        with self._session() as session:
+            for start in range(0, len(tokens), MAX_ROWS):
+                chunk = tokens[start : start + MAX_ROWS]
+                session.feed(chunk, start, all_logits=True)
+                out[start : start + len(chunk)] = session.logits(len(chunk), vocab_size)
+        return out
+
+    def score(self, text: str | Sequence[int]) -> Score:
+        """Log-probabilities of a text (after BOS) or of token ids (as they are)."""
+        is_text = isinstance(text, (str, bytes))
+        tokens = self.tokenizer.encode(text, bos=True) if is_text else self._checked(text)
+        self._check_fits(len(tokens))
+        logprobs: list[float | None] = [None] if tokens else []
+        with self._session() as session:
+            for start in range(0, len(tokens) - 1, MAX_ROWS):
+                chunk = tokens[start : min(start + MAX_ROWS, len(tokens) - 1)]
+                session.feed(chunk, start, all_logits=True)
+                for i in range(len(chunk)):
+                    logprobs.append(session.logprob(i, tokens[start + i + 1]))
+        total = math.fsum(p for p in logprobs if p is not None)
+        scored = len(tokens) - 1
+        n_bytes = len(text.encode()) if isinstance(text, str) else len(self._text_bytes(tokens))
+        return Score(
+            tokens=tokens,
+            logprobs=logprobs,
+            total=total,
+            perplexity=math.exp(-total / scored) if scored > 0 else math.nan,
+            bits_per_byte=-total / math.log(2) / n_bytes if n_bytes and scored > 0 else math.nan,
+        )
+
+    def _text_bytes(self, tokens: list[int]) -> bytes:
+        return self.tokenizer.decode_bytes(tokens)
+
+    def _checked(self, tokens: Sequence[int]) -> list[int]:
+        ids = [int(token) for token in tokens]
+        for token in ids:
+            if not 0 <= token < self.config.vocab_size:
+                raise TokenizerError(
+                    f"token {token} is outside the vocabulary of {self.config.vocab_size}"
+                )
+        return ids
+
+    def _check_fits(self, n_tokens: int) -> None:
+        if n_tokens > self.config.seq_len:
+            raise ContextLengthError(
+                f"{n_tokens} tokens; the model's context is {self.config.seq_len}"
+            )
+
+    # ---- sessions ----
+
+    def _check_open(self) -> None:
+        if self._model is None:
+            raise ClosedError("the model is closed")
+
+    def _lease(self) -> Session:
+        with self._lock:
+            self._check_open()
+            if self._idle:
+                return self._idle.pop()
+            model, pool = self._model, self._pool
+        return Session(model, pool, self._isa)
+
+    def _give_back(self, session: Session) -> None:
+        with self._lock:
+            if self._model is not None and len(self._idle) < _IDLE_SESSIONS:
+                self._idle.append(session)
+
+    @contextmanager
+    def _session(self) -> Iterator[Session]:
+        session = self._lease()
+        try:
+            yield session
+        finally:
+            self._give_back(session)
+
+    # ---- life ----
+
+    def close(self) -> None:
+        """Gives the memory back; further use raises ClosedError.
+
+        Stories that are being told keep what they need until they end.
+        """
+        with self._lock:
+            self._idle.clear()
+            self._model = self._pool = None
+
+    def __enter__(self) -> Llama:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Llama({self.path!r}, {self.n_parameters:,} parameters, {self.isa}, threads={self.threads})"

@@ -1,0 +1,31 @@
+"""How many threads a model is worth."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_SMALL = 4 << 20
+"""bytes of weights a token that one core reads from its own cache faster than two can agree"""
+
+_ENOUGH = 8
+"""threads that saturate the memory of today's desktops; more only when asked for"""
+
+
+def available_cpus() -> int:
+    """Processors that this process may use: its affinity, capped by a container's CPU quota."""
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            count = min(count, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass  # no cgroup v2: nothing limits us
+    return count
+
+
+def default_threads(sweep_bytes: int) -> int:
+    return 1 if sweep_bytes < _SMALL else min(available_cpus(), _ENOUGH)
