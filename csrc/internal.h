@@ -105,6 +105,8 @@ typedef struct {
     float *scales; /* (L2C_MAX_ROWS, width / group_size), or NULL */
 } l2c_activations;
 
+enum { L2C_SESSION_BLOCKS = 20 };
+
 struct l2c_session {
     const l2c_model *model;
     l2c_pool *pool;
@@ -131,6 +133,11 @@ struct l2c_session {
     unsigned char *seen; /* (vocab_size) marks for the repetition penalty, all 0 between calls */
 
     atomic_int busy, cancel;
+
+    /* All memory of the above, once more: a garbage collector may free a session after its model,
+     * so freeing must not ask the model what there is. */
+    void *blocks[L2C_SESSION_BLOCKS];
+    int n_blocks;
 };
 
 /* ---- forward.c --------------------------------------------------------------------------------------- */

@@ -29,8 +29,8 @@
  *  - Other pointers must not be NULL unless said so. Every _free accepts NULL.
  *  - Nothing prints, exits or keeps global state. Different objects may be used from different
  *    threads at once. What a single object allows is said where it is declared.
- *  - Objects that are made from others (a session from a model and a pool) borrow them: free the
- *    session first.
+ *  - Objects that are made from others (a session from a model and a pool) borrow them: those must
+ *    outlive its last use. The order of freeing does not matter.
  */
 #ifndef LLAMA2C_H
 #define LLAMA2C_H

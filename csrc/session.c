@@ -15,9 +15,7 @@ typedef struct {
     uint64_t size, factor[5];
 } block;
 
-enum { N_BLOCKS = 22 };
-
-/* The blocks of a session; returns how many. Used to size, to allocate and to free. */
+/* The blocks of a session; returns how many. Used to size and to allocate. */
 static int list_blocks(l2c_session *s, const l2c_config *c, uint64_t n_sequences, uint64_t n_ctx,
                        uint64_t n_threads, block *blocks) {
     uint64_t rows = L2C_MAX_ROWS, dim = (uint64_t)c->dim, hidden = (uint64_t)c->hidden_dim;
@@ -65,7 +63,7 @@ static uint64_t block_bytes(const block *b) {
 
 uint64_t l2c_session_bytes(const l2c_model *model, int32_t n_sequences, int32_t n_ctx) {
     l2c_session unused;
-    block blocks[N_BLOCKS];
+    block blocks[L2C_SESSION_BLOCKS];
     if (n_ctx == 0) n_ctx = model->config.seq_len;
     if (n_sequences < 1 || n_ctx < 1) return UINT64_MAX;
     int n = list_blocks(&unused, &model->config, (uint64_t)n_sequences, (uint64_t)n_ctx, 1, blocks);
@@ -98,12 +96,13 @@ l2c_status l2c_session_create(const l2c_model *model, l2c_pool *pool, int32_t n_
     s->n_ctx = n_ctx;
     s->xb.width = (size_t)c->dim;
     s->hb.width = (size_t)c->hidden_dim;
-    block blocks[N_BLOCKS];
+    block blocks[L2C_SESSION_BLOCKS];
     int n = list_blocks(s, c, (uint64_t)n_sequences, (uint64_t)n_ctx, (uint64_t)l2c_pool_size(pool), blocks);
     for (int i = 0; i < n; i++) {
         uint64_t bytes = block_bytes(&blocks[i]);
-        *blocks[i].pointer = bytes > SIZE_MAX ? NULL : l2c_memory_zeroed((size_t)bytes, 1);
-        if (*blocks[i].pointer == NULL) {
+        void *memory = bytes > SIZE_MAX ? NULL : l2c_memory_zeroed((size_t)bytes, 1);
+        *blocks[i].pointer = s->blocks[s->n_blocks++] = memory;
+        if (memory == NULL) {
             l2c_session_free(s);
             return l2c_fail(err, L2C_NOMEM, "out of memory for a session of %d x %d positions, which needs %llu bytes",
                             n_sequences, n_ctx, (unsigned long long)l2c_session_bytes(model, n_sequences, n_ctx));
@@ -115,9 +114,7 @@ l2c_status l2c_session_create(const l2c_model *model, l2c_pool *pool, int32_t n_
 
 void l2c_session_free(l2c_session *session) {
     if (session == NULL) return;
-    block blocks[N_BLOCKS];
-    int n = list_blocks(session, &session->model->config, 1, 1, 1, blocks);
-    for (int i = 0; i < n; i++) l2c_memory_free(*blocks[i].pointer);
+    for (int i = 0; i < session->n_blocks; i++) l2c_memory_free(session->blocks[i]);
     l2c_memory_free(session);
 }
 

@@ -3,8 +3,8 @@
  *
  * One wake-up a forward pass; inside it, threads meet at barriers that cost a fraction of a
  * microsecond. Waiting starts as spinning, because the next barrier or token is usually that near,
- * then yields the processor, and between passes ends parked in the kernel, so that an idle or
- * oversubscribed machine is left alone.
+ * and ends parked in the kernel, so that an idle machine is left alone and, where there are more
+ * threads than processors, those that are waited for get to run.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -26,8 +26,8 @@
 
 enum {
     MAX_THREADS = 256,
-    SPINS_BEFORE_YIELD = 4000, /* about 50 microseconds */
-    YIELDS_BEFORE_PARK = 50,
+    SPINS = 4000,             /* before parking: about 50 microseconds */
+    SPINS_OVERSUBSCRIBED = 20, /* with fewer processors than threads */
     CACHE_LINE = 64
 };
 
@@ -45,7 +45,8 @@ struct l2c_pool {
     pthread_mutex_t run_lock; /* one job at a time */
     pthread_mutex_t park_lock;
     pthread_cond_t wake;
-    int n_parked; /* under park_lock */
+    atomic_int n_parked; /* changed under park_lock */
+    int spins;
 
     l2c_task task;
     void *arg;
@@ -57,46 +58,39 @@ struct l2c_pool {
     _Alignas(CACHE_LINE) atomic_int quit;
 };
 
+/* Returns when *word is no longer what it was. */
+static void wait_for_change(l2c_pool *pool, atomic_uint *word, unsigned was) {
+    for (int spins = 0; spins < pool->spins; spins++) {
+        if (atomic_load_explicit(word, memory_order_acquire) != was) return;
+        RELAX();
+    }
+    pthread_mutex_lock(&pool->park_lock);
+    atomic_fetch_add(&pool->n_parked, 1);
+    while (atomic_load(word) == was) pthread_cond_wait(&pool->wake, &pool->park_lock);
+    atomic_fetch_sub(&pool->n_parked, 1);
+    pthread_mutex_unlock(&pool->park_lock);
+}
+
+/* Sequentially consistent on both sides: either this sees the waiter parked, or the waiter, which
+ * counts itself before its last look, sees the change. */
+static void change(l2c_pool *pool, atomic_uint *word) {
+    atomic_fetch_add(word, 1);
+    if (atomic_load(&pool->n_parked) == 0) return;
+    pthread_mutex_lock(&pool->park_lock);
+    pthread_cond_broadcast(&pool->wake);
+    pthread_mutex_unlock(&pool->park_lock);
+}
+
 void l2c_pool_barrier(l2c_pool *pool) {
     unsigned n = (unsigned)pool->n_active;
     if (n == 1) return;
     unsigned phase = atomic_load_explicit(&pool->phase, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&pool->arrived, 1, memory_order_acq_rel) == n - 1) {
         atomic_store_explicit(&pool->arrived, 0, memory_order_relaxed);
-        atomic_store_explicit(&pool->phase, phase + 1, memory_order_release);
-        return;
+        change(pool, &pool->phase);
+    } else {
+        wait_for_change(pool, &pool->phase, phase);
     }
-    for (int spins = 0; atomic_load_explicit(&pool->phase, memory_order_acquire) == phase; spins++) {
-        if (spins < SPINS_BEFORE_YIELD) RELAX();
-        else sched_yield();
-    }
-}
-
-static void wait_for_job(l2c_pool *pool, unsigned last) {
-    int spins = 0;
-    while (atomic_load_explicit(&pool->job, memory_order_acquire) == last) {
-        spins++;
-        if (spins < SPINS_BEFORE_YIELD) {
-            RELAX();
-        } else if (spins < SPINS_BEFORE_YIELD + YIELDS_BEFORE_PARK) {
-            sched_yield();
-        } else {
-            pthread_mutex_lock(&pool->park_lock);
-            pool->n_parked++;
-            while (atomic_load_explicit(&pool->job, memory_order_acquire) == last)
-                pthread_cond_wait(&pool->wake, &pool->park_lock);
-            pool->n_parked--;
-            pthread_mutex_unlock(&pool->park_lock);
-        }
-    }
-}
-
-static void announce_job(l2c_pool *pool) {
-    /* Under the lock, so that a worker cannot miss it between its last look and its wait. */
-    pthread_mutex_lock(&pool->park_lock);
-    atomic_fetch_add_explicit(&pool->job, 1, memory_order_release);
-    if (pool->n_parked > 0) pthread_cond_broadcast(&pool->wake);
-    pthread_mutex_unlock(&pool->park_lock);
 }
 
 static void *worker_main(void *arg) {
@@ -104,7 +98,7 @@ static void *worker_main(void *arg) {
     l2c_pool *pool = self->pool;
     unsigned last = 0;
     for (;;) {
-        wait_for_job(pool, last);
+        wait_for_change(pool, &pool->job, last);
         last++;
         if (atomic_load(&pool->quit)) return NULL;
         pool->task(pool->arg, self->index, pool->n_active);
@@ -118,7 +112,9 @@ static void start_workers(l2c_pool *pool) {
     pthread_mutex_init(&pool->run_lock, NULL);
     pthread_mutex_init(&pool->park_lock, NULL);
     pthread_cond_init(&pool->wake, NULL);
-    pool->n_parked = pool->n_started = 0;
+    pool->n_started = 0;
+    pool->spins = sysconf(_SC_NPROCESSORS_ONLN) < pool->n_threads ? SPINS_OVERSUBSCRIBED : SPINS;
+    atomic_init(&pool->n_parked, 0);
     atomic_init(&pool->job, 0);
     atomic_init(&pool->arrived, 0);
     atomic_init(&pool->phase, 0);
@@ -174,7 +170,7 @@ void l2c_pool_run(l2c_pool *pool, l2c_task task, void *arg) {
     pool->task = task;
     pool->arg = arg;
     pool->n_active = pool->n_started + 1;
-    if (pool->n_active > 1) announce_job(pool);
+    if (pool->n_active > 1) change(pool, &pool->job);
     task(arg, 0, pool->n_active);
     l2c_pool_barrier(pool); /* nobody still uses arg */
     pthread_mutex_unlock(&pool->run_lock);
@@ -184,7 +180,7 @@ void l2c_pool_free(l2c_pool *pool) {
     if (pool == NULL) return;
     if (atomic_load(&pool->owner) == (long)getpid()) {
         atomic_store(&pool->quit, 1);
-        announce_job(pool);
+        change(pool, &pool->job);
         for (int i = 0; i < pool->n_started; i++) pthread_join(pool->workers[i].id, NULL);
         pthread_cond_destroy(&pool->wake);
         pthread_mutex_destroy(&pool->park_lock);

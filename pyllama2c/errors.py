@@ -11,11 +11,12 @@ class CheckpointError(Llama2cError, ValueError):
     """A model file is not a llama2.c checkpoint, is damaged, or is cut short."""
 
 
-class CheckpointFileError(CheckpointError, OSError):
+# OSError first among the bases: its constructor is the one that knows errno and filename.
+class CheckpointFileError(OSError, CheckpointError):
     """A model file cannot be read; `errno` and `filename` are set."""
 
 
-class CheckpointNotFoundError(CheckpointFileError, FileNotFoundError):
+class CheckpointNotFoundError(FileNotFoundError, CheckpointFileError):
     """There is no such model file."""
 
 
@@ -23,11 +24,11 @@ class TokenizerError(Llama2cError, ValueError):
     """A tokenizer file is damaged or does not fit the model, or text or ids cannot be coded."""
 
 
-class TokenizerFileError(TokenizerError, OSError):
+class TokenizerFileError(OSError, TokenizerError):
     """A tokenizer file cannot be read; `errno` and `filename` are set."""
 
 
-class TokenizerNotFoundError(TokenizerFileError, FileNotFoundError):
+class TokenizerNotFoundError(FileNotFoundError, TokenizerFileError):
     """There is no such tokenizer file."""
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyllama2c._ffi import ffi
-from pyllama2c.errors import CancelledError
+from pyllama2c.errors import BusyError, CancelledError
 from pyllama2c.session import MAX_ROWS, Session
 from pyllama2c.tokenizer import BOS, EOS, Tokenizer
 
@@ -88,19 +89,37 @@ class Generation(Iterator[str]):
         self.finish_reason: str | None = None
         self._tokenizer, self._sampler, self._max_tokens = tokenizer, sampler, max_tokens
         self._lease, self._release = lease, release
-        self._stop, self._logits_processor = stop, logits_processor
+        self._logits_processor = logits_processor
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._finder = StopFinder(stop)
         self._text: list[str] = []
-        self._cancelled = False
+        # Prompt and story, for the repetition penalty. The length is the next position, too.
+        self._history = ffi.new("int32_t[]", len(prompt_tokens) + max_tokens)
+        self._history[0 : len(prompt_tokens)] = prompt_tokens
+        self._position = len(prompt_tokens)
         self._session: Session | None = None
+        self._cancelled = False
+        self._turn = threading.Lock()
         self._first_token_seconds = self._decode_seconds = 0.0
         self._decode_passes = 0
-        self._steps = self._run()
 
     def __iter__(self) -> Generation:
         return self
 
     def __next__(self) -> str:
-        text = next(self._steps)
+        if not self._turn.acquire(blocking=False):
+            raise BusyError("this story is being told in another thread")
+        try:
+            text = ""
+            while not text and self.finish_reason is None:
+                text = self._step()
+        except BaseException:  # Ctrl-C, too: the session goes back, the story ends here
+            self._end("cancelled")
+            raise
+        finally:
+            self._turn.release()
+        if not text:
+            raise StopIteration
         self._text.append(text)
         return text
 
@@ -119,15 +138,19 @@ class Generation(Iterator[str]):
 
     def close(self) -> None:
         """Ends the story here and gives its memory back. Further iteration yields nothing."""
-        self._steps.close()
-        if self.finish_reason is None:
-            self.finish_reason = "cancelled"
+        self.cancel()
+        with self._turn:
+            self._end("cancelled")
 
     def __enter__(self) -> Generation:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_session"):  # else the constructor failed
+            self._end("cancelled")
 
     @property
     def rng_state(self) -> int:
@@ -147,95 +170,84 @@ class Generation(Iterator[str]):
             tokens_per_second=self._decode_passes / decode if decode > 0 else 0.0,
         )
 
-    def _run(self) -> Iterator[str]:
-        if self._max_tokens == 0:
-            self.finish_reason = "length"
-            return
-        started = perf_counter()
-        session = self._session = self._lease()
-        try:
-            yield from self._tell(session, started)
-        finally:
-            if self.finish_reason is None:
-                self.finish_reason = "cancelled"
-            self._session = None
+    def _end(self, reason: str) -> None:
+        """Settles how the story ended, once, and returns the session."""
+        if self.finish_reason is None:
+            self.finish_reason = reason
+        session, self._session = self._session, None
+        if session is not None:
             self._release(session)
 
-    def _tell(self, session: Session, resumed: float) -> Iterator[str]:
-        """Feeds the prompt, then samples and feeds token by token; `resumed` is when it began."""
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        finder = StopFinder(self._stop)
-        piece, sampler, tokens = self._tokenizer.piece, self._sampler, self.tokens
-        position = len(self.prompt_tokens)
-        # The sampler reads the ids of prompt and story from here, for the repetition penalty.
-        history = ffi.new("int32_t[]", position + self._max_tokens)
-        history[0:position] = self.prompt_tokens
-
-        if not self._prefill(session):
-            return
-        after_bos = self.prompt_tokens[-1] == BOS
-        while True:
-            token = self._sample(session, history, position)
-            now = perf_counter()
-            if self._first_token_seconds == 0.0:
-                self._first_token_seconds = now - resumed
-            else:
-                self._decode_seconds += now - resumed
-            resumed = now
-            if token in (BOS, EOS):
-                self.finish_reason = "stop"
-                break
-            tokens.append(token)
-            history[position] = token
-            data = piece(token)
-            if after_bos:  # as SentencePiece: the space that encoding put before the text
-                data = data.removeprefix(b" ")
-                after_bos = False
-            text = decoder.decode(data)
-            if self._stop:
-                text = finder.feed(text)
-            if finder.found:
-                self.finish_reason = "stop"
-            elif len(tokens) == self._max_tokens:
-                self.finish_reason = "length"
-            if self.finish_reason is not None:
-                if text:
-                    yield text
-                break
-            if text:
-                self._decode_seconds += perf_counter() - resumed
-                yield text
-                resumed = perf_counter()
-            if self._cancelled or not self._feed(session, (token,), position):
-                return
+    def _step(self) -> str:
+        """One token further: feed, sample, decode. Text may be held back, and is then empty."""
+        if self._max_tokens == 0:
+            self._end("length")
+            return ""
+        started = perf_counter()
+        first = self._session is None
+        if not (self._prefill() if first else self._feed_last()):
+            self._end("cancelled")
+            return self._rest()
+        token = self._sample()
+        if token in (BOS, EOS):
+            text = ""
+            self._end("stop")
+        else:
+            self.tokens.append(token)
+            self._history[self._position] = token
+            self._position += 1
+            text = self._finder.feed(self._decoder.decode(self._piece(token, first)))
+            if self._finder.found:
+                self._end("stop")
+            elif len(self.tokens) == self._max_tokens:
+                self._end("length")
+        if self.finish_reason is not None:
+            text += self._rest()
+        if first:
+            self._first_token_seconds = perf_counter() - started
+        else:
             self._decode_passes += 1
-            position += 1
-        if not finder.found:
-            rest = finder.feed(decoder.decode(b"", True)) if self._stop else decoder.decode(b"", True)
-            rest += finder.rest()
-            if rest:
-                yield rest
+            self._decode_seconds += perf_counter() - started
+        return text
 
-    def _prefill(self, session: Session) -> bool:
+    def _piece(self, token: int, first: bool) -> bytes:
+        piece = self._tokenizer.piece(token)
+        if first and self.prompt_tokens[-1] == BOS:
+            return piece.removeprefix(b" ")  # as SentencePiece: encoding put it before the text
+        return piece
+
+    def _rest(self) -> str:
+        """What decoder and finder still hold when the story ends."""
+        if self._finder.found:
+            return ""
+        return self._finder.feed(self._decoder.decode(b"", True)) + self._finder.rest()
+
+    def _prefill(self) -> bool:
+        self._session = self._lease()
         for start in range(0, len(self.prompt_tokens), MAX_ROWS):
-            if self._cancelled:
-                return False
-            if not self._feed(session, self.prompt_tokens[start : start + MAX_ROWS], start):
+            if not self._feed(self.prompt_tokens[start : start + MAX_ROWS], start):
                 return False
         return True
 
-    def _feed(self, session: Session, tokens: Sequence[int], position: int) -> bool:
-        """False when `cancel` stopped it half-way."""
+    def _feed_last(self) -> bool:
+        return self._feed(self.tokens[-1:], self._position - 1)
+
+    def _feed(self, tokens: Sequence[int], position: int) -> bool:
+        """False when `cancel` came before it or half-way."""
+        assert self._session is not None
+        if self._cancelled:
+            return False
         try:
-            session.feed(tokens, position)
+            self._session.feed(tokens, position)
         except CancelledError:
             return False
         return True
 
-    def _sample(self, session: Session, history: Any, n_history: int) -> int:
+    def _sample(self) -> int:
+        assert self._session is not None
         if self._logits_processor is not None:
-            logits = session.logits(1, self._tokenizer.vocab_size)[0]
+            logits = self._session.logits(1, self._tokenizer.vocab_size)[0]
             changed = self._logits_processor(self.prompt_tokens + self.tokens, logits)
             if changed is not None:
                 logits[:] = changed
-        return session.sample(self._sampler, history, n_history)
+        return self._session.sample(self._sampler, self._history, self._position)

@@ -135,7 +135,10 @@ class Llama:
         self._pool: Any = ffi.gc(out[0], lib.l2c_pool_free)
         self._tokenizer: Tokenizer | None = None
         self._idle: list[Session] = []
-        self._lock = threading.Lock()
+        # Sessions in use are held here as well: a story that the garbage collector finds in a cycle
+        # gives its session back while cffi already frees what only the cycle refers to.
+        self._in_use: set[Session] = set()
+        self._lock = threading.RLock()  # such a story may come back while this thread holds it
         if self.config.group_size and self.config.hidden_dim % self.config.group_size:
             warnings.warn(
                 f"{self.path}: group_size {self.config.group_size} does not divide hidden_dim "
@@ -284,13 +287,13 @@ class Llama:
     def _lease(self) -> Session:
         with self._lock:
             self._check_open()
-            if self._idle:
-                return self._idle.pop()
-            model, pool = self._model, self._pool
-        return Session(model, pool, self._isa)
+            session = self._idle.pop() if self._idle else Session(self._model, self._pool, self._isa)
+            self._in_use.add(session)
+            return session
 
     def _give_back(self, session: Session) -> None:
         with self._lock:
+            self._in_use.discard(session)
             if self._model is not None and len(self._idle) < _IDLE_SESSIONS:
                 self._idle.append(session)
 

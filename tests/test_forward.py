@@ -1,0 +1,181 @@
+"""One forward pass for everything: the same bits, together or apart, whoever computes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import Shape, TinyLlama
+
+from pyllama2c import BusyError, CancelledError, ContextLengthError, Llama, OutOfMemoryError
+from pyllama2c._ffi import check, ffi, lib, new_error
+from pyllama2c.session import MAX_ROWS
+
+SHAPES = [
+    Shape(),
+    Shape(dim=90, hidden_dim=57, n_heads=9, n_kv_heads=3, vocab_size=301, tied=False),
+    Shape(dim=64, hidden_dim=96, n_heads=4, n_kv_heads=4, group_size=32),
+]
+Row = tuple[int, int, int]
+
+
+class Sequences:
+    """A C session of several sequences, fed row by row as a test likes."""
+
+    def __init__(self, llama: Llama, n_sequences: int, n_ctx: int = 0):
+        out, err = ffi.new("l2c_session **"), new_error()
+        create = lib.l2c_session_create
+        check(create(llama._model, llama._pool, n_sequences, n_ctx, llama._isa, out, err), err)
+        self.handle = ffi.gc(out[0], lib.l2c_session_free)
+        self.vocab_size = llama.config.vocab_size
+
+    def feed(self, rows: list[Row]) -> np.ndarray:
+        data, err = ffi.new("l2c_row[]", [(*row, 1) for row in rows]), new_error()
+        check(lib.l2c_session_forward(self.handle, data, len(rows), err), err)
+        pointer = lib.l2c_session_logits(self.handle, 0)
+        buffer = ffi.buffer(pointer, 4 * len(rows) * self.vocab_size)
+        return np.frombuffer(buffer, np.float32).reshape(len(rows), -1).copy()
+
+
+def model(shape: Shape, **options: Any) -> Llama:
+    truth = TinyLlama.random(shape)
+    return Llama.from_buffer(truth.v2() if shape.group_size else truth.v0(), **options)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=["grouped", "odd", "int8"])
+def test_same_bits_for_every_isa_thread_count_and_split(shape: Shape, isa: str) -> None:
+    tokens = np.random.default_rng(3).integers(0, shape.vocab_size, 90).tolist()
+    with model(shape, isa="scalar", threads=1) as llama:
+        expected = llama.logits(tokens)
+        one_by_one = Sequences(llama, 1)
+        apart = np.vstack([one_by_one.feed([(0, i, t)]) for i, t in enumerate(tokens)])
+    assert apart.tobytes() == expected.tobytes()
+    for threads in (1, 2, 3, 5, 7):
+        with model(shape, isa=isa, threads=threads) as llama:
+            assert llama.logits(tokens).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=["grouped", "odd", "int8"])
+def test_sequences_together_equal_sequences_apart(shape: Shape, isa: str) -> None:
+    rng = np.random.default_rng(4)
+    stories = [rng.integers(0, shape.vocab_size, n).tolist() for n in (20, 5, 13)]
+    with model(shape, isa=isa, threads=2) as llama:
+        alone = [llama.logits(story) for story in stories]
+        together = Sequences(llama, 3)
+        for position in range(20):
+            rows = [(s, position, t[position]) for s, t in enumerate(stories) if position < len(t)]
+            rng.shuffle(rows)
+            for row, logits in zip(rows, together.feed(rows), strict=True):
+                assert logits.tobytes() == alone[row[0]][position].tobytes()
+        mixed = Sequences(llama, 3)  # two prompts and a decode step in one call
+        mixed.feed([(1, i, t) for i, t in enumerate(stories[1][:4])])
+        rows = [(0, i, t) for i, t in enumerate(stories[0])] + [(1, 4, stories[1][4])]
+        rows += [(2, i, t) for i, t in enumerate(stories[2])]
+        got = mixed.feed(rows)
+        assert got.tobytes() == np.vstack([alone[0], alone[1][4:5], alone[2]]).tobytes()
+
+
+def test_going_back_cuts_the_sequence(llama: Llama) -> None:
+    session = Sequences(llama, 1)
+    session.feed([(0, i, t) for i, t in enumerate([1, 5, 6, 7])])
+    changed = session.feed([(0, 2, 9)])
+    assert changed.tobytes() == llama.logits([1, 5, 9])[2].tobytes()
+    with pytest.raises(ContextLengthError, match="position is 4, but the next one"):
+        session.feed([(0, 4, 1)])
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "message"),
+    [
+        ([(0, 1, 5)], ContextLengthError, "next one of sequence 0 is 0"),
+        ([(0, 0, 5), (0, 2, 5)], ContextLengthError, "next one of sequence 0 is 1"),
+        ([(0, 0, 5), (0, 0, 5)], ContextLengthError, "next one"),
+        ([(0, -1, 5)], ContextLengthError, "position is -1"),
+        ([(0, 96, 5)], ContextLengthError, "position is 96; the context has 96"),
+        ([(0, 2**31 - 1, 5)], ContextLengthError, "the context has 96"),
+        ([(1, 0, 5)], ValueError, "sequence is 1; there are 1"),
+        ([(-1, 0, 5)], ValueError, "sequence is -1"),
+        ([(0, 0, 300)], ValueError, "token is 300; the vocabulary has 300"),
+        ([(0, 0, -1)], ValueError, "token is -1"),
+        ([], ValueError, "0 rows"),
+        ([(0, i, 5) for i in range(MAX_ROWS + 1)], ValueError, "a forward call takes 1 to 64"),
+    ],
+)
+def test_wrong_rows(llama: Llama, rows: list[Row], error: type, message: str) -> None:
+    session = Sequences(llama, 1)
+    with pytest.raises(error, match=message):
+        session.feed(rows)
+    session.feed([(0, 0, 5)])  # still usable
+
+
+def test_wrong_sessions(llama: Llama) -> None:
+    with pytest.raises(ValueError, match="context of 97 positions; the model has 96"):
+        Sequences(llama, 1, 97)
+    with pytest.raises(ValueError, match="n_sequences is 0"):
+        Sequences(llama, 0)
+    with pytest.raises(OutOfMemoryError, match="out of memory for a session of 2147483647 x 96"):
+        Sequences(llama, 2**31 - 1)
+    with pytest.raises(ValueError, match="threads is 0; it must be 1 to 256"):
+        model(Shape(), threads=0)
+    with pytest.raises(ValueError, match="unknown instruction set 'mmx'"):
+        model(Shape(), isa="mmx")
+
+
+def test_isa_from_the_environment(monkeypatch: pytest.MonkeyPatch, isa: str) -> None:
+    monkeypatch.setenv("PYLLAMA2C_ISA", isa)
+    with model(Shape()) as llama:
+        assert llama.isa == isa
+    monkeypatch.setenv("PYLLAMA2C_ISA", "sse9")
+    with pytest.raises(ValueError, match="unknown instruction set 'sse9'"):
+        model(Shape())
+
+
+def test_one_session_from_two_threads(llama: Llama) -> None:
+    """The second caller is turned away (or comes later); nothing breaks."""
+    import threading
+
+    big = Sequences(llama, 1)
+    rows = [(0, i, 5) for i in range(MAX_ROWS)]
+    outcomes: list[str] = []
+
+    def use() -> None:
+        for _ in range(200):
+            try:
+                big.feed(rows)
+                outcomes.append("ok")
+            except BusyError:
+                outcomes.append("busy")
+
+    threads = [threading.Thread(target=use) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert "ok" in outcomes and len(outcomes) == 600
+    assert big.feed(rows).tobytes() == llama.logits([5] * MAX_ROWS).tobytes()
+
+
+def test_cancel_from_another_thread() -> None:
+    import threading
+
+    with model(Shape(n_layers=40, dim=288, hidden_dim=768, n_heads=6, n_kv_heads=6)) as llama:
+        session = Sequences(llama, 1)
+        rows = [(0, i, 5) for i in range(MAX_ROWS)]
+        expected = session.feed(rows)
+        stop = threading.Event()
+
+        def cancel() -> None:
+            while not stop.is_set():
+                lib.l2c_session_cancel(session.handle)
+
+        thread = threading.Thread(target=cancel)
+        thread.start()
+        try:
+            with pytest.raises(CancelledError, match="cancelled"):
+                for _ in range(50):
+                    session.feed(rows)
+        finally:
+            stop.set()
+            thread.join()
+        assert session.feed(rows).tobytes() == expected.tobytes()

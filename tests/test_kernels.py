@@ -1,0 +1,163 @@
+"""Each instruction set's kernels give the scalar oracle's bits; the oracle is close to the truth."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import mmap
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyllama2c import UnsupportedError
+from pyllama2c._ffi import ISA_NAMES, ffi, lib, resolve_isa
+
+SCALAR = ISA_NAMES["scalar"]
+LENGTHS = [*range(1, 70), 96, 127, 128, 129, 172, 288, 300, 769]
+
+
+def pointer(array: np.ndarray):
+    assert array.dtype == np.float32 and array.flags.c_contiguous
+    return ffi.cast("float *", array.ctypes.data)
+
+
+def matmul(isa: int, x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    out = np.full((len(x), len(w)), np.nan, np.float32)
+    lib.l2c_kernel_matmul(isa, pointer(out), pointer(x), len(x), pointer(w), w.shape[1], len(w))
+    return out
+
+
+def unary(name: str, isa: int, x: np.ndarray) -> np.ndarray:
+    out = x.copy()
+    if name == "exp":
+        lib.l2c_kernel_exp(isa, pointer(out), pointer(x), len(x))
+    elif name == "softmax":
+        lib.l2c_kernel_softmax(isa, pointer(out), len(x))
+    else:
+        up = np.linspace(-2, 2, len(x), dtype=np.float32)
+        lib.l2c_kernel_swiglu(isa, pointer(out), pointer(up), len(x))
+    return out
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+def test_matmul_bits(n: int, isa: str) -> None:
+    rng = np.random.default_rng(n)
+    for n_rows in (1, 2, 3, 4, 5, 9):
+        x = rng.normal(size=(n_rows, n)).astype(np.float32)
+        w = rng.normal(size=(23, n)).astype(np.float32)
+        got = matmul(ISA_NAMES[isa], x, w)
+        assert same_bits(got, matmul(SCALAR, x, w))
+        apart = np.vstack([matmul(ISA_NAMES[isa], x[r : r + 1], w) for r in range(n_rows)])
+        assert same_bits(got, apart)
+        np.testing.assert_allclose(got, x.astype(float) @ w.T.astype(float), rtol=0, atol=1e-4)
+
+
+def test_dot_product_is_the_documented_one() -> None:
+    """16 lanes, fused steps, a fixed tree: written out here with exact arithmetic."""
+    rng = np.random.default_rng(5)
+    a, b = (rng.normal(size=(1, 37)).astype(np.float32) for _ in range(2))
+    lanes = [np.float32(0)] * 16
+    for j in range(48):
+        u = Fraction(float(a[0, j])) * Fraction(float(b[0, j])) if j < 37 else Fraction(0)
+        lanes[j % 16] = rounded(Fraction(float(lanes[j % 16])) + u)
+    for half in (8, 4, 2, 1):
+        lanes = [np.float32(lanes[i] + lanes[i + half]) for i in range(half)]
+    assert matmul(SCALAR, a, b)[0, 0] == lanes[0]
+
+
+def rounded(value):
+    """A fraction to the nearest float32, ties to even, by trying the neighbours."""
+    guess = np.float32(float(value))
+    near = [np.nextafter(guess, np.float32(d), dtype=np.float32) for d in (-np.inf, np.inf)]
+    candidates = [guess, *near]
+    errors = [abs(Fraction(float(c)) - value) for c in candidates]
+    best = [c for c, e in zip(candidates, errors, strict=True) if e == min(errors)]
+    return min(best, key=lambda c: int(c.view(np.uint32)) & 1)
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+@pytest.mark.parametrize("name", ["exp", "softmax", "swiglu"])
+def test_elementwise_bits(name: str, n: int, isa: str) -> None:
+    x = (np.random.default_rng(n).normal(size=n) * 20).astype(np.float32)
+    assert same_bits(unary(name, ISA_NAMES[isa], x), unary(name, SCALAR, x))
+
+
+@pytest.mark.parametrize("width", [1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100, 128])
+def test_mix_bits(width: int, isa: str) -> None:
+    rng = np.random.default_rng(width)
+    for n in (1, 2, 19):
+        weights = rng.random(n).astype(np.float32)
+        rows = rng.normal(size=(n, width)).astype(np.float32)
+        outs = []
+        for number in (ISA_NAMES[isa], SCALAR):
+            out = np.full(width, np.nan, np.float32)
+            args = (pointer(out), pointer(weights), pointer(rows), n, width)
+            lib.l2c_kernel_mix(number, *args)
+            outs.append(out)
+        assert same_bits(*outs)
+        np.testing.assert_allclose(outs[0], weights.astype(float) @ rows, rtol=0, atol=1e-5)
+
+
+def test_exp_over_the_full_range(isa: str) -> None:
+    """Within 2 ulp of libm, denormal results included; 0 below, infinity above, NaN for NaN."""
+    x = np.linspace(-110, 95, 400_003, dtype=np.float32)
+    got = unary("exp", ISA_NAMES[isa], x)
+    with np.errstate(over="ignore"):
+        truth = np.exp(x.astype(np.float64))
+        nearest = truth.astype(np.float32)
+    finite = np.isfinite(nearest) & np.isfinite(got)
+    ulp = np.spacing(np.maximum(nearest[finite], np.float32(1e-45))).astype(np.float64)
+    assert (np.abs(got[finite] - truth[finite]) <= 2 * ulp).all()
+    assert np.isinf(got[x > 88.73]).all() and np.isfinite(got[x < 88.72]).all()
+    assert (got[x < -104] == 0).all()
+    special = np.array([0, -0.0, np.inf, -np.inf, np.nan, 1e-30, -1e30], np.float32)
+    got = unary("exp", ISA_NAMES[isa], special)
+    assert got[:4].tolist() == [1, 1, math.inf, 0] and math.isnan(got[4])
+    assert got[5:].tolist() == [1, 0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.floats(-90, 90, width=32), min_size=1, max_size=80))
+def test_softmax_properties(values: list[float]) -> None:
+    x = np.array(values, np.float32)
+    outs = [unary("softmax", number, x) for number in available()]
+    assert all(same_bits(out, outs[0]) for out in outs)
+    e = np.exp(x.astype(np.float64) - x.max())
+    np.testing.assert_allclose(outs[0], e / e.sum(), rtol=1e-5, atol=1e-37)
+
+
+def available() -> list[int]:
+    numbers = []
+    for name in ("scalar", "avx2", "avx512"):
+        try:
+            numbers.append(resolve_isa(name))
+        except UnsupportedError:
+            continue
+    return numbers
+
+
+@pytest.mark.parametrize("n", [1, 3, 8, 13, 16, 17, 31, 48, 100])
+def test_nothing_past_the_end_is_read(n: int, isa: str) -> None:
+    """Buffers that end where the process's memory does: one element more would be a crash."""
+    page = mmap.PAGESIZE
+    block = mmap.mmap(-1, 2 * page)
+    base = np.frombuffer(block, np.uint8).ctypes.data
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mprotect(ctypes.c_void_p(base + page), page, 0) == 0
+    x = np.frombuffer(block, np.float32, n, page - 4 * n)
+    x[:] = np.arange(n)
+    number, out = ISA_NAMES[isa], np.zeros(3 * n + 8, np.float32)
+    lib.l2c_kernel_matmul(number, pointer(out), pointer(x), 1, pointer(x), n, 1)
+    assert out[0] == (np.arange(n, dtype=np.float64) ** 2).sum()
+    lib.l2c_kernel_exp(number, pointer(out), pointer(x), n)
+    lib.l2c_kernel_mix(number, pointer(out), pointer(x[:1]), pointer(x), 1, n)
+    lib.l2c_kernel_swiglu(number, pointer(x), pointer(x), n)
+    lib.l2c_kernel_softmax(number, pointer(x), n)
+    assert abs(float(x.sum()) - 1) < 1e-5

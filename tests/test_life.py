@@ -1,0 +1,185 @@
+"""Library life: memory, threads, fork, signals, and leaving in the middle."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pyllama2c import Llama
+
+
+def python(code: str, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    """Runs code in a fresh interpreter; its argv[1:] are `arguments`."""
+    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def test_a_thousand_lives_take_no_memory(
+    tiny_path: Path, resident_kilobytes: Callable[[], int]
+) -> None:
+    def live(i: int) -> None:
+        with Llama(tiny_path, threads=1 + i % 3) as llama:
+            llama.generate("ab", seed=i, max_tokens=5).read()
+            next(llama.generate("ab", seed=i))  # abandoned
+            llama.score("abc")
+
+    for i in range(100):
+        live(i)
+    before = resident_kilobytes()
+    for i in range(1000):
+        live(i)
+    assert resident_kilobytes() - before < 4096
+
+
+def test_many_threads_on_one_model(llama: Llama) -> None:
+    expected = [llama.generate("ab", seed=s, max_tokens=40).read() for s in range(1, 9)]
+    got: dict[int, list[str]] = {}
+
+    def tell(seed: int) -> None:
+        got[seed] = [llama.generate("ab", seed=seed, max_tokens=40).read() for _ in range(10)]
+
+    threads = [threading.Thread(target=tell, args=(seed,)) for seed in range(1, 9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [got[seed] for seed in range(1, 9)] == [[text] * 10 for text in expected]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_fork_after_use(tiny_path: Path, threads: int) -> None:
+    code = """
+        import os, sys
+        from pyllama2c import Llama
+        llama = Llama(sys.argv[1], threads=int(sys.argv[2]))
+        expected = llama.generate("ab", seed=1, max_tokens=30).read()
+        half = llama.generate("ab", seed=1, max_tokens=30)
+        first = next(half)
+        child = os.fork()
+        same = half.read() == expected
+        same = same and llama.generate("ab", seed=1, max_tokens=30).read() == expected
+        llama.close()
+        if child == 0:
+            os._exit(0 if same else 1)
+        assert same and os.waitpid(child, 0)[1] == 0
+    """
+    done = python(code, tiny_path, threads)
+    assert done.returncode == 0, done.stderr
+
+
+def test_leaving_with_a_live_generator(tiny_path: Path) -> None:
+    code = """
+        import sys
+        from pyllama2c import Llama
+        story = Llama(sys.argv[1], threads=2).generate("ab", seed=1)
+        next(story)
+    """
+    done = python(code, tiny_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_generation_keeps_its_model_alive(tiny_path: Path) -> None:
+    story = Llama(tiny_path).generate("ab", seed=1, max_tokens=20)
+    with Llama(tiny_path) as llama:
+        assert story.read() == llama.generate("ab", seed=1, max_tokens=20).read()
+
+
+def test_ctrl_c_in_the_middle(tiny_path: Path) -> None:
+    """Within one token, and everything is usable afterwards."""
+    code = """
+        import sys
+        from pyllama2c import Llama
+        llama = Llama(sys.argv[1], threads=2)
+        expected = llama.generate("ab", seed=1, max_tokens=30).read()
+        try:
+            print("ready", flush=True)
+            while True:
+                story = llama.generate("ab", seed=2)
+                for piece in story:
+                    pass
+        except KeyboardInterrupt:
+            pass
+        assert llama.generate("ab", seed=1, max_tokens=30).read() == expected
+        print("usable")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tiny_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60)[0] == "usable\n"
+    assert process.returncode == 0
+
+
+def test_cancel_from_another_thread(tiny_path: Path) -> None:
+    with Llama(tiny_path) as llama:
+
+        def slow(tokens: list[int], logits: object) -> None:
+            time.sleep(0.02)
+
+        story = llama.generate([1, 5], logits_processor=slow, seed=1)
+        timer = threading.Timer(0.05, story.cancel)
+        timer.start()
+        story.read()
+        timer.join()
+        assert story.finish_reason in ("cancelled", "stop")
+        assert len(story.tokens) < 60
+
+
+def test_more_threads_than_processors_do_not_stall(tiny_path: Path) -> None:
+    with Llama(tiny_path, threads=4 * (os.cpu_count() or 1)) as llama:
+        assert len(llama.generate("ab", seed=1, max_tokens=60).read()) > 0
+
+
+def test_models_are_mapped_not_copied(tmp_path: Path) -> None:
+    """Opening a large file takes no memory in proportion to it."""
+    code = """
+        import sys
+        from pathlib import Path
+        from pyllama2c import Llama
+        def anonymous():
+            lines = Path("/proc/self/status").read_text().splitlines()
+            return next(int(l.split()[1]) for l in lines if l.startswith("RssAnon"))
+        before = anonymous()
+        llama = Llama(sys.argv[1])
+        llama.logits
+        assert anonymous() - before < 2000, anonymous() - before
+    """
+    from tiny import Shape, TinyLlama
+
+    path = tmp_path / "large.bin"
+    path.write_bytes(TinyLlama.random(Shape(dim=256, vocab_size=30_000)).v0())
+    done = python(code, path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_story_in_a_cycle_gives_its_session_back_whole(tiny_path: Path) -> None:
+    """The collector finalizes a cycle in any order; what it returns must still be alive."""
+    import gc
+
+    with Llama(tiny_path) as llama:
+        expected = llama.generate("ab", seed=3, max_tokens=9).read()
+        for _ in range(50):
+            story = llama.generate("ab", seed=3, max_tokens=9)
+            next(story)
+            cycle: list[object] = [story]
+            cycle.append(cycle)
+            del story, cycle
+            gc.collect()
+            assert llama.generate("ab", seed=3, max_tokens=9).read() == expected
+        assert not llama._in_use
+        abandoned = llama.generate("ab", seed=3)
+        next(abandoned)
+        assert llama._in_use
+        del abandoned
+        assert not llama._in_use  # at once, without the collector
