@@ -1,0 +1,178 @@
+"""The command line, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import DATA, real_file
+
+from pyllama2c import Llama
+
+Run = subprocess.CompletedProcess
+
+
+def pyllama2c(*arguments: object, **options: object) -> Run[str]:
+    command = [sys.executable, "-m", "pyllama2c", *map(os.fspath, map(_argument, arguments))]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def _argument(value: object) -> str | bytes:
+    return value if isinstance(value, (str, bytes)) else str(value)
+
+
+TOK_S = re.compile(r"achieved tok/s: \d+\.\d{6}\n\Z")
+
+
+def test_the_golden_story() -> None:
+    model, tokenizer = real_file("stories260K.bin"), real_file("tok512.bin")
+    case = json.loads((DATA / "stories260K_fp32.json").read_text())["cases"][0]
+    done = pyllama2c("generate", model, "-z", tokenizer, "-t", "0", "-n", "200")
+    assert done.returncode == 0
+    assert done.stdout == case["text"] + "\n"
+    assert TOK_S.fullmatch(done.stderr)
+
+
+def test_run_c_flags_and_the_default_command() -> None:
+    model, tokenizer = real_file("stories260K.bin"), real_file("tok512.bin")
+    for case in json.loads((DATA / "stories260K_fp32.json").read_text())["cases"][15:24]:
+        done = pyllama2c(
+            model, "-z", tokenizer, "-t", case["temperature"], "-p", case["top_p"],
+            "-s", case["seed"], "-n", case["steps"], "-i", case["prompt"],
+        )  # fmt: skip
+        assert done.stdout == case["text"] + "\n"
+
+
+def test_the_embedded_storyteller() -> None:
+    done = pyllama2c("-s", "1", "-t", "0.8")
+    assert done.returncode == 0 and TOK_S.fullmatch(done.stderr)
+    with Llama() as llama:
+        assert done.stdout == llama.generate(seed=1, temperature=0.8, max_tokens=256).read() + "\n"
+    assert len(done.stdout.split()) > 40
+
+
+def test_steps_count_the_prompt(tiny_path: Path) -> None:
+    with Llama(tiny_path) as llama:
+        prompt = llama.tokenizer.encode("abc de", bos=True)
+        for steps in (1, 2, len(prompt), len(prompt) + 5, 96, 0, 1000):
+            done = pyllama2c(tiny_path, "-i", "abc de", "-n", steps, "-s", "4", "-t", "0.1")
+            limit = steps or 96
+            story = llama.generate(
+                prompt[: limit + 1],
+                max_tokens=max(0, min(limit, 96) - len(prompt) + 1),
+                seed=4,
+                temperature=0.1,
+            )
+            shown = llama.tokenizer.decode(story.prompt_tokens) + story.read()
+            control = dict.fromkeys([*range(9), *range(14, 32), 127, *range(128, 160)])
+            assert done.stdout == shown.translate(control) + "\n"
+
+
+def test_prompts_that_are_not_utf8(tiny_path: Path) -> None:
+    done = pyllama2c(tiny_path, "-i", b"a\xffb", "-n", "4", "-s", "1")
+    assert done.returncode == 0 and done.stdout.startswith("a\ufffdb")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["generate", "--no-such"], 2, "unrecognized arguments"),
+        (["-t", "warm"], 2, "invalid float value"),
+        (["bench", "--tokens", "many"], 2, "invalid int value"),
+        (["-m", "sing"], 2, "invalid choice"),
+        (["no-such-model"], 1, "no file and no known model is called 'no-such-model'"),
+        (["./no-such.bin"], 1, "No such file or directory: 'no-such.bin'"),
+        (["/"], 1, "checkpoint is a directory"),
+        (["-t", "-1"], 1, "temperature is -1.0; it must be 0 or more"),
+        (["-t", "nan"], 1, "temperature is nan"),
+        (["-p", "2"], 1, "top_p is 2.0; it must be 0 to 1"),
+        (["-s", "-3"], 1, "seed is -3"),
+        (["-n", "-1"], 1, "-n is -1"),
+        (["--threads", "0"], 1, "threads is 0; it must be 1 to 256"),
+        (["bench", "--synthetic", "gpt"], 1, "unknown shape 'gpt'; known: stories15M"),
+        (["bench", "--tokens", "0"], 1, "must be 1 or more"),
+        (["bench", "--tokens", "9999"], 1, "the context is 512"),
+        (["download", "gpt"], 1, "no known model is called 'gpt'"),
+    ],
+)
+def test_mistakes_get_one_line(arguments: list[str], status: int, message: str) -> None:
+    done = pyllama2c(*arguments)
+    assert done.returncode == status
+    assert message in done.stderr and done.stderr.count("\n") == 1
+    assert done.stdout == "" and "Traceback" not in done.stderr
+
+
+def test_a_download_without_network_says_what_to_do(tmp_path: Path) -> None:
+    environment = os.environ | {"PYLLAMA2C_CACHE": str(tmp_path), "HTTPS_PROXY": "http://127.0.0.1:9"}
+    done = pyllama2c("stories260K", env=environment)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    for part in ("cannot download stories260K.bin", "huggingface.co", str(tmp_path), "SHA-256"):
+        assert part in done.stderr
+
+
+def test_ctrl_c_is_130(tiny_path: Path) -> None:
+    command = [sys.executable, "-m", "pyllama2c", "chat", str(tiny_path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdin=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        process.stderr.read(5)  # "Enter"
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode == 130
+
+
+def test_a_reader_that_goes_away(tiny_path: Path) -> None:
+    command = f"{sys.executable} -m pyllama2c {tiny_path} -n 0 -t 0 -i abc | head -c 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "a" and "Error" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_chat(tiny_path: Path) -> None:
+    done = pyllama2c("chat", tiny_path, "-s", "3", input="be brief\nab\ncd\n")
+    assert done.returncode == 0
+    labels = "Enter system prompt (optional): User: Assistant: "
+    assert done.stderr.startswith(labels)
+    again = pyllama2c(tiny_path, "-m", "chat", "-s", "3", "-y", "be brief", input="ab\ncd\n")
+    assert again.stdout == done.stdout
+
+
+def test_chat_template() -> None:
+    from pyllama2c.chat import render
+
+    assert render("hi") == "[INST] hi [/INST]"
+    assert render("hi", "be brief") == "[INST] <<SYS>>\nbe brief\n<</SYS>>\n\nhi [/INST]"
+
+
+def test_chat_ends_where_the_context_does(tiny_path: Path) -> None:
+    done = pyllama2c("chat", tiny_path, "-y", "", "-s", "1", input="ab\n" * 60)
+    assert done.returncode == 0
+    assert done.stderr.endswith("the context of 96 positions is full\n")
+
+
+def test_info(tiny_path: Path) -> None:
+    facts = json.loads(pyllama2c("info", tiny_path, "--json").stdout)
+    assert facts["config"]["dim"] == 48 and facts["config"]["shared_classifier"] is True
+    assert facts["parameters"] == 48 * 300 + 2 * (3 * 48 * 80 + 2 * 48 * 48 + 2 * 48 * 24) + 5 * 48
+    assert facts["memory"]["weights_mapped"] == facts["file_bytes"] == tiny_path.stat().st_size
+    assert facts["memory"]["session_at_full_context"] > 2 * 4 * 2 * 24 * 96
+    assert facts["threads"] == 1 and facts["kernels"] in ("scalar", "avx2", "avx512")
+    text = pyllama2c("info", tiny_path).stdout
+    assert "llama2.c v0, float32" in text and "dim 48, hidden_dim 80, 2 layers" in text
+    assert "int8 in groups of" in pyllama2c("info").stdout
+
+
+def test_bench(tiny_path: Path) -> None:
+    arguments = ("--prompt", "5", "--tokens", "20", "--rounds", "2")
+    result = json.loads(pyllama2c("bench", tiny_path, *arguments, "--json").stdout)
+    assert result["rounds"] == 2 and result["decode_tokens_per_second"] > 0
+    assert result["prefill_tokens_per_second"] > 0 and result["weights_gb_per_second"] > 0
+    assert 0 < result["share_of_read_bandwidth"]
+    text = pyllama2c("bench", "--synthetic", "stories15M", *arguments, "--greedy").stdout
+    assert text.startswith("synthetic stories15M: ") and "of the" in text

@@ -1,0 +1,113 @@
+"""The package as it is built and imported."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pyllama2c
+from pyllama2c import _llama2c
+
+ROOT = Path(__file__).resolve().parents[1]
+CSRC = ROOT / "csrc"
+
+
+def test_nothing_leaks_from_the_extension() -> None:
+    """Loaded beside other engines, ours must not offer or take a symbol by accident."""
+    if shutil.which("nm") is None:
+        pytest.skip("nm (binutils) is not installed")
+    listing = subprocess.run(
+        ["nm", "-D", "--defined-only", _llama2c.__file__], capture_output=True, text=True, check=True
+    )
+    names = {line.split()[-1] for line in listing.stdout.splitlines()}
+    names -= {"_init", "_fini", "_edata", "_end", "__bss_start"}
+    assert {name for name in names if "asan" not in name} == {"PyInit__llama2c"}
+
+
+def test_every_global_c_name_is_prefixed(tmp_path: Path) -> None:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None or shutil.which("nm") is None:
+        pytest.skip("a C compiler and nm are needed")
+    for source in CSRC.glob("*.c"):
+        target = tmp_path / "object.o"
+        command = [compiler, "-std=c11", "-O0", "-c", str(source), "-o", str(target)]
+        subprocess.run(command, check=True)
+        listing = subprocess.run(
+            ["nm", "-g", "--defined-only", str(target)], capture_output=True, text=True, check=True
+        )
+        names = [line.split()[-1].lstrip("_") for line in listing.stdout.splitlines() if line]
+        assert all(name.startswith("l2c_") for name in names), (source.name, names)
+
+
+def test_the_engine_never_prints_or_exits() -> None:
+    forbidden = re.compile(r"\b(printf|fprintf|puts|exit|abort|assert|perror)\s*\(")
+    for source in CSRC.glob("*.[ch]"):
+        code = re.sub(r"/\*.*?\*/", "", source.read_text(), flags=re.DOTALL)
+        assert not forbidden.findall(code), source.name
+
+
+def test_size_budgets() -> None:
+    for source in [*CSRC.glob("*.c"), *(ROOT / "pyllama2c").glob("*.py")]:
+        limit = 440 if source.suffix == ".c" else 340
+        assert len(source.read_text().splitlines()) <= limit, source.name
+
+
+def test_imports_are_light() -> None:
+    """Neither NumPy nor anything of the download path, until somebody asks for arrays or models."""
+    code = "import sys, pyllama2c, pyllama2c.cli; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"numpy", "pooch", "requests", "tqdm", "platformdirs", "dataclasses", "cffi"}
+    assert not heavy & set(done.stdout.split())
+
+
+def test_a_story_needs_no_numpy() -> None:
+    code = (
+        "import sys; sys.modules['numpy'] = None\n"
+        "from pyllama2c.cli import main; sys.exit(main(['-n', '20', '-s', '1']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and len(done.stdout) > 20
+
+
+def test_typed_and_complete() -> None:
+    package = Path(pyllama2c.__file__).parent
+    assert (package / "py.typed").is_file()
+    for name in pyllama2c.__all__:
+        assert getattr(pyllama2c, name).__doc__, name
+    assert pyllama2c.__version__ in (ROOT / "pyproject.toml").read_text()
+    assert pyllama2c.__version__ in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_embedded_model_travels() -> None:
+    from pyllama2c.hub import data_folder
+
+    sizes = {p.name: p.stat().st_size for p in data_folder().iterdir() if p.suffix == ".bin"}
+    assert set(sizes) >= {"storyteller.bin", "tokenizer.bin"}
+    assert sizes["storyteller.bin"] + sizes["tokenizer.bin"] < 3_000_000
+
+
+@pytest.mark.skipif(not os.environ.get("CI"), reason="builds a wheel; set CI=1 to run it")
+def test_wheel_and_sdist(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "build", "--outdir", str(tmp_path), str(ROOT)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    (wheel,) = tmp_path.glob("*.whl")
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    assert "-cp310-abi3-" in wheel.name and wheel.stat().st_size < 5_000_000
+    import tarfile
+    import zipfile
+
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    assert {"pyllama2c/models/storyteller.bin", "pyllama2c/models/registry.json"} <= inside
+    assert not any("training" in name for name in inside)
+    source = {name.split("/", 1)[-1] for name in tarfile.open(sdist).getnames()}
+    assert {"csrc/llama2c.h", "csrc/kernels.h", "csrc/forward.c", "models/storyteller.bin"} <= source
