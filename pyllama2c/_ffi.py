@@ -7,7 +7,14 @@ from errno import ENOENT
 from typing import Any
 
 from pyllama2c import errors
-from pyllama2c._llama2c import ffi, lib
+
+try:
+    from pyllama2c._llama2c import ffi, lib
+except ModuleNotFoundError as error:
+    raise ImportError(
+        "pyllama2c's C extension is not built here. In a source folder that was installed with "
+        "`pip install .`, use another working directory, or install with `pip install -e .`"
+    ) from error
 
 __all__ = ["check", "cpu_features", "ffi", "isa_name", "lib", "new_error", "resolve_isa"]
 
@@ -80,4 +87,4 @@ def cpu_features() -> list[str]:
     """Those of this machine's CPU features that the choice of kernels looks at."""
     text = ffi.new("char[256]")
     lib.l2c_cpu_features(text, len(text))
-    return ffi.string(text).decode().split()
+    return str(ffi.string(text).decode()).split()

@@ -26,7 +26,7 @@ SHAPES = {
     "llama2-7b": (4096, 11008, 32, 32, 32, -32000, 2048),
 }
 ENTROPY = 1.0
-"""nats of the next-token distribution: about a trained model's. Flat logits would measure sorting."""
+"""nats of the next-token distribution, as a trained model's; flat logits would measure sorting"""
 
 
 def synthetic(shape: str, threads: int | None = None, isa: str | None = None) -> Llama:
@@ -51,7 +51,9 @@ def _checkpoint_image(shape: tuple[int, ...]) -> tuple[NDArray[np.float32], NDAr
     dim, hidden, layers, heads, kv_heads, vocab, seq_len = shape
     head, kv = dim // heads, dim * kv_heads // heads
     tables = 1 if vocab > 0 else 2
-    body = layers * (2 * dim + 2 * dim * dim + 2 * dim * kv + 3 * dim * hidden) + dim + seq_len * head
+    body = (
+        layers * (2 * dim + 2 * dim * dim + 2 * dim * kv + 3 * dim * hidden) + dim + seq_len * head
+    )
     count = 7 + tables * abs(vocab) * dim + body
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     if 4 * count > available:

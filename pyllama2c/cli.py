@@ -92,9 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _load(arguments: argparse.Namespace) -> Llama:
     from pyllama2c.model import Llama
 
-    return Llama(
-        arguments.model, arguments.tokenizer, threads=arguments.threads, isa=arguments.isa
-    )
+    return Llama(arguments.model, arguments.tokenizer, threads=arguments.threads, isa=arguments.isa)
 
 
 def write(text: str) -> None:
@@ -211,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     with warnings.catch_warnings():
-        warnings.showwarning = _warn
+        warnings.showwarning = _warn  # type: ignore[assignment]
         try:
             return _RUN[arguments.command](arguments)
         except KeyboardInterrupt:

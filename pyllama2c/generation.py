@@ -52,7 +52,12 @@ class StopFinder:
             self.found, self._held = True, ""
             return held[: min(ends)]
         keep = max(
-            (n for s in self._stop for n in range(1, min(len(s), len(held) + 1)) if held.endswith(s[:n])),
+            (
+                n
+                for s in self._stop
+                for n in range(1, min(len(s), len(held) + 1))
+                if held.endswith(s[:n])
+            ),
             default=0,
         )
         self._held = held[len(held) - keep :]

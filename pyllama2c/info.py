@@ -19,7 +19,8 @@ def describe(llama: Llama) -> dict[str, Any]:
     int8 = c.group_size > 0
     return {
         "model": llama.path,
-        "format": f"llama2.c v{c.version}, " + (f"int8 in groups of {c.group_size}" if int8 else "float32"),
+        "format": f"llama2.c v{c.version}, "
+        + (f"int8 in groups of {c.group_size}" if int8 else "float32"),
         "file_bytes": os.path.getsize(llama.path),
         "parameters": llama.n_parameters,
         "config": c._asdict(),
@@ -46,13 +47,19 @@ def to_text(facts: dict[str, Any]) -> str:
         ("format", f"{facts['format']}, {facts['file_bytes']:,} bytes"),
         ("parameters", f"{facts['parameters']:,}"),
         ("shape", f"dim {c['dim']}, hidden_dim {c['hidden_dim']}, {c['n_layers']} layers"),
-        ("attention", f"{c['n_heads']} heads of {c['head_size']}, {c['n_kv_heads']} for keys and values"),
+        (
+            "attention",
+            f"{c['n_heads']} heads of {c['head_size']}, {c['n_kv_heads']} for keys and values",
+        ),
         ("vocabulary", f"{c['vocab_size']:,}, classifier {tied}"),
         ("context", f"{c['seq_len']:,} positions"),
         ("memory", f"{memory['weights_mapped']:,} bytes of weights, mapped from the file;"),
         ("", f"{memory['session_at_full_context']:,} bytes a story at full context"),
         ("a token reads", f"{memory['weights_read_per_token']:,} bytes of weights"),
-        ("cpu", f"{cpu['available']} available; {' '.join(cpu['features']) or 'no vector features used'}"),
+        (
+            "cpu",
+            f"{cpu['available']} available; {' '.join(cpu['features']) or 'nothing to use'}",
+        ),
         ("computes with", f"{facts['threads']} thread(s), {facts['kernels']} kernels"),
     ]
     return "\n".join(f"{name:<14} {value}" for name, value in rows)

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from pyllama2c import hub
 from pyllama2c._ffi import check, ffi, isa_name, lib, new_error, resolve_isa
@@ -16,7 +17,7 @@ from pyllama2c.errors import CheckpointWarning, ClosedError, ContextLengthError,
 from pyllama2c.generation import Generation
 from pyllama2c.sampling import fresh_seed, new_sampler
 from pyllama2c.session import MAX_ROWS, Session
-from pyllama2c.tokenizer import BOS, Tokenizer
+from pyllama2c.tokenizer import Tokenizer
 from pyllama2c.workers import default_threads
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pyllama2c.generation import LogitsProcessor
+
+_BUFFERS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+"""model handle -> the memory it was opened from"""
 
 _IDLE_SESSIONS = 2  # kept for the next story, so that it finds its memory warm
 
@@ -90,8 +94,7 @@ class Llama:
         check(lib.l2c_model_open(os.fsencode(self.path), out, err), err, self.path)
         self._set_up(ffi.gc(out[0], lib.l2c_model_free), threads, isa)
         self._find_tokenizer = files.tokenizer
-        if tokenizer is not None:
-            self._tokenizer = Tokenizer(tokenizer, self.config.vocab_size)
+        self._tokenizer = Tokenizer(tokenizer, self.config.vocab_size) if tokenizer else None
 
     @classmethod
     def from_buffer(
@@ -112,11 +115,11 @@ class Llama:
         out, err = ffi.new("l2c_model **"), new_error()
         check(lib.l2c_model_open_memory(buffer, len(buffer), out, err), err, self.path)
         handle = ffi.gc(out[0], lib.l2c_model_free)
-        self._buffer = buffer
+        # Tied to the handle, not to self: a session holds the handle and may outlive the Llama.
+        _BUFFERS[handle] = buffer
         self._set_up(handle, threads, isa)
         self._find_tokenizer = hub.no_tokenizer(self.path)
-        if tokenizer is not None:
-            self._tokenizer = Tokenizer(tokenizer, self.config.vocab_size)
+        self._tokenizer = Tokenizer(tokenizer, self.config.vocab_size) if tokenizer else None
         return self
 
     def _set_up(self, handle: Any, threads: int | None, isa: str | None) -> None:
@@ -133,7 +136,6 @@ class Llama:
         out, err = ffi.new("l2c_pool **"), new_error()
         check(lib.l2c_pool_create(self.threads, out, err), err)
         self._pool: Any = ffi.gc(out[0], lib.l2c_pool_free)
-        self._tokenizer: Tokenizer | None = None
         self._idle: list[Session] = []
         # Sessions in use are held here as well: a story that the garbage collector finds in a cycle
         # gives its session back while cffi already frees what only the cycle refers to.
@@ -143,7 +145,7 @@ class Llama:
             warnings.warn(
                 f"{self.path}: group_size {self.config.group_size} does not divide hidden_dim "
                 f"{self.config.hidden_dim}. runq.c, whose results this reproduces, then leaves out "
-                "the last inputs of w2 and shifts its scales; export with a group size that divides.",
+                "the last inputs of w2 and shifts its scales; better export with one that divides.",
                 CheckpointWarning,
                 stacklevel=4,
             )
@@ -159,7 +161,7 @@ class Llama:
 
     def generate(
         self,
-        prompt: str | Sequence[int] = "",
+        prompt: str | bytes | Sequence[int] = "",
         *,
         max_tokens: int | None = None,
         temperature: float = 1.0,
@@ -185,12 +187,9 @@ class Llama:
         ContextLengthError for a prompt that does not fit, TokenizerError for ids out of range.
         """
         tokenizer = self.tokenizer
-        if isinstance(prompt, (str, bytes)):
-            tokens = tokenizer.encode(prompt, bos=True)
-        else:
-            tokens = self._checked(prompt)
-            if not tokens:
-                raise ValueError("the prompt has no tokens; begin with BOS (1)")
+        tokens = self._tokens(prompt)
+        if not tokens:
+            raise ValueError("the prompt has no tokens; begin with BOS (1)")
         room = self.config.seq_len - len(tokens) + 1  # the last token is sampled, but not fed
         if room < 1:
             raise ContextLengthError(
@@ -237,10 +236,9 @@ class Llama:
                 out[start : start + len(chunk)] = session.logits(len(chunk), vocab_size)
         return out
 
-    def score(self, text: str | Sequence[int]) -> Score:
+    def score(self, text: str | bytes | Sequence[int]) -> Score:
         """Log-probabilities of a text (after BOS) or of token ids (as they are)."""
-        is_text = isinstance(text, (str, bytes))
-        tokens = self.tokenizer.encode(text, bos=True) if is_text else self._checked(text)
+        tokens = self._tokens(text)
         self._check_fits(len(tokens))
         logprobs: list[float | None] = [None] if tokens else []
         with self._session() as session:
@@ -251,7 +249,7 @@ class Llama:
                     logprobs.append(session.logprob(i, tokens[start + i + 1]))
         total = math.fsum(p for p in logprobs if p is not None)
         scored = len(tokens) - 1
-        n_bytes = len(text.encode()) if isinstance(text, str) else len(self._text_bytes(tokens))
+        n_bytes = len(self.tokenizer.decode_bytes(tokens))
         return Score(
             tokens=tokens,
             logprobs=logprobs,
@@ -260,8 +258,11 @@ class Llama:
             bits_per_byte=-total / math.log(2) / n_bytes if n_bytes and scored > 0 else math.nan,
         )
 
-    def _text_bytes(self, tokens: list[int]) -> bytes:
-        return self.tokenizer.decode_bytes(tokens)
+    def _tokens(self, text: str | bytes | Sequence[int]) -> list[int]:
+        """Text as BOS and its ids; ids as they are, checked."""
+        if isinstance(text, (str, bytes)):
+            return self.tokenizer.encode(text, bos=True)
+        return self._checked(text)
 
     def _checked(self, tokens: Sequence[int]) -> list[int]:
         ids = [int(token) for token in tokens]
@@ -287,7 +288,9 @@ class Llama:
     def _lease(self) -> Session:
         with self._lock:
             self._check_open()
-            session = self._idle.pop() if self._idle else Session(self._model, self._pool, self._isa)
+            session = (
+                self._idle.pop() if self._idle else Session(self._model, self._pool, self._isa)
+            )
             self._in_use.add(session)
             return session
 
@@ -323,4 +326,5 @@ class Llama:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Llama({self.path!r}, {self.n_parameters:,} parameters, {self.isa}, threads={self.threads})"
+        size = f"{self.n_parameters:,} parameters"
+        return f"Llama({self.path!r}, {size}, isa={self.isa!r}, threads={self.threads})"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import Shape, TinyLlama, tokenizer_file
@@ -26,6 +29,15 @@ def real_file(name: str) -> Path:
             return place
     known = " (`pyllama2c download` fetches it)" if name in Registry().files else ""
     pytest.skip(f"{name} is neither in {places[0].parent} nor in {places[1].parent}{known}")
+
+
+def run_python(
+    *arguments: str | bytes, timeout: float = 120, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter, away from the source folder, whose `pyllama2c` may not be built."""
+    command = [sys.executable, *arguments]
+    options = {"cwd": DATA, "capture_output": True, "text": True, "timeout": timeout, **options}
+    return subprocess.run(command, **options)
 
 
 @pytest.fixture(params=ISAS)

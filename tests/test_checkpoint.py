@@ -1,4 +1,4 @@
-"""Checkpoint files that lie: a named error, never a crash, a hang or memory for what is not there."""
+"""Checkpoint files that lie: a named error; no crash, no hang, no memory for what is not there."""
 
 from __future__ import annotations
 

@@ -156,6 +156,11 @@ def test_one_session_from_two_threads(llama: Llama) -> None:
     assert big.feed(rows).tobytes() == llama.logits([5] * MAX_ROWS).tobytes()
 
 
+def feed_often(session: Sequences, rows: list[Row]) -> None:
+    for _ in range(50):
+        session.feed(rows)
+
+
 def test_cancel_from_another_thread() -> None:
     import threading
 
@@ -173,8 +178,7 @@ def test_cancel_from_another_thread() -> None:
         thread.start()
         try:
             with pytest.raises(CancelledError, match="cancelled"):
-                for _ in range(50):
-                    session.feed(rows)
+                feed_often(session, rows)
         finally:
             stop.set()
             thread.join()

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from conftest import DATA
 from tiny import Shape, TinyLlama, tokenizer_file
 
 from pyllama2c import DownloadError, Llama, UnknownModelError, hub
@@ -136,7 +137,7 @@ def test_two_processes_at_once(registry: hub.Registry, tmp_path: Path) -> None:
         sys.stdout.buffer.write(path.read_bytes())
     """
     command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "registry.json")]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(4)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, cwd=DATA) for _ in range(4)]
     assert [process.communicate(timeout=60)[0] for process in running] == [CHECKPOINT] * 4
     assert [process.returncode for process in running] == [0] * 4
     assert [p.name for p in hub.cache_folder().iterdir()] == ["tiny.bin"]

@@ -1,4 +1,4 @@
-"""Each instruction set's kernels give the scalar oracle's bits; the oracle is close to the truth."""
+"""Each instruction set gives the scalar oracle's bits, and those are close to the truth."""
 
 from __future__ import annotations
 

@@ -13,14 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import DATA, run_python
 
 from pyllama2c import Llama
 
 
-def python(code: str, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+def python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Runs code in a fresh interpreter; its argv[1:] are `arguments`."""
-    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload,no-any-return]
+    return run_python("-c", textwrap.dedent(code), *map(str, arguments))
 
 
 def test_a_thousand_lives_take_no_memory(
@@ -112,7 +112,7 @@ def test_ctrl_c_in_the_middle(tiny_path: Path) -> None:
         print("usable")
     """
     command = [sys.executable, "-c", textwrap.dedent(code), str(tiny_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=DATA) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         time.sleep(0.2)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import run_python
 
 import pyllama2c
 from pyllama2c import _llama2c
@@ -23,7 +24,10 @@ def test_nothing_leaks_from_the_extension() -> None:
     if shutil.which("nm") is None:
         pytest.skip("nm (binutils) is not installed")
     listing = subprocess.run(
-        ["nm", "-D", "--defined-only", _llama2c.__file__], capture_output=True, text=True, check=True
+        ["nm", "-D", "--defined-only", _llama2c.__file__],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     names = {line.split()[-1] for line in listing.stdout.splitlines()}
     names -= {"_init", "_fini", "_edata", "_end", "__bss_start"}
@@ -61,7 +65,8 @@ def test_size_budgets() -> None:
 def test_imports_are_light() -> None:
     """Neither NumPy nor anything of the download path, until somebody asks for arrays or models."""
     code = "import sys, pyllama2c, pyllama2c.cli; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = run_python("-c", code)
+    assert done.returncode == 0, done.stderr
     heavy = {"numpy", "pooch", "requests", "tqdm", "platformdirs", "dataclasses", "cffi"}
     assert not heavy & set(done.stdout.split())
 
@@ -71,7 +76,7 @@ def test_a_story_needs_no_numpy() -> None:
         "import sys; sys.modules['numpy'] = None\n"
         "from pyllama2c.cli import main; sys.exit(main(['-n', '20', '-s', '1']))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run_python("-c", code)
     assert done.returncode == 0 and len(done.stdout) > 20
 
 
@@ -109,5 +114,11 @@ def test_wheel_and_sdist(tmp_path: Path) -> None:
     inside = set(zipfile.ZipFile(wheel).namelist())
     assert {"pyllama2c/models/storyteller.bin", "pyllama2c/models/registry.json"} <= inside
     assert not any("training" in name for name in inside)
-    source = {name.split("/", 1)[-1] for name in tarfile.open(sdist).getnames()}
-    assert {"csrc/llama2c.h", "csrc/kernels.h", "csrc/forward.c", "models/storyteller.bin"} <= source
+    with tarfile.open(sdist) as archive:
+        source = {name.split("/", 1)[-1] for name in archive.getnames()}
+    assert {
+        "csrc/llama2c.h",
+        "csrc/kernels.h",
+        "csrc/forward.c",
+        "models/storyteller.bin",
+    } <= source

@@ -51,9 +51,7 @@ def record(data: bytes, piece: int) -> int:
         (7, 8, b"<0x05>", "piece 7 must be the byte piece <0x04>"),
     ],
 )
-def test_damaged_pieces(
-    tmp_path: Path, piece: int, field: int, value: bytes, message: str
-) -> None:
+def test_damaged_pieces(tmp_path: Path, piece: int, field: int, value: bytes, message: str) -> None:
     data = bytearray(tokenizer_file())
     offset = record(bytes(data), piece) + field
     data[offset : offset + len(value)] = value

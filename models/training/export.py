@@ -1,6 +1,6 @@
 """Write a trained run's averaged weights as llama2.c files: v0 (float32) and v2 (int8 groups).
 
-    python models/training/export.py models/training/storyteller.toml --install
+python models/training/export.py models/training/storyteller.toml --install
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Train a Llama on the stories of a run file; run again to resume where it was killed.
 
-    python models/training/train.py models/training/storyteller.toml
+python models/training/train.py models/training/storyteller.toml
 """
 
 from __future__ import annotations
@@ -22,15 +22,9 @@ from run import Run, Training, load_run
 from tqdm import tqdm
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402  (the backend has to be chosen first)
+from matplotlib import pyplot
 
 BOS = 1
-
-
-def token_stream(stories: list[str], tokenizer: spm.SentencePieceProcessor) -> torch.Tensor:
-    """All stories as one int64 tensor, each one opened by BOS."""
-    encoded = tokenizer.encode(stories)
-    return torch.from_numpy(np.concatenate([np.array([BOS, *ids]) for ids in encoded]))
 
 
 class Windows:
@@ -98,7 +92,9 @@ def plot(log: Path, out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="TOML file that describes the run")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--stop-after", type=int, help="stop early at this step, as if killed")
@@ -148,7 +144,8 @@ def main() -> None:
     print(f"{n_parameters:,} parameters, {len(stories):,} stories, ", end="")
     print(f"{windows.steps_per_epoch} steps an epoch, {device}")
     end = min(t.steps, arguments.stop_after or t.steps)
-    for step in (bar := tqdm(range(step, end), initial=step, total=t.steps, unit="step")):
+    bar = tqdm(total=t.steps, initial=step, unit="step")
+    while step < end:
         torch.manual_seed(t.seed * 1_000_003 + step)  # dropout, too, is the same after resuming
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, t)
@@ -167,9 +164,11 @@ def main() -> None:
             bar.set_postfix(loss=row["loss"], bits_per_byte=row["bits_per_byte"])
         with log.open("a") as f:
             f.write(json.dumps(row) + "\n")
+        step += 1
+        bar.update()
         if "bits_per_byte" in row:
-            step += 1
             save()
+    bar.close()
     if log.exists():
         plot(log, run.out / "loss.svg")
 

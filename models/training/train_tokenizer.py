@@ -1,6 +1,6 @@
 """Train a SentencePiece BPE tokenizer with byte fallback and write llama2.c's tokenizer.bin.
 
-    python models/training/train_tokenizer.py models/training/storyteller.toml
+python models/training/train_tokenizer.py models/training/storyteller.toml
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def write_tokenizer_bin(model: spm.SentencePieceProcessor, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="TOML file that describes the run")
     run = load_run(parser.parse_args().run)
     model = io.BytesIO()
