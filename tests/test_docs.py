@@ -1,0 +1,79 @@
+"""Links of README and docs: files exist, and a line anchor stands on the line that it names.
+
+`python tests/test_docs.py` moves the anchors to where their text is now.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ANCHOR = re.compile(r"\[`([^`]+)`\]\(([^)#\s]+)#L(\d+)\)")
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+MUST_SHOW = {
+    "forward.c": "&w->wq &w->wk &w->wv rotate remember attend swiglu &w->w2 m->classifier rmsnorm",
+    "sampler.c": "pick_prefix random_f32 l2c_sampler_pick",
+}
+
+
+def lines_with(text: str, source: Path) -> list[int]:
+    """Where the text stands in code; for a name that is defined there, the definition alone."""
+    lines = source.read_text(encoding="utf-8").splitlines()
+    found = [i for i, line in enumerate(lines, 1) if text in line and not line.startswith(" *")]
+    definition = re.compile(rf"^(?:\}} )?(?:\w+ )*(?:\w+ )?\*?{re.escape(text)}(?:\(.*|;)$")
+    if re.fullmatch(r"\w+", text):
+        defined = [i for i in found if definition.match(lines[i - 1])]
+        found = defined or [i for i in found if re.search(rf"\b{text}\b", lines[i - 1])]
+    return found
+
+
+def anchors() -> Iterator[tuple[Path, str, Path, int]]:
+    for page in PAGES:
+        for text, target, number in ANCHOR.findall(page.read_text(encoding="utf-8")):
+            yield page, text, (page.parent / target).resolve(), int(number)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page: Path) -> None:
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_anchors_stand_on_their_lines() -> None:
+    count = 0
+    for page, text, source, number in anchors():
+        places = lines_with(text, source)
+        where = f"{page.name}: `{text}` is on {places} of {source.name}, not on {number}"
+        assert number in places, f"{where}; run python tests/test_docs.py"
+        count += 1
+    assert count >= 20
+
+
+def test_the_reading_misses_nothing() -> None:
+    shown = {(source.name, text) for _, text, source, _ in anchors()}
+    for name, texts in MUST_SHOW.items():
+        for text in texts.split():
+            assert (name, text) in shown
+
+
+def repair(page: Path) -> None:
+    def moved(match: re.Match[str]) -> str:
+        text, target, number = match.groups()
+        places = lines_with(text, (page.parent / target).resolve())
+        if not places:
+            raise SystemExit(f"{page.name}: `{text}` is nowhere in {target}")
+        nearest = min(places, key=lambda place: abs(place - int(number)))
+        return f"[`{text}`]({target}#L{nearest})"
+
+    page.write_text(ANCHOR.sub(moved, page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    for each in PAGES:
+        repair(each)
