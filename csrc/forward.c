@@ -5,7 +5,7 @@
  * step; a barrier stands wherever a step reads what other threads wrote. Shapes are in comments as
  * (rows, columns); n is the number of rows of this call, each a token at a position of a sequence.
  *
- * Names follow the paper "LLaMA: Open and Efficient Foundation Language Models" and llama2.c.
+ * Names follow llama2.c and, before it, Meta's own code of LLaMA (Touvron et al. 2023).
  */
 #include <math.h>
 #include <string.h>
@@ -62,10 +62,7 @@ static void linear(const l2c_session *s, float *out, const l2c_activations *in, 
         s->kernels->matmul(out, w->rows, in->f32, in->width, n, w->f32, w->cols, part.begin, part.end);
         return;
     }
-    size_t group = (size_t)s->model->config.group_size;
-    for (size_t r = 0; r < n; r++)
-        l2c_matvec_q8(out + r * w->rows, in->q8 + r * in->width, in->scales + r * (in->width / group),
-                      w, group, part.begin, part.end);
+    l2c_matmul_q8(out, in, n, w, (size_t)s->model->config.group_size, part.begin, part.end);
 }
 
 /* RoPE (Su et al. 2021): turns each neighbouring pair of a head by position * frequency. */
@@ -172,7 +169,7 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
                    (size_t)row->position + 1, head_size);
         }
         l2c_pool_barrier(s->pool);
-        if (c->group_size > 0) {
+        if (c->group_size > 0) { /* float32 needs neither this nor the barrier after it */
             for (size_t r = rows.begin; r < rows.end; r++) quantize(s, &s->xb, r);
             l2c_pool_barrier(s->pool);
         }

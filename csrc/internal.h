@@ -83,6 +83,14 @@ struct l2c_model {
     l2c_mapping mapping;        /* .data is NULL when the memory is the caller's */
 };
 
+/* Rows of activations as a matrix product takes them: float32, and int8 where the weights are. */
+typedef struct {
+    size_t width; /* values a row */
+    float *f32;   /* (L2C_MAX_ROWS, width) */
+    int8_t *q8;   /* (L2C_MAX_ROWS, width), or NULL */
+    float *scales; /* (L2C_MAX_ROWS, width / group_size), or NULL */
+} l2c_activations;
+
 /* ---- quantize.c -------------------------------------------------------------------------------------- */
 
 /* Activations quantized to int8 in groups, as runq.c does at run time: q (n), scales (n / group). */
@@ -91,19 +99,12 @@ void l2c_quantize_row(int8_t *q, float *scales, const float *x, size_t n, size_t
 /* x (dim) = row `row` of an int8 matrix. */
 void l2c_dequantize_row(float *x, const l2c_matrix *w, size_t row, size_t group_size);
 
-/* out[i] for i in [begin, end): row i of an int8 matrix times a quantized row. */
-void l2c_matvec_q8(float *out, const int8_t *q, const float *scales, const l2c_matrix *w,
+
+/* out (n, w->rows) = in (n, w->cols) times an int8 matrix transposed, for columns [begin, end) */
+void l2c_matmul_q8(float *out, const l2c_activations *in, size_t n, const l2c_matrix *w,
                    size_t group_size, size_t begin, size_t end);
 
 /* ---- session.c --------------------------------------------------------------------------------------- */
-
-/* Rows of activations as a matrix product takes them: float32, and int8 where the weights are. */
-typedef struct {
-    size_t width; /* values a row */
-    float *f32;   /* (L2C_MAX_ROWS, width) */
-    int8_t *q8;   /* (L2C_MAX_ROWS, width), or NULL */
-    float *scales; /* (L2C_MAX_ROWS, width / group_size), or NULL */
-} l2c_activations;
 
 enum { L2C_SESSION_BLOCKS = 20 };
 

@@ -7,6 +7,8 @@
  *    by one fused multiply-add (a dot product) or one addition (a plain sum). Past n, elements are
  *    zeros. Then lanes i and i+8 are added, then i and i+4, i and i+2, i and i+1.
  *  - exp is the polynomial of l2c_exp below, written with the same fused multiply-adds.
+ *  - RoPE's angles are tabulated from libm's double precision, which libms may round differently in
+ *    one case of some hundred million; nothing else comes from a library.
  *  - Everything else is one IEEE operation after another, in the order that the C says
  *    (-ffp-contract=off keeps it so).
  */

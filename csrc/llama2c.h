@@ -67,7 +67,8 @@ const char *l2c_status_text(l2c_status status);
 
 /* ---- Instruction sets --------------------------------------------------------------------- */
 
-/* Which kernels compute. All give the same bits; they differ in speed. */
+/* Which kernels compute float32 models. All give the same bits; they differ in speed. int8 models
+ * are computed by plain C in runq.c's order for now, whichever is chosen. */
 typedef enum {
     L2C_ISA_AUTO = 0, /* the fastest that this machine and its operating system run */
     L2C_ISA_SCALAR,   /* plain C: the oracle for the others */
@@ -101,7 +102,8 @@ typedef struct l2c_model l2c_model;
 
 /*
  * Maps a llama2.c checkpoint read-only and checks every size in it before use. The version is
- * found from the content: v0 (no magic), v1 (float32) or v2 (int8 groups).
+ * found from the content: v0 (no magic), v1 (float32) or v2 (int8 groups). A v2 file whose groups
+ * do not divide hidden_dim is accepted, and computed as runq.c does (quantize.c says how).
  * The file must not be truncated while the model is open: the operating system would answer a
  * read past its end with SIGBUS.
  */
@@ -134,7 +136,7 @@ void l2c_pool_free(l2c_pool *pool);
 
 typedef struct {
     float temperature;        /* 0: greedy */
-    float top_p;              /* nucleus; 0 and 1 and more: off, as in llama2.c */
+    float top_p;              /* nucleus, 0 to 1; both 0 and 1 are off, as in llama2.c */
     int32_t top_k;            /* keep the k most probable; 0: off */
     float min_p;              /* keep p >= min_p * largest p; 0: off */
     float repetition_penalty; /* 1: off; CTRL's rule (Keskar et al. 2019) over the history */

@@ -1,9 +1,10 @@
 /*
  * quantize.c - int8 in groups that share a float32 scale, with runq.c's arithmetic.
  *
- * A row of n values has n / group_size groups. llama2.c's exporter also writes files whose groups
- * do not divide hidden_dim; the rule "group = flat index / group_size", cut off at whole groups of
- * the row, is what runq.c computes then, and so does this file (see l2c_model_open).
+ * A row of n values has n / group_size groups. llama2.c's exporter makes group_size divide dim, but
+ * not hidden_dim. runq.c then leaves out what is past a row's last whole group, and reads the scale
+ * of group "flat index / group_size" although groups straddle rows (llama2.c pull request 532). Such
+ * files exist, and this file gives runq.c's results for them; the Python package warns.
  */
 #include <math.h>
 #include <string.h>
@@ -42,17 +43,21 @@ void l2c_dequantize_row(float *x, const l2c_matrix *w, size_t row, size_t group_
     }
 }
 
-void l2c_matvec_q8(float *out, const int8_t *q, const float *scales, const l2c_matrix *w,
-                   size_t group_size, size_t begin, size_t end) {
-    size_t n = w->cols;
-    for (size_t i = begin; i < end; i++) {
-        const int8_t *row = w->q8 + i * n;
-        float sum = 0.0f;
-        for (size_t j = 0; j + group_size <= n; j += group_size) {
-            int32_t dot = 0; /* at most 128 * 127 * group_size, which checkpoint.c bounds */
-            for (size_t k = 0; k < group_size; k++) dot += (int32_t)q[j + k] * row[j + k];
-            sum += (float)dot * scale_at(w, (i * n + j) / group_size) * scales[j / group_size];
-        }
-        out[i] = sum;
+static float dot_q8(const int8_t *q, const float *scales, const l2c_matrix *w, size_t row, size_t group_size) {
+    const int8_t *weights = w->q8 + row * w->cols;
+    float sum = 0.0f;
+    for (size_t j = 0; j + group_size <= w->cols; j += group_size) {
+        int32_t dot = 0; /* at most 128 * 127 * group_size, which checkpoint.c bounds */
+        for (size_t k = 0; k < group_size; k++) dot += (int32_t)q[j + k] * weights[j + k];
+        sum += (float)dot * scale_at(w, (row * w->cols + j) / group_size) * scales[j / group_size];
     }
+    return sum;
+}
+
+void l2c_matmul_q8(float *out, const l2c_activations *in, size_t n, const l2c_matrix *w, size_t group_size,
+                   size_t begin, size_t end) {
+    for (size_t i = begin; i < end; i++) /* weights outside: each comes from memory once */
+        for (size_t r = 0; r < n; r++)
+            out[r * w->rows + i] = dot_q8(in->q8 + r * in->width, in->scales + r * (in->width / group_size),
+                                          w, i, group_size);
 }

@@ -7,6 +7,7 @@ import os
 import struct
 import tempfile
 import threading
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -31,19 +32,32 @@ ENTROPY = 1.0
 
 def synthetic(shape: str, threads: int | None = None, isa: str | None = None) -> Llama:
     """A model with random float32 weights from a fixed seed, made in memory."""
-    if shape not in SHAPES:
-        raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
+    image = _peaked_image(shape)
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer = os.path.join(folder, "tokenizer.bin")
-        with open(tokenizer, "wb") as f:
-            f.write(_tokenizer_image(abs(SHAPES[shape][5])))
-        image, final_norm = _checkpoint_image(SHAPES[shape])
-        with Llama.from_buffer(image, threads=threads, isa=isa) as flat:
-            ids = np.random.default_rng(1).integers(3, flat.config.vocab_size, 32)
-            final_norm *= _scale_for_entropy(flat.logits(ids.tolist()))
+        tokenizer = Path(folder) / "tokenizer.bin"
+        tokenizer.write_bytes(_tokenizer_image(abs(SHAPES[shape][5])))
         llama = Llama.from_buffer(image, tokenizer, threads=threads, isa=isa)
     llama.path = f"synthetic {shape}"
     return llama
+
+
+def synthetic_files(shape: str, folder: Path) -> tuple[Path, Path]:
+    """The same model and its tokenizer as files, for other engines."""
+    model, tokenizer = folder / "model.bin", folder / "tokenizer.bin"
+    _peaked_image(shape).tofile(model)
+    tokenizer.write_bytes(_tokenizer_image(abs(SHAPES[shape][5])))
+    return model, tokenizer
+
+
+def _peaked_image(shape: str) -> NDArray[np.float32]:
+    """A v0 checkpoint whose next-token distributions have ENTROPY nats on average."""
+    if shape not in SHAPES:
+        raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
+    image, final_norm = _checkpoint_image(SHAPES[shape])
+    with Llama.from_buffer(image) as flat:
+        ids = np.random.default_rng(1).integers(3, flat.config.vocab_size, 32)
+        final_norm *= _scale_for_entropy(flat.logits(ids.tolist()))
+    return image
 
 
 def _checkpoint_image(shape: tuple[int, ...]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

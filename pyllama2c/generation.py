@@ -230,20 +230,22 @@ class Generation(Iterator[str]):
     def _prefill(self) -> bool:
         self._session = self._lease()
         for start in range(0, len(self.prompt_tokens), MAX_ROWS):
-            if not self._feed(self.prompt_tokens[start : start + MAX_ROWS], start):
+            chunk = self.prompt_tokens[start : start + MAX_ROWS]
+            is_last = start + len(chunk) == len(self.prompt_tokens)
+            if not self._feed(chunk, start, want_logits=int(is_last)):
                 return False
         return True
 
     def _feed_last(self) -> bool:
         return self._feed(self.tokens[-1:], self._position - 1)
 
-    def _feed(self, tokens: Sequence[int], position: int) -> bool:
+    def _feed(self, tokens: Sequence[int], position: int, want_logits: int = 1) -> bool:
         """False when `cancel` came before it or half-way."""
         assert self._session is not None
         if self._cancelled:
             return False
         try:
-            self._session.feed(tokens, position)
+            self._session.feed(tokens, position, want_logits)
         except CancelledError:
             return False
         return True

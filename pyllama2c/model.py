@@ -232,7 +232,7 @@ class Llama:
         with self._session() as session:
             for start in range(0, len(tokens), MAX_ROWS):
                 chunk = tokens[start : start + MAX_ROWS]
-                session.feed(chunk, start, all_logits=True)
+                session.feed(chunk, start, want_logits=len(chunk))
                 out[start : start + len(chunk)] = session.logits(len(chunk), vocab_size)
         return out
 
@@ -244,7 +244,7 @@ class Llama:
         with self._session() as session:
             for start in range(0, len(tokens) - 1, MAX_ROWS):
                 chunk = tokens[start : min(start + MAX_ROWS, len(tokens) - 1)]
-                session.feed(chunk, start, all_logits=True)
+                session.feed(chunk, start, want_logits=len(chunk))
                 for i in range(len(chunk)):
                     logprobs.append(session.logprob(i, tokens[start + i + 1]))
         total = math.fsum(p for p in logprobs if p is not None)

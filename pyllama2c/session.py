@@ -23,15 +23,18 @@ class Session:
         self._token = ffi.new("int32_t *")
         self._logprob = ffi.new("double *")
 
-    def feed(self, tokens: Sequence[int], position: int, all_logits: bool = False) -> None:
-        """One sweep: at most MAX_ROWS tokens from `position` on; logits of the last or of all."""
+    def feed(self, tokens: Sequence[int], position: int, want_logits: int = 1) -> None:
+        """One sweep: at most MAX_ROWS tokens from `position` on; logits of the last `want_logits`.
+
+        The classifier is the largest matrix of a small model: rows that need no logits skip it.
+        """
         rows = self._rows
-        last = len(tokens) - 1
+        first_wanted = len(tokens) - want_logits
         for i, token in enumerate(tokens):
             row = rows[i]
             row.position = position + i
             row.token = token
-            row.want_logits = all_logits or i == last
+            row.want_logits = i >= first_wanted
         err = self._error
         check(lib.l2c_session_forward(self.handle, rows, len(tokens), err), err)
 
