@@ -185,7 +185,7 @@ static l2c_status load(l2c_model *m, const unsigned char *data, size_t size, l2c
     return L2C_OK;
 }
 
-static l2c_status open_mapping(l2c_mapping mapping, int owned, l2c_model **model, l2c_error *err) {
+static l2c_status open_mapping(l2c_mapping mapping, l2c_model **model, l2c_error *err) {
     l2c_model *m = l2c_memory_zeroed(1, sizeof *m);
     if (m == NULL) return l2c_fail(err, L2C_NOMEM, "out of memory for a model");
     l2c_status status = load(m, mapping.data, mapping.size, err);
@@ -193,16 +193,25 @@ static l2c_status open_mapping(l2c_mapping mapping, int owned, l2c_model **model
         l2c_memory_free(m);
         return status;
     }
-    if (owned) m->mapping = mapping;
+    m->mapping = mapping;
     *model = m;
     return L2C_OK;
+}
+
+/* float32 weights are read as fast as memory allows, so it matters what memory they are in. Only
+ * files that have a valid header are copied. */
+static void place_weights(l2c_mapping *mapping) {
+    l2c_config c;
+    if (read_header(&c, mapping->data, mapping->size, NULL) == L2C_OK && c.group_size == 0)
+        l2c_file_to_memory(mapping, c.version == 0 ? V0_HEADER : HEADER);
 }
 
 l2c_status l2c_model_open(const char *path, l2c_model **model, l2c_error *err) {
     l2c_mapping mapping = {0};
     l2c_status status = l2c_file_map(path, "checkpoint", &mapping, err);
     if (status != L2C_OK) return status;
-    status = open_mapping(mapping, 1, model, err);
+    place_weights(&mapping);
+    status = open_mapping(mapping, model, err);
     if (status != L2C_OK) l2c_file_unmap(&mapping);
     return status;
 }
@@ -210,8 +219,7 @@ l2c_status l2c_model_open(const char *path, l2c_model **model, l2c_error *err) {
 l2c_status l2c_model_open_memory(const void *data, size_t size, l2c_model **model, l2c_error *err) {
     if ((uintptr_t)data % sizeof(float) != 0)
         return l2c_fail(err, L2C_ARG, "checkpoint memory must be aligned to 4 bytes");
-    l2c_mapping mapping = {.data = data, .size = size};
-    return open_mapping(mapping, 0, model, err);
+    return open_mapping((l2c_mapping){.data = data, .size = size}, model, err);
 }
 
 const l2c_config *l2c_model_config(const l2c_model *model) { return &model->config; }

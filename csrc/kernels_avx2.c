@@ -3,7 +3,8 @@
  *
  * The 16 lanes of a sum are two registers, `low` (lanes 0 to 7) and `high` (8 to 15), which the
  * tree adds first. Tails are read under a mask, which gives the zeros that the definition asks for
- * and touches no byte past the end. Latency is hidden by 2 weight rows at once, or 2 against 2.
+ * and touches no byte past the end. Rows of x share
+ * the loads of weight rows, 2 against 2.
  */
 #include "kernels.h"
 
@@ -68,51 +69,28 @@ static inline __m128 sum_lanes_4(lanes a, lanes b, lanes c, lanes d) {
     return _mm_shuffle_ps(low, high, 0x88);
 }
 
-static float avx2_dot(const float *a, const float *b, size_t n) {
+static inline lanes lanes_of(const float *a, const float *b, size_t n) {
     lanes s = zero();
     size_t j = 0;
     for (; j + LANES <= n; j += LANES) s = multiply_add(load(a + j), load(b + j), s);
     if (j < n) s = multiply_add(load_tail(a + j, n - j), load_tail(b + j, n - j), s);
-    return sum_lanes(s);
+    return s;
 }
 
-/* As in kernels_avx512.c, which says why. */
-enum { PREFETCH_BYTES = 32768 };
+static float avx2_dot(const float *a, const float *b, size_t n) { return sum_lanes(lanes_of(a, b, n)); }
 
-static inline void prefetch(const float *w) { _mm_prefetch((const char *)w + PREFETCH_BYTES, _MM_HINT_T1); }
-
-/* 2 weight rows (n apart) against one row of x. */
-static inline void dot_2x1(lanes s[2], const float *x, const float *w, size_t n) {
-    s[0] = s[1] = zero();
-    size_t j = 0;
-    for (; j + LANES <= n; j += LANES) {
-        lanes xj = load(x + j);
-        prefetch(w + 2 * j);
-        prefetch(w + 2 * j + LANES);
-        s[0] = multiply_add(load(w + j), xj, s[0]);
-        s[1] = multiply_add(load(w + n + j), xj, s[1]);
-    }
-    if (j < n) {
-        lanes xj = load_tail(x + j, n - j);
-        s[0] = multiply_add(load_tail(w + j, n - j), xj, s[0]);
-        s[1] = multiply_add(load_tail(w + n + j, n - j), xj, s[1]);
-    }
-}
-
+/* 4 weight rows (n apart) against one row of x; one after the other, as kernels_avx512.c explains. */
 static inline void dot_4x1(float *out, const float *x, const float *w, size_t n) {
-    lanes s[4];
-    dot_2x1(s, x, w, n);
-    dot_2x1(s + 2, x, w + 2 * n, n);
-    _mm_storeu_ps(out, sum_lanes_4(s[0], s[1], s[2], s[3]));
+    lanes a = lanes_of(w, x, n), b = lanes_of(w + n, x, n);
+    lanes c = lanes_of(w + 2 * n, x, n), d = lanes_of(w + 3 * n, x, n);
+    _mm_storeu_ps(out, sum_lanes_4(a, b, c, d));
 }
 
 /* 2 weight rows against 2 rows of x: [w0 x0, w1 x0, w0 x1, w1 x1]. */
-static inline __m128 dot_2x2(const float *x0, const float *x1, const float *w, size_t n, int first_use) {
+static inline __m128 dot_2x2(const float *x0, const float *x1, const float *w, size_t n) {
     lanes s[4] = {zero(), zero(), zero(), zero()};
     for (size_t j = 0; j < n; j += LANES) {
         int whole = j + LANES <= n;
-        if (first_use)
-            UNROLL for (size_t i = 0; i < 2; i++) prefetch(w + 2 * j + i * LANES);
         lanes w0 = whole ? load(w + j) : load_tail(w + j, n - j);
         lanes w1 = whole ? load(w + n + j) : load_tail(w + n + j, n - j);
         lanes xj = whole ? load(x0 + j) : load_tail(x0 + j, n - j);
@@ -135,7 +113,7 @@ static void avx2_matmul(float *out, size_t out_stride, const float *x, size_t x_
             for (size_t k = 0; k < 4; k += 2) {
                 const float *x0 = x + r * x_stride, *x1 = x0 + x_stride;
                 float *out0 = out + r * out_stride + i + k;
-                __m128 v = dot_2x2(x0, x1, w + (i + k) * n, n, r == 0);
+                __m128 v = dot_2x2(x0, x1, w + (i + k) * n, n);
                 _mm_storel_pi((__m64 *)out0, v);
                 _mm_storeh_pi((__m64 *)(out0 + out_stride), v);
             }

@@ -101,11 +101,12 @@ typedef struct {
 typedef struct l2c_model l2c_model;
 
 /*
- * Maps a llama2.c checkpoint read-only and checks every size in it before use. The version is
+ * Opens a llama2.c checkpoint and checks every size in it before use. Float32 files of up to 1 GiB
+ * are copied into huge pages where the system has them; all others are mapped read-only. The version is
  * found from the content: v0 (no magic), v1 (float32) or v2 (int8 groups). A v2 file whose groups
  * do not divide hidden_dim is accepted, and computed as runq.c does (quantize.c says how).
- * The file must not be truncated while the model is open: the operating system would answer a
- * read past its end with SIGBUS.
+ * A mapped file must not be truncated while the model is open: the operating system would answer
+ * a read past its end with SIGBUS.
  */
 l2c_status l2c_model_open(const char *path, l2c_model **model, l2c_error *err);
 

@@ -1,7 +1,7 @@
 /*
  * platform.c - the operating system: mapped files and aligned memory (POSIX).
  */
-#define _POSIX_C_SOURCE 200809L
+#define _DEFAULT_SOURCE /* madvise */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -11,6 +11,12 @@
 #include <unistd.h>
 
 #include "internal.h"
+
+enum {
+    CACHE_LINE = 64,
+    HUGE_PAGE = 2 << 20,
+    COPY_LIMIT = 1 << 30
+};
 
 static l2c_status fail_errno(l2c_error *err, int code, const char *what) {
     l2c_fail(err, L2C_IO, "cannot open %s: %s", what, strerror(code));
@@ -45,17 +51,38 @@ l2c_status l2c_file_map(const char *path, const char *what, l2c_mapping *mapping
     int code = errno;
     close(fd); /* the mapping stays */
     if (data == MAP_FAILED) return fail_errno(err, code, what);
-    mapping->data = data;
-    mapping->size = (size_t)info.st_size;
+    *mapping = (l2c_mapping){data, (size_t)info.st_size, data, (size_t)info.st_size};
     return L2C_OK;
 }
 
 void l2c_file_unmap(l2c_mapping *mapping) {
-    if (mapping->data != NULL) munmap((void *)mapping->data, mapping->size);
-    mapping->data = NULL;
+    if (mapping->block != NULL) munmap(mapping->block, mapping->block_size);
+    mapping->block = NULL;
 }
 
-enum { ALIGNMENT = 64 };
+l2c_status l2c_file_to_memory(l2c_mapping *mapping, size_t header) {
+#if defined(MADV_HUGEPAGE)
+    if (mapping->size > COPY_LIMIT) return L2C_UNSUPPORTED;
+    size_t room = (mapping->size + CACHE_LINE + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+    char *block = mmap(NULL, room + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (block == MAP_FAILED) return L2C_NOMEM;
+    char *start = block + (HUGE_PAGE - (uintptr_t)block % HUGE_PAGE) % HUGE_PAGE;
+    if (madvise(start, room, MADV_HUGEPAGE) != 0) {
+        munmap(block, room + HUGE_PAGE);
+        return L2C_UNSUPPORTED;
+    }
+    char *copy = start + (CACHE_LINE - header % CACHE_LINE) % CACHE_LINE;
+    memcpy(copy, mapping->data, mapping->size);
+    munmap(mapping->block, mapping->block_size);
+    *mapping = (l2c_mapping){(unsigned char *)copy, mapping->size, block, room + HUGE_PAGE};
+    return L2C_OK;
+#else
+    (void)mapping, (void)header;
+    return L2C_UNSUPPORTED;
+#endif
+}
+
+enum { ALIGNMENT = CACHE_LINE };
 
 void *l2c_memory_zeroed(size_t count, size_t size) {
     if (size != 0 && count > (SIZE_MAX - ALIGNMENT) / size) return NULL;

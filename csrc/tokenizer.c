@@ -33,7 +33,7 @@ struct l2c_tokenizer {
     int32_t *table;  /* (table_mask + 1) open hash table: ids of text pieces, or NONE */
     uint32_t table_mask;
     unsigned char byte[256]; /* byte[b] == b: what byte pieces point at */
-    l2c_mapping mapping;     /* .data is NULL when the memory is the caller's */
+    l2c_mapping mapping;
 };
 
 /* ---- Looking pieces up -------------------------------------------------------------------------- */

@@ -25,7 +25,7 @@ def describe(llama: Llama) -> dict[str, Any]:
         "parameters": llama.n_parameters,
         "config": c._asdict(),
         "memory": {
-            "weights_mapped": os.path.getsize(llama.path),
+            "weights": os.path.getsize(llama.path),
             "weights_read_per_token": llama.sweep_bytes,
             "session_at_full_context": int(lib.l2c_session_bytes(llama._model, 1, 0)),
         },
@@ -53,7 +53,7 @@ def to_text(facts: dict[str, Any]) -> str:
         ),
         ("vocabulary", f"{c['vocab_size']:,}, classifier {tied}"),
         ("context", f"{c['seq_len']:,} positions"),
-        ("memory", f"{memory['weights_mapped']:,} bytes of weights, mapped from the file;"),
+        ("memory", f"{memory['weights']:,} bytes of weights;"),
         ("", f"{memory['session_at_full_context']:,} bytes a story at full context"),
         ("a token reads", f"{memory['weights_read_per_token']:,} bytes of weights"),
         (

@@ -160,7 +160,7 @@ def test_info(tiny_path: Path) -> None:
     facts = json.loads(pyllama2c("info", tiny_path, "--json").stdout)
     assert facts["config"]["dim"] == 48 and facts["config"]["shared_classifier"] is True
     assert facts["parameters"] == 48 * 300 + 2 * (3 * 48 * 80 + 2 * 48 * 48 + 2 * 48 * 24) + 5 * 48
-    assert facts["memory"]["weights_mapped"] == facts["file_bytes"] == tiny_path.stat().st_size
+    assert facts["memory"]["weights"] == facts["file_bytes"] == tiny_path.stat().st_size
     assert facts["memory"]["session_at_full_context"] > 2 * 4 * 2 * 24 * 96
     assert facts["threads"] == 1 and facts["kernels"] in ("scalar", "avx2", "avx512")
     text = pyllama2c("info", tiny_path).stdout
