@@ -69,22 +69,15 @@ static inline __m128 sum_lanes_4(lanes a, lanes b, lanes c, lanes d) {
     return _mm_shuffle_ps(low, high, 0x88);
 }
 
-static inline lanes lanes_of(const float *a, const float *b, size_t n) {
+static inline float dot(const float *a, const float *b, size_t n) {
     lanes s = zero();
     size_t j = 0;
     for (; j + LANES <= n; j += LANES) s = multiply_add(load(a + j), load(b + j), s);
     if (j < n) s = multiply_add(load_tail(a + j, n - j), load_tail(b + j, n - j), s);
-    return s;
+    return sum_lanes(s);
 }
 
-static float avx2_dot(const float *a, const float *b, size_t n) { return sum_lanes(lanes_of(a, b, n)); }
-
-/* 4 weight rows (n apart) against one row of x; one after the other, as kernels_avx512.c explains. */
-static inline void dot_4x1(float *out, const float *x, const float *w, size_t n) {
-    lanes a = lanes_of(w, x, n), b = lanes_of(w + n, x, n);
-    lanes c = lanes_of(w + 2 * n, x, n), d = lanes_of(w + 3 * n, x, n);
-    _mm_storeu_ps(out, sum_lanes_4(a, b, c, d));
-}
+static float avx2_dot(const float *a, const float *b, size_t n) { return dot(a, b, n); }
 
 /* 2 weight rows against 2 rows of x: [w0 x0, w1 x0, w0 x1, w1 x1]. */
 static inline __m128 dot_2x2(const float *x0, const float *x1, const float *w, size_t n) {
@@ -103,25 +96,24 @@ static inline __m128 dot_2x2(const float *x0, const float *x1, const float *w, s
     return sum_lanes_4(s[0], s[1], s[2], s[3]);
 }
 
+/* Weights outside, rows inside, and a row of x alone in steps of one weight row, for the reasons
+ * that kernels_avx512.c gives. */
 static void avx2_matmul(float *out, size_t out_stride, const float *x, size_t x_stride,
                         size_t n_rows, const float *w, size_t n, size_t begin, size_t end) {
-    size_t i = begin;
-    /* Weights outside, rows inside: each weight comes from memory once. */
-    for (; i + 4 <= end; i += 4) {
-        size_t r = 0;
-        for (; r + 2 <= n_rows; r += 2)
-            for (size_t k = 0; k < 4; k += 2) {
-                const float *x0 = x + r * x_stride, *x1 = x0 + x_stride;
-                float *out0 = out + r * out_stride + i + k;
-                __m128 v = dot_2x2(x0, x1, w + (i + k) * n, n);
-                _mm_storel_pi((__m64 *)out0, v);
-                _mm_storeh_pi((__m64 *)(out0 + out_stride), v);
-            }
-        if (r < n_rows) dot_4x1(out + r * out_stride + i, x + r * x_stride, w + i * n, n);
+    size_t blocked = n_rows / 2 * 2, i = begin;
+    for (; i + 2 <= end && blocked > 0; i += 2) {
+        for (size_t r = 0; r < blocked; r += 2) {
+            const float *x0 = x + r * x_stride;
+            float *out0 = out + r * out_stride + i;
+            __m128 v = dot_2x2(x0, x0 + x_stride, w + i * n, n);
+            _mm_storel_pi((__m64 *)out0, v);
+            _mm_storeh_pi((__m64 *)(out0 + out_stride), v);
+        }
+        for (size_t k = i; k < i + 2; k++)
+            for (size_t r = blocked; r < n_rows; r++) out[r * out_stride + k] = dot(w + k * n, x + r * x_stride, n);
     }
     for (; i < end; i++)
-        for (size_t r = 0; r < n_rows; r++)
-            out[r * out_stride + i] = avx2_dot(w + i * n, x + r * x_stride, n);
+        for (size_t r = 0; r < n_rows; r++) out[r * out_stride + i] = dot(w + i * n, x + r * x_stride, n);
 }
 
 static inline __m256 power_of_two(__m256i n) {
