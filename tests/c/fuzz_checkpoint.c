@@ -1,43 +1,78 @@
 /*
- * fuzz_checkpoint.c - libFuzzer: any bytes as a checkpoint; what opens is run.
+ * fuzz_checkpoint.c - libFuzzer target: any bytes as a checkpoint. What opens must compute the same
+ * bits with every instruction set, and be sampled from, without a sanitizer's complaint.
  */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "llama2c.h"
 
-static void run(const l2c_model *model) {
-    const l2c_config *c = l2c_model_config(model);
-    int32_t n_ctx = c->seq_len < 8 ? c->seq_len : 8;
-    if (l2c_session_bytes(model, 1, n_ctx) > (64u << 20)) return;
-    l2c_pool *pool = NULL;
-    l2c_session *session = NULL;
-    if (l2c_pool_create(1, &pool, NULL) != L2C_OK) return;
-    if (l2c_session_create(model, pool, 1, n_ctx, L2C_ISA_AUTO, &session, NULL) == L2C_OK) {
-        l2c_sampler sampler;
-        l2c_sampler_init(&sampler, 1);
-        l2c_row row = {0, 0, 0, 1};
-        for (; row.position < n_ctx; row.position++) {
-            if (l2c_session_forward(session, &row, 1, NULL) != L2C_OK) abort();
-            sampler.top_k = row.position % 2 * 3;
-            sampler.temperature = row.position % 3 == 0 ? 0.0f : 1.0f;
+enum { ROWS = 5, MOST_BYTES = 64 << 20 };
+
+static const l2c_sampler settings[] = {
+    {0.0f, 0.9f, 0, 0.0f, 1.0f, 1}, {1.0f, 0.9f, 0, 0.0f, 1.0f, 2},     {1.0f, 1.0f, 0, 0.0f, 1.1f, 3},
+    {0.5f, 0.0f, 3, 0.1f, 1.0f, 4}, {1e-38f, 1e-8f, 0, 0.0f, 1.0f, 5},
+};
+
+static void require(int condition) {
+    if (!condition) abort(); /* which libFuzzer reports */
+}
+
+/* Fills logits (ROWS, vocab) and then uses the rows up. */
+static void run(const l2c_model *model, int32_t n_ctx, l2c_isa isa, float *logits) {
+    int32_t vocab = l2c_model_config(model)->vocab_size;
+    l2c_pool *pool;
+    l2c_session *session;
+    require(l2c_pool_create(1, &pool, NULL) == L2C_OK);
+    require(l2c_session_create(model, pool, 2, n_ctx, isa, &session, NULL) == L2C_OK);
+    l2c_row rows[ROWS];
+    for (int32_t i = 0; i < ROWS; i++) /* two sequences in turn; together, as a matrix product */
+        rows[i] = (l2c_row){i % 2, i / 2 % n_ctx, (int32_t)((uint32_t)i * 7919u % (uint32_t)vocab), 1};
+    if (n_ctx < (ROWS + 1) / 2) { /* too short for that: one by one */
+        for (size_t i = 0; i < ROWS; i++) {
+            require(l2c_session_forward(session, &rows[i], 1, NULL) == L2C_OK);
+            memcpy(logits + i * (size_t)vocab, l2c_session_logits(session, 0), (size_t)vocab * sizeof *logits);
+        }
+    } else {
+        require(l2c_session_forward(session, rows, ROWS, NULL) == L2C_OK);
+        memcpy(logits, l2c_session_logits(session, 0), ROWS * (size_t)vocab * sizeof *logits);
+        for (size_t i = 0; i < ROWS; i++) {
+            l2c_sampler sampler = settings[i];
+            int32_t token = -1, history[] = {0, vocab - 1};
             double logprob;
-            l2c_session_logprob(session, 0, row.token, &logprob, NULL);
-            l2c_status status = l2c_session_sample(session, 0, &sampler, &row.token, 1, &row.token, NULL);
-            if (status == L2C_NONFINITE) break;
-            if (status != L2C_OK || row.token < 0 || row.token >= c->vocab_size) abort();
+            l2c_status status = l2c_session_logprob(session, i, 0, &logprob, NULL);
+            require(status == L2C_OK || status == L2C_NONFINITE);
+            status = l2c_session_sample(session, i, &sampler, history, 2, &token, NULL);
+            require(status == L2C_OK ? token >= 0 && token < vocab : status == L2C_NONFINITE);
         }
     }
     l2c_session_free(session);
     l2c_pool_free(pool);
 }
 
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    unsigned char *copy = malloc(size ? size : 1); /* aligned, and of exactly this size */
-    if (size) memcpy(copy, data, size);
-    l2c_model *model = NULL;
-    if (l2c_model_open_memory(copy, size, &model, NULL) == L2C_OK) run(model);
-    l2c_model_free(model);
+    unsigned char *copy = malloc(size + (size == 0)); /* aligned, and of exactly the size */
+    require(copy != NULL);
+    if (size > 0) memcpy(copy, data, size);
+    l2c_model *model;
+    if (l2c_model_open_memory(copy, size, &model, NULL) == L2C_OK) {
+        const l2c_config *c = l2c_model_config(model);
+        int32_t n_ctx = c->seq_len < 8 ? c->seq_len : 8; /* v1 and v2 files claim any length */
+        if (l2c_session_bytes(model, 2, n_ctx) <= MOST_BYTES) {
+            size_t n = ROWS * (size_t)c->vocab_size;
+            float *scalar = malloc(n * sizeof *scalar), *fastest = malloc(n * sizeof *fastest);
+            require(scalar != NULL && fastest != NULL);
+            run(model, n_ctx, L2C_ISA_SCALAR, scalar);
+            run(model, n_ctx, L2C_ISA_AUTO, fastest);
+            for (size_t i = 0; i < n; i++) /* which NaN is for the processor to choose */
+                require((isnan(scalar[i]) && isnan(fastest[i])) || memcmp(&scalar[i], &fastest[i], sizeof(float)) == 0);
+            free(scalar);
+            free(fastest);
+        }
+        l2c_model_free(model);
+    }
     free(copy);
     return 0;
 }

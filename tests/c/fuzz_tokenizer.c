@@ -1,47 +1,58 @@
 /*
- * fuzz_tokenizer.c - libFuzzer: two bytes of length, then a tokenizer.bin, then a text. What the
- * text encodes to has to decode to the text.
+ * fuzz_tokenizer.c - libFuzzer target: a 16-bit length of the text, a tokenizer, a text. What opens
+ * must encode the text, and its pieces must be the text again.
  */
 #include <stdlib.h>
 #include <string.h>
 
 #include "llama2c.h"
 
-static void round_trip(const l2c_tokenizer *t, const char *text, size_t size) {
-    int32_t *ids = malloc((size + 1) * sizeof *ids);
-    unsigned char *decoded = malloc(size + 1);
-    size_t n = 0, at = 0, expected = 0;
-    if (l2c_tokenizer_encode(t, text, size, ids, &n, NULL) != L2C_OK || n > size + 1) abort();
-    for (size_t i = 0; i < n; i++) {
-        const char *bytes;
-        size_t length;
-        if (l2c_tokenizer_piece(t, ids[i], &bytes, &length) != L2C_OK || at + length > size + 1) abort();
-        memcpy(decoded + at, bytes, length);
-        at += length;
-    }
-    if (size > 0 && decoded[expected++] != ' ') abort(); /* the space that is put in front */
-    for (size_t i = 0; i < size; expected++) {
-        int meta = size - i >= 3 && memcmp(text + i, "\xE2\x96\x81", 3) == 0; /* is a space as well */
-        if (decoded[expected] != (meta ? ' ' : (unsigned char)text[i])) abort();
-        i += meta ? 3 : 1;
-    }
-    if (expected != at) abort();
-    free(decoded);
-    free(ids);
+static void require(int condition) {
+    if (!condition) abort(); /* which libFuzzer reports */
 }
 
+static void *copy_of(const void *data, size_t size) {
+    void *copy = malloc(size + (size == 0)); /* of exactly the size, so that ASan sees a read past it */
+    require(copy != NULL);
+    if (size > 0) memcpy(copy, data, size);
+    return copy;
+}
+
+static void round_trip(const l2c_tokenizer *t, const char *text, size_t length) {
+    int32_t *tokens = malloc((length + 1) * sizeof *tokens);
+    require(tokens != NULL);
+    size_t n, at = 0;
+    require(l2c_tokenizer_encode(t, text, length, tokens, &n, NULL) == L2C_OK);
+    require(n <= length + 1 && (n == 0) == (length == 0));
+    int first = 1; /* the space in front is still to come */
+    for (size_t i = 0; i < n; i++) {
+        const char *bytes;
+        size_t size;
+        require(l2c_tokenizer_piece(t, tokens[i], &bytes, &size) == L2C_OK);
+        for (size_t b = 0; b < size; b++, first = 0) {
+            int meta = !first && length - at >= 3 && memcmp(text + at, "\xE2\x96\x81", 3) == 0; /* U+2581 */
+            require(first || at < length);
+            require(bytes[b] == (first || meta ? ' ' : text[at]));
+            if (!first) at += meta ? 3 : 1;
+        }
+    }
+    require(at == length);
+    free(tokens);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (size < 2) return 0;
-    size_t split = data[0] | (size_t)data[1] << 8;
-    data += 2;
-    size -= 2;
-    if (split > size) split = size;
-    unsigned char *file = malloc(split ? split : 1);
-    if (split) memcpy(file, data, split);
-    l2c_tokenizer *t = NULL;
-    if (l2c_tokenizer_open_memory(file, split, 0, &t, NULL) == L2C_OK)
-        round_trip(t, (const char *)data + split, size - split);
-    l2c_tokenizer_free(t);
+    size_t length = data[0] | (size_t)data[1] << 8, left = size - 2;
+    if (length > left) length = left;
+    void *file = copy_of(data + 2, left - length);
+    char *text = copy_of(data + size - length, length);
+    l2c_tokenizer *t;
+    if (l2c_tokenizer_open_memory(file, left - length, 0, &t, NULL) == L2C_OK) {
+        round_trip(t, text, length);
+        l2c_tokenizer_free(t);
+    }
+    free(text);
     free(file);
     return 0;
 }

@@ -1,0 +1,274 @@
+/*
+ * test_compute.c - the forward pass and the sampler.
+ */
+#include <limits.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "harness.h"
+
+/* ---- Forward ---------------------------------------------------------------------------------- */
+
+void test_same_bits(void) {
+    static const int32_t n_threads[] = {1, 2, 3, 5};
+    l2c_isa isas[MAX_ISAS];
+    size_t n_isas = available_isas(isas);
+    for (size_t c = 0; c < n_shapes; c++) {
+        truth t = truth_make(&shapes[c]);
+        for (size_t i = 0; i < n_isas; i++)
+            for (size_t k = 0; k < sizeof n_threads / sizeof *n_threads; k++) {
+                l2c_pool *pool;
+                l2c_session *session;
+                CHECK(l2c_pool_create(n_threads[k], &pool, NULL) == L2C_OK);
+                CHECK(l2c_session_create(t.model, pool, TRUTH_SEQUENCES, 0, isas[i], &session, NULL) == L2C_OK);
+                truth_check_session(&t, session, 100 + k);
+                truth_check_session(&t, session, 200 + k); /* position 0 again cuts the sequences */
+                l2c_session_free(session);
+                l2c_pool_free(pool);
+            }
+        truth_free(&t);
+    }
+}
+
+void test_row_errors(void) {
+    const shape *c = &shapes[2];
+    truth t = truth_make(c);
+    l2c_pool *pool;
+    l2c_session *session;
+    l2c_error err;
+    enum { CONTEXT = 10 }; /* less than the model's */
+    CHECK(l2c_pool_create(2, &pool, NULL) == L2C_OK);
+    CHECK(l2c_session_create(t.model, pool, TRUTH_SEQUENCES, CONTEXT, L2C_ISA_AUTO, &session, &err) == L2C_OK);
+    CHECK(l2c_session_logits(session, 0) == NULL);
+    l2c_row rows[L2C_MAX_ROWS + 1];
+    for (int32_t i = 0; i < 3; i++) rows[i] = truth_row(&t, 0, i);
+    CHECK(l2c_session_forward(session, rows, 3, &err) == L2C_OK); /* sequence 0 has 3 positions */
+
+    static const struct {
+        l2c_row row;
+        l2c_status status;
+    } bad[] = {
+        {{0, 4, 5, 1}, L2C_RANGE},  {{0, -1, 5, 1}, L2C_RANGE},      {{0, CONTEXT, 5, 1}, L2C_RANGE},
+        {{1, 1, 5, 1}, L2C_RANGE},  {{0, INT_MAX, 5, 1}, L2C_RANGE}, {{0, INT_MIN, 5, 1}, L2C_RANGE},
+        {{0, 3, -1, 1}, L2C_ARG},   {{0, 3, 300, 1}, L2C_ARG},       {{0, 3, INT_MAX, 1}, L2C_ARG},
+        {{-1, 0, 5, 1}, L2C_ARG},   {{TRUTH_SEQUENCES, 0, 5, 1}, L2C_ARG},
+        {{INT_MIN, 0, 5, 1}, L2C_ARG},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        CHECK(l2c_session_forward(session, &bad[i].row, 1, &err) == bad[i].status);
+        CHECK(err.status == bad[i].status && err.message[0] != '\0');
+        rows[0] = truth_row(&t, 2, 0); /* a good row before it does not help */
+        rows[1] = bad[i].row;
+        CHECK(l2c_session_forward(session, rows, 2, NULL) == bad[i].status);
+    }
+    static const int32_t pairs[][2] = {{3, 5}, {3, 3}, {3, 2}}; /* a gap, a repetition, a step back */
+    for (size_t i = 0; i < 3; i++) {
+        rows[0] = truth_row(&t, 0, pairs[i][0]);
+        rows[1] = truth_row(&t, 1, 0);
+        rows[2] = truth_row(&t, 0, pairs[i][1]);
+        CHECK(l2c_session_forward(session, rows, 3, &err) == L2C_RANGE);
+    }
+    CHECK(l2c_session_forward(session, rows, 0, &err) == L2C_ARG);
+    for (int32_t i = 0; i <= L2C_MAX_ROWS; i++) rows[i] = truth_row(&t, 0, 0);
+    CHECK(l2c_session_forward(session, rows, L2C_MAX_ROWS + 1, &err) == L2C_ARG);
+    CHECK(l2c_session_forward(session, rows, SIZE_MAX, &err) == L2C_ARG);
+
+    /* Nothing of that moved the session: position 3 is still the next one. */
+    CHECK(truth_equals(&t, 0, 2, l2c_session_logits(session, 2)));
+    rows[0] = truth_row(&t, 0, 3);
+    CHECK(l2c_session_forward(session, rows, 1, &err) == L2C_OK);
+    CHECK(truth_equals(&t, 0, 3, l2c_session_logits(session, 0)));
+
+    /* A full sequence: the next position is the next one, but past the context. */
+    for (int32_t i = 4; i < CONTEXT; i++) {
+        rows[0] = truth_row(&t, 0, i);
+        CHECK(l2c_session_forward(session, rows, 1, &err) == L2C_OK);
+    }
+    rows[1] = truth_row(&t, 0, CONTEXT);
+    CHECK(l2c_session_forward(session, &rows[1], 1, &err) == L2C_RANGE);
+    CHECK(l2c_session_forward(session, rows, 2, &err) == L2C_RANGE);
+
+    int32_t token = 77;
+    double logprob = 77;
+    l2c_sampler sampler;
+    l2c_sampler_init(&sampler, 0);
+    CHECK(l2c_session_logits(session, 1) == NULL && l2c_session_logits(session, SIZE_MAX) == NULL);
+    CHECK(l2c_session_logprob(session, 0, 300, &logprob, &err) == L2C_ARG);
+    CHECK(l2c_session_logprob(session, 0, -1, &logprob, &err) == L2C_ARG && logprob == 77);
+    CHECK(l2c_session_logprob(session, 0, 299, &logprob, &err) == L2C_OK && logprob < 0);
+    CHECK(l2c_session_sample(session, 1, &sampler, NULL, 0, &token, &err) == L2C_ARG && token == 77);
+    CHECK(l2c_session_sample(session, 0, &sampler, NULL, 0, &token, &err) == L2C_OK && token >= 0 && token < 300);
+    l2c_session_free(session);
+
+    static const int32_t contexts[] = {-1, 34, INT_MAX, INT_MIN};
+    for (size_t i = 0; i < 4; i++)
+        CHECK(l2c_session_create(t.model, pool, 1, contexts[i], L2C_ISA_AUTO, &session, &err) == L2C_ARG);
+    CHECK(l2c_session_create(t.model, pool, 0, 0, L2C_ISA_AUTO, &session, &err) == L2C_ARG);
+    CHECK(l2c_session_create(t.model, pool, INT_MIN, 0, L2C_ISA_AUTO, &session, &err) == L2C_ARG);
+    CHECK(l2c_session_create(t.model, pool, 1, 0, (l2c_isa)99, &session, &err) == L2C_ARG);
+    /* 6.8 TB of cache: more than a process gets. What was taken before it is given back. */
+    CHECK(l2c_session_create(t.model, pool, INT_MAX, 0, L2C_ISA_AUTO, &session, &err) == L2C_NOMEM);
+    CHECK(l2c_session_bytes(t.model, INT_MAX, 0) > (uint64_t)6 << 40);
+    CHECK(l2c_session_bytes(t.model, 0, 0) == UINT64_MAX && l2c_session_bytes(t.model, 1, -1) == UINT64_MAX);
+    l2c_pool_free(pool);
+    truth_free(&t);
+}
+
+void test_nonfinite_weights(void) {
+    static const float values[] = {NAN, INFINITY, -INFINITY, 3e38f};
+    for (size_t i = 0; i < n_smallest; i++)
+        for (size_t v = 0; v < sizeof values / sizeof *values; v++) {
+            /* v0 begins with the embedding of token 0, the others with a norm of the first layer. */
+            image file = image_checkpoint(&smallest[i], 5);
+            size_t at = smallest[i].version == 0 ? 28 : 256;
+            memcpy(file.data + at, &values[v], 4);
+            l2c_model *model;
+            l2c_pool *pool;
+            l2c_session *session;
+            CHECK(l2c_model_open_memory(file.data, file.size, &model, NULL) == L2C_OK);
+            CHECK(l2c_pool_create(2, &pool, NULL) == L2C_OK);
+            CHECK(l2c_session_create(model, pool, 1, 0, L2C_ISA_AUTO, &session, NULL) == L2C_OK);
+            l2c_row row = {0, 0, 0, 1};
+            CHECK(l2c_session_forward(session, &row, 1, NULL) == L2C_OK);
+            l2c_sampler sampler;
+            l2c_sampler_init(&sampler, 1);
+            int32_t token = 77;
+            double logprob;
+            l2c_status whole = l2c_session_logprob(session, 0, 1, &logprob, NULL);
+            l2c_status status = l2c_session_sample(session, 0, &sampler, NULL, 0, &token, NULL);
+            if (isnan(values[v])) CHECK(whole == L2C_NONFINITE && status == L2C_NONFINITE);
+            CHECK(status == L2C_OK ? token >= 0 && token < 5 : status == L2C_NONFINITE && token == 77);
+            l2c_session_free(session);
+            l2c_pool_free(pool);
+            l2c_model_free(model);
+            free(file.data);
+        }
+}
+
+/* ---- Sampler ------------------------------------------------------------------------------------ */
+
+static size_t sampler_kernels(const l2c_kernels **kernels) {
+    l2c_isa isas[MAX_ISAS];
+    size_t n = available_isas(isas);
+    for (size_t i = 0; i < n; i++) kernels[i] = l2c_kernels_for(isas[i]);
+    kernels[n] = &l2c_kernels_runq;
+    return n + 1;
+}
+
+/* Calls l2c_sampler_pick with blocks of exactly n, on a copy of the logits. */
+static l2c_status pick(l2c_sampler *sampler, const l2c_kernels *kernels, const float *logits, int32_t n,
+                       const int32_t *history, size_t n_history, int32_t *token) {
+    image copy = image_copy(logits, (size_t)n * sizeof *logits);
+    l2c_candidate *candidates = malloc((size_t)n * sizeof *candidates);
+    unsigned char *seen = calloc((size_t)n, 1);
+    CHECK(candidates != NULL && seen != NULL);
+    *token = -77;
+    l2c_status status = l2c_sampler_pick(sampler, kernels, (float *)copy.data, n, history, n_history, candidates,
+                                         seen, token, NULL);
+    CHECK(status == L2C_OK ? *token >= 0 && *token < n : *token == -77);
+    for (int32_t i = 0; i < n; i++) CHECK(seen[i] == 0);
+    free(seen);
+    free(candidates);
+    free(copy.data);
+    return status;
+}
+
+static const l2c_sampler settings[] = {
+    /* temperature, top_p, top_k, min_p, repetition penalty, state */
+    {0.0f, 0.9f, 0, 0.0f, 1.0f, 1},      {1.0f, 0.0f, 0, 0.0f, 1.0f, 1},     {1.0f, 1.0f, 0, 0.0f, 1.0f, 1},
+    {1.0f, 0.9f, 0, 0.0f, 1.0f, 1},      {0.7f, 0.5f, 3, 0.1f, 1.3f, 1},     {1.0f, 1e-8f, 0, 0.0f, 1.0f, 1},
+    {1.0f, 1e-45f, 0, 0.0f, 1.0f, 1},    {1.0f, 0.0f, 1, 0.0f, 1.0f, 1},     {1.0f, 0.0f, INT_MAX, 0.0f, 1.0f, 1},
+    {1.0f, 0.0f, 0, 1.0f, 1.0f, 1},      {1.0f, 0.99999994f, 0, 0.0f, 1.0f, 1}, {1e-38f, 0.9f, 0, 0.0f, 1.0f, 1},
+    {1e-45f, 0.0f, 0, 0.0f, 1.0f, 1},    {3e38f, 0.9f, 0, 0.0f, 1.0f, 1},    {1.0f, 0.9f, 0, 0.0f, 3e38f, 1},
+    {1.0f, 0.9f, 2, 1e-45f, 1e-38f, 1},  {1.0f, 0.5f, 40, 0.05f, 0.5f, UINT64_MAX},
+};
+
+void test_sampler_choices(void) {
+    static const int32_t history[] = {0, 0, -1, 5, INT_MAX, INT_MIN, 3, 3};
+    const l2c_kernels *kernels[MAX_ISAS + 1];
+    size_t n_kernels = sampler_kernels(kernels);
+    uint64_t random = 31;
+    for (size_t i = 0; i < sizeof settings / sizeof *settings; i++)
+        for (int32_t n = 1; n <= 70; n++)
+            for (int kind = 0; kind < 4; kind++) { /* flat, mild, steep, with forbidden tokens */
+                float logits[70];
+                int32_t largest = 0;
+                for (int32_t j = 0; j < n; j++) {
+                    logits[j] = kind == 0 ? 0.0f : random_float(&random) * (kind == 2 ? 1e4f : 3.0f);
+                    if (kind == 3 && j != n / 2 && j % 3 == 0) logits[j] = -INFINITY;
+                    if (logits[j] > logits[largest]) largest = j;
+                }
+                int32_t first = -1;
+                for (size_t k = 0; k < n_kernels; k++) {
+                    l2c_sampler s = settings[i];
+                    int32_t token;
+                    l2c_status status = pick(&s, kernels[k], logits, n, history, sizeof history / sizeof *history, &token);
+                    /* Penalties of 1e-38 and 3e38 make infinities of logits, maybe of all. */
+                    int extreme = s.repetition_penalty < 1e-30f || s.repetition_penalty > 1e30f;
+                    CHECK(status == L2C_OK || (status == L2C_NONFINITE && extreme));
+                    if (status != L2C_OK) continue;
+                    CHECK(logits[token] > -INFINITY);
+                    if (k == 0) first = token;
+                    else if (kernels[k] != &l2c_kernels_runq) CHECK(token == first);
+                    /* Of equals, a temperature picks any, however small it is. */
+                    int certain = s.temperature == 0.0f || s.top_k == 1 || (s.temperature <= 1e-38f && kind != 0);
+                    if (certain && s.repetition_penalty == 1.0f) CHECK(token == largest);
+                }
+            }
+    /* Repeated draws stay among the kept tokens: probabilities are about 0.64, 0.24, 0.09, 0.03. */
+    const float steps[] = {1.0f, 3.0f, 0.0f, 2.0f};
+    for (size_t k = 0; k < n_kernels; k++) {
+        l2c_sampler s;
+        l2c_sampler_init(&s, 9);
+        int32_t counts[4] = {0}, token;
+        for (int draw = 0; draw < 2000; draw++) {
+            CHECK(pick(&s, kernels[k], steps, 4, NULL, 0, &token) == L2C_OK);
+            counts[token]++;
+        }
+        /* top_p 0.9 crosses at the third. */
+        CHECK(counts[1] > counts[3] && counts[3] > counts[0] && counts[0] > 0 && counts[2] == 0);
+    }
+}
+
+void test_sampler_errors(void) {
+    const l2c_kernels *kernels[MAX_ISAS + 1];
+    size_t n_kernels = sampler_kernels(kernels);
+    static const float values[] = {NAN, -NAN, INFINITY};
+    for (size_t k = 0; k < n_kernels; k++)
+        for (size_t i = 0; i < sizeof settings / sizeof *settings; i++)
+            for (int32_t n = 1; n <= 35; n++) {
+                float logits[35];
+                int32_t token;
+                for (size_t v = 0; v < 3; v++)
+                    for (int32_t where = 0; where < n; where++) {
+                        for (int32_t j = 0; j < n; j++) logits[j] = j == where ? values[v] : (float)(j % 7) - 3.0f;
+                        l2c_sampler s = settings[i];
+                        CHECK(pick(&s, kernels[k], logits, n, NULL, 0, &token) == L2C_NONFINITE);
+                    }
+                for (int32_t j = 0; j < n; j++) logits[j] = -INFINITY;
+                l2c_sampler s = settings[i];
+                CHECK(pick(&s, kernels[k], logits, n, NULL, 0, &token) == L2C_NONFINITE);
+            }
+    const float bad[] = {NAN, INFINITY, -INFINITY, -1.0f, 3.5f};
+    const float logits[2] = {0.0f, 1.0f};
+    for (size_t v = 0; v < sizeof bad / sizeof *bad; v++)
+        for (int field = 0; field < 4; field++) {
+            l2c_sampler s;
+            l2c_sampler_init(&s, 0);
+            float *fields[] = {&s.temperature, &s.repetition_penalty, &s.top_p, &s.min_p};
+            *fields[field] = bad[v];
+            int32_t token;
+            int fine = bad[v] == 3.5f && field < 2; /* no bound above, save infinity */
+            CHECK(pick(&s, kernels[0], logits, 2, NULL, 0, &token) == (fine ? L2C_OK : L2C_ARG));
+        }
+    l2c_sampler s;
+    int32_t token;
+    l2c_sampler_init(&s, 0);
+    CHECK(s.rng_state != 0);
+    s.top_k = -1;
+    CHECK(pick(&s, kernels[0], logits, 2, NULL, 0, &token) == L2C_ARG);
+    l2c_sampler_init(&s, 1);
+    s.rng_state = 0;
+    CHECK(pick(&s, kernels[0], logits, 2, NULL, 0, &token) == L2C_ARG);
+}

@@ -1,0 +1,230 @@
+/*
+ * test_threads.c - pools, sessions used by several threads, cancelling, forking.
+ */
+#define _POSIX_C_SOURCE 200809L
+#include <limits.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "harness.h"
+
+static const shape *const SHAPE = &shapes[2];
+
+static l2c_pool *make_pool(int32_t n_threads) {
+    l2c_pool *pool;
+    CHECK(l2c_pool_create(n_threads, &pool, NULL) == L2C_OK);
+    return pool;
+}
+
+static l2c_session *make_session(const truth *t, l2c_pool *pool) {
+    l2c_session *session;
+    CHECK(l2c_session_create(t->model, pool, TRUTH_SEQUENCES, 0, L2C_ISA_AUTO, &session, NULL) == L2C_OK);
+    return session;
+}
+
+static pthread_t start(void *(*run)(void *), void *arg) {
+    pthread_t id;
+    CHECK(pthread_create(&id, NULL, run, arg) == 0);
+    return id;
+}
+
+static void join(pthread_t id) { CHECK(pthread_join(id, NULL) == 0); }
+
+/* ---- Pools ------------------------------------------------------------------------------------- */
+
+static void count_threads(void *arg, int thread, int n_threads) {
+    (void)thread;
+    CHECK(n_threads >= 1);
+    atomic_fetch_add((atomic_int *)arg, 1);
+}
+
+void test_pool_life(void) {
+    for (int32_t i = 0; i < 100; i++) {
+        int32_t n_threads = 1 + i % 6;
+        l2c_pool *pool = make_pool(n_threads);
+        CHECK(l2c_pool_size(pool) == n_threads);
+        atomic_int count = 0;
+        for (int32_t job = 0; job < i % 4; job++) l2c_pool_run(pool, count_threads, &count);
+        CHECK(atomic_load(&count) == i % 4 * n_threads);
+        l2c_pool_free(pool);
+    }
+    static const int32_t refused[] = {0, -1, 257, INT_MAX, INT_MIN};
+    l2c_pool *pool = NULL;
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++)
+        CHECK(l2c_pool_create(refused[i], &pool, NULL) == L2C_ARG && pool == NULL);
+}
+
+typedef struct {
+    const truth *t;
+    l2c_session *session;
+    int32_t sequence;
+    uint64_t seed;
+    atomic_int *flag; /* what it says is told at its use */
+    int ran, refused;
+} job;
+
+static void *check_session(void *arg) {
+    job *j = arg;
+    for (uint64_t round = 0; round < 5; round++) truth_check_session(j->t, j->session, j->seed + round);
+    return NULL;
+}
+
+void test_pool_shared_by_sessions(void) {
+    truth t = truth_make(SHAPE);
+    for (int32_t n_threads = 1; n_threads <= 3; n_threads++) {
+        l2c_pool *pool = make_pool(n_threads);
+        job jobs[2];
+        pthread_t ids[2];
+        for (int i = 0; i < 2; i++) {
+            jobs[i] = (job){.t = &t, .session = make_session(&t, pool), .seed = 50 + 10 * (uint64_t)i};
+            ids[i] = start(check_session, &jobs[i]);
+        }
+        for (int i = 0; i < 2; i++) {
+            join(ids[i]);
+            l2c_session_free(jobs[i].session);
+        }
+        l2c_pool_free(pool);
+    }
+    truth_free(&t);
+}
+
+/* ---- One session, two threads --------------------------------------------------------------------- */
+
+/* Feeds one sequence from its start, again and again, until *flag threads are done as well. */
+static void *feed_sequence(void *arg) {
+    job *j = arg;
+    int32_t seq_len = l2c_model_config(j->t->model)->seq_len;
+    /* A thread that met nobody goes on until it did, but not for ever: one processor may run the
+     * two threads one after the other. */
+    for (int round = 0; round < 5 || (j->refused == 0 && atomic_load(j->flag) == 0 && round < 500); round++)
+        for (int32_t position = 0; position < seq_len;) {
+            l2c_row row = truth_row(j->t, j->sequence, position);
+            l2c_status status = l2c_session_forward(j->session, &row, 1, NULL);
+            CHECK(status == L2C_OK || status == L2C_BUSY);
+            position += status == L2C_OK;
+            j->ran += status == L2C_OK;
+            j->refused += status == L2C_BUSY;
+            if (status == L2C_BUSY) sched_yield();
+        }
+    atomic_fetch_add(j->flag, 1);
+    return NULL;
+}
+
+void test_session_used_by_two_threads(void) {
+    truth t = truth_make(SHAPE);
+    l2c_pool *pool = make_pool(2);
+    l2c_session *session = make_session(&t, pool);
+    atomic_int done = 0;
+    job jobs[2];
+    pthread_t ids[2];
+    for (int32_t i = 0; i < 2; i++) {
+        jobs[i] = (job){.t = &t, .session = session, .sequence = i, .flag = &done};
+        ids[i] = start(feed_sequence, &jobs[i]);
+    }
+    for (int i = 0; i < 2; i++) join(ids[i]);
+    CHECK(jobs[0].ran >= 5 * SHAPE->seq_len && jobs[1].ran >= 5 * SHAPE->seq_len);
+    /* The last position looks back at all that the two wrote. */
+    for (int32_t i = 0; i < 2; i++) {
+        l2c_row row = truth_row(&t, i, SHAPE->seq_len - 1);
+        CHECK(l2c_session_forward(session, &row, 1, NULL) == L2C_OK);
+        CHECK(truth_equals(&t, i, row.position, l2c_session_logits(session, 0)));
+    }
+    l2c_session_free(session);
+    l2c_pool_free(pool);
+    truth_free(&t);
+}
+
+/* ---- Cancelling -------------------------------------------------------------------------------------- */
+
+static void *cancel_until(void *arg) {
+    job *j = arg;
+    while (atomic_load(j->flag) == 0) {
+        l2c_session_cancel(j->session);
+        sched_yield();
+    }
+    return NULL;
+}
+
+void test_cancel(void) {
+    truth t = truth_make(SHAPE);
+    for (int32_t n_threads = 1; n_threads <= 3; n_threads++) {
+        l2c_pool *pool = make_pool(n_threads);
+        l2c_session *session = make_session(&t, pool);
+        l2c_row rows[L2C_MAX_ROWS];
+        size_t n = 0;
+        for (int32_t i = 0; i < SHAPE->seq_len && n < L2C_MAX_ROWS; i++) rows[n++] = truth_row(&t, 1, i);
+        l2c_session_cancel(session); /* with none running: does nothing */
+        CHECK(l2c_session_forward(session, rows, n, NULL) == L2C_OK);
+
+        atomic_int stop = 0;
+        job j = {.t = &t, .session = session, .flag = &stop};
+        pthread_t id = start(cancel_until, &j);
+        l2c_status status = L2C_OK;
+        for (int cancelled = 0, round = 0; cancelled < 20; round++) {
+            CHECK(round < 100000);
+            l2c_error err;
+            status = l2c_session_forward(session, rows, n, &err);
+            CHECK(status == L2C_OK || (status == L2C_CANCELLED && err.status == L2C_CANCELLED));
+            cancelled += status == L2C_CANCELLED;
+        }
+        atomic_store(&stop, 1);
+        join(id);
+        /* What was half done is not in the cache; other sequences and later calls are whole. */
+        CHECK(status == L2C_CANCELLED && l2c_session_logits(session, 0) == NULL);
+        CHECK(l2c_session_forward(session, &rows[1], 1, NULL) == L2C_RANGE);
+        truth_check_session(&t, session, 61);
+        l2c_session_free(session);
+        l2c_pool_free(pool);
+    }
+    truth_free(&t);
+}
+
+/* ---- Forking ------------------------------------------------------------------------------------------- */
+
+/* In a child: computes, maybe in a child of its own as well; frees everything. */
+static void run_in_child(truth *t, l2c_session *session, l2c_pool *pool, int generations) {
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        alarm(60); /* a worker that was lost shows as a wait without end */
+        truth_check_session(t, session, 70 + (uint64_t)generations);
+        if (generations > 1) run_in_child(t, session, pool, generations - 1);
+        truth_check_session(t, session, 80 + (uint64_t)generations);
+        l2c_session_free(session);
+        l2c_pool_free(pool);
+        truth_free(t);
+        _exit(0);
+    }
+    int status;
+    CHECK(waitpid(child, &status, 0) == child);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+void test_fork(void) {
+    truth t = truth_make(SHAPE);
+    for (int32_t n_threads = 1; n_threads <= 3; n_threads++) {
+        l2c_pool *pool = make_pool(n_threads);
+        l2c_session *session = make_session(&t, pool);
+        run_in_child(&t, session, pool, 1); /* before the pool ever ran */
+        truth_check_session(&t, session, 90);
+        run_in_child(&t, session, pool, 2);
+        truth_check_session(&t, session, 91); /* the parent's workers are still its own */
+
+        /* A child that never computes frees what it inherited. */
+        pid_t child = fork();
+        if (child == 0) {
+            l2c_session_free(session);
+            l2c_pool_free(pool);
+            _exit(0);
+        }
+        int status;
+        CHECK(child > 0 && waitpid(child, &status, 0) == child && status == 0);
+        l2c_session_free(session);
+        l2c_pool_free(pool);
+    }
+    truth_free(&t);
+}
