@@ -69,7 +69,7 @@ static inline __m128 sum_lanes_4(lanes a, lanes b, lanes c, lanes d) {
     return _mm_shuffle_ps(low, high, 0x88);
 }
 
-static inline float dot(const float *a, const float *b, size_t n) {
+static float avx2_dot(const float *a, const float *b, size_t n) {
     lanes s = zero();
     size_t j = 0;
     for (; j + LANES <= n; j += LANES) s = multiply_add(load(a + j), load(b + j), s);
@@ -77,43 +77,64 @@ static inline float dot(const float *a, const float *b, size_t n) {
     return sum_lanes(s);
 }
 
-static float avx2_dot(const float *a, const float *b, size_t n) { return dot(a, b, n); }
-
-/* 2 weight rows against 2 rows of x: [w0 x0, w1 x0, w0 x1, w1 x1]. */
-static inline __m128 dot_2x2(const float *x0, const float *x1, const float *w, size_t n) {
+/* 4 weight rows, w_stride apart, against one row of x. */
+static inline __m128 dot_4x1(const float *x, const float *w, size_t w_stride, size_t n) {
     lanes s[4] = {zero(), zero(), zero(), zero()};
-    for (size_t j = 0; j < n; j += LANES) {
-        int whole = j + LANES <= n;
-        lanes w0 = whole ? load(w + j) : load_tail(w + j, n - j);
-        lanes w1 = whole ? load(w + n + j) : load_tail(w + n + j, n - j);
-        lanes xj = whole ? load(x0 + j) : load_tail(x0 + j, n - j);
-        s[0] = multiply_add(w0, xj, s[0]);
-        s[1] = multiply_add(w1, xj, s[1]);
-        xj = whole ? load(x1 + j) : load_tail(x1 + j, n - j);
-        s[2] = multiply_add(w0, xj, s[2]);
-        s[3] = multiply_add(w1, xj, s[3]);
+    size_t j = 0;
+    for (; j + LANES <= n; j += LANES) {
+        lanes xj = load(x + j);
+        UNROLL for (int i = 0; i < 4; i++) s[i] = multiply_add(load(w + (size_t)i * w_stride + j), xj, s[i]);
+    }
+    if (j < n) {
+        lanes xj = load_tail(x + j, n - j);
+        UNROLL for (int i = 0; i < 4; i++)
+            s[i] = multiply_add(load_tail(w + (size_t)i * w_stride + j, n - j), xj, s[i]);
     }
     return sum_lanes_4(s[0], s[1], s[2], s[3]);
 }
 
-/* Weights outside, rows inside, and a row of x alone in steps of one weight row, for the reasons
- * that kernels_avx512.c gives. */
+/* 2 weight rows against 2 rows of x: [w0 x0, w1 x0, w0 x1, w1 x1]. */
+static inline __m128 dot_2x2(const float *x0, const float *x1, const float *w0, const float *w1, size_t n) {
+    lanes s[4] = {zero(), zero(), zero(), zero()};
+    for (size_t j = 0; j < n; j += LANES) {
+        int whole = j + LANES <= n;
+        lanes a = whole ? load(w0 + j) : load_tail(w0 + j, n - j);
+        lanes b = whole ? load(w1 + j) : load_tail(w1 + j, n - j);
+        lanes xj = whole ? load(x0 + j) : load_tail(x0 + j, n - j);
+        s[0] = multiply_add(a, xj, s[0]);
+        s[1] = multiply_add(b, xj, s[1]);
+        xj = whole ? load(x1 + j) : load_tail(x1 + j, n - j);
+        s[2] = multiply_add(a, xj, s[2]);
+        s[3] = multiply_add(b, xj, s[3]);
+    }
+    return sum_lanes_4(s[0], s[1], s[2], s[3]);
+}
+
+/* Weights outside, rows inside, and weight rows a quarter of the matrix apart, for the reasons that
+ * kernels_avx512.c gives. */
 static void avx2_matmul(float *out, size_t out_stride, const float *x, size_t x_stride,
                         size_t n_rows, const float *w, size_t n, size_t begin, size_t end) {
-    size_t blocked = n_rows / 2 * 2, i = begin;
-    for (; i + 2 <= end && blocked > 0; i += 2) {
-        for (size_t r = 0; r < blocked; r += 2) {
-            const float *x0 = x + r * x_stride;
-            float *out0 = out + r * out_stride + i;
-            __m128 v = dot_2x2(x0, x0 + x_stride, w + i * n, n);
-            _mm_storel_pi((__m64 *)out0, v);
-            _mm_storeh_pi((__m64 *)(out0 + out_stride), v);
-        }
-        for (size_t k = i; k < i + 2; k++)
-            for (size_t r = blocked; r < n_rows; r++) out[r * out_stride + k] = dot(w + k * n, x + r * x_stride, n);
+    size_t quarter = (end - begin) / 4, i = begin;
+    for (; i < begin + quarter; i++) {
+        const float *wi = w + i * n;
+        size_t r = 0;
+        float sums[4];
+        for (; r + 2 <= n_rows; r += 2)
+            for (size_t k = 0; k < 4; k += 2) {
+                const float *x0 = x + r * x_stride, *w0 = wi + k * quarter * n;
+                float *out0 = out + r * out_stride + i + k * quarter;
+                _mm_storeu_ps(sums, dot_2x2(x0, x0 + x_stride, w0, w0 + quarter * n, n));
+                out0[0] = sums[0];
+                out0[quarter] = sums[1];
+                out0[out_stride] = sums[2];
+                out0[out_stride + quarter] = sums[3];
+            }
+        if (r == n_rows) continue;
+        _mm_storeu_ps(sums, dot_4x1(x + r * x_stride, wi, quarter * n, n));
+        for (size_t k = 0; k < 4; k++) out[r * out_stride + i + k * quarter] = sums[k];
     }
-    for (; i < end; i++)
-        for (size_t r = 0; r < n_rows; r++) out[r * out_stride + i] = dot(w + i * n, x + r * x_stride, n);
+    for (i = begin + 4 * quarter; i < end; i++)
+        for (size_t r = 0; r < n_rows; r++) out[r * out_stride + i] = avx2_dot(w + i * n, x + r * x_stride, n);
 }
 
 static inline __m256 power_of_two(__m256i n) {
@@ -194,20 +215,19 @@ static void avx2_swiglu(float *gate, const float *up, size_t n) {
 /* Sums of up to 32 neighbouring columns stay in registers over all rows. */
 static void avx2_mix(float *out, const float *weights, const float *rows, size_t n, size_t width) {
     for (size_t i = 0; i < width; i += 4 * HALF) {
-        __m256i mask[4];
+        __m256i mask[4]; /* empty for columns past the end: those loads touch nothing */
         __m256 s[4];
-        for (size_t k = 0; k < 4; k++) {
+        UNROLL for (size_t k = 0; k < 4; k++) {
             mask[k] = first_lanes((ptrdiff_t)(width - i) - (ptrdiff_t)(k * HALF));
             s[k] = _mm256_setzero_ps();
         }
-        int used = width - i > 3 * HALF ? 4 : (int)((width - i + HALF - 1) / HALF);
         for (size_t t = 0; t < n; t++) {
             __m256 weight = _mm256_set1_ps(weights[t]);
             const float *row = rows + t * width + i;
-            for (int k = 0; k < used; k++)
+            UNROLL for (int k = 0; k < 4; k++)
                 s[k] = _mm256_fmadd_ps(weight, _mm256_maskload_ps(row + k * HALF, mask[k]), s[k]);
         }
-        for (int k = 0; k < used; k++) _mm256_maskstore_ps(out + i + k * HALF, mask[k], s[k]);
+        UNROLL for (int k = 0; k < 4; k++) _mm256_maskstore_ps(out + i + k * HALF, mask[k], s[k]);
     }
 }
 

@@ -42,7 +42,7 @@ static inline __m128 sum_lanes_4(__m512 a, __m512 b, __m512 c, __m512 d) {
     return _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, v));
 }
 
-static inline float dot(const float *a, const float *b, size_t n) {
+static float avx512_dot(const float *a, const float *b, size_t n) {
     __m512 sum = _mm512_setzero_ps();
     size_t j = 0;
     for (; j + LANES <= n; j += LANES)
@@ -54,42 +54,64 @@ static inline float dot(const float *a, const float *b, size_t n) {
     return sum_lanes(sum);
 }
 
-static float avx512_dot(const float *a, const float *b, size_t n) { return dot(a, b, n); }
+/* 4 weight rows, w_stride apart, against one row of x and against 4 rows, x_stride apart. Results
+ * of neighbouring weight rows go out_step apart, of neighbouring rows of x out_stride apart. */
+static inline void dot_4x1(float *out, size_t out_step, const float *x, const float *w, size_t w_stride, size_t n) {
+    __m512 s[4];
+    UNROLL for (int i = 0; i < 4; i++) s[i] = _mm512_setzero_ps();
+    size_t j = 0;
+    for (; j + LANES <= n; j += LANES) {
+        __m512 xj = _mm512_loadu_ps(x + j);
+        UNROLL for (int i = 0; i < 4; i++)
+            s[i] = _mm512_fmadd_ps(_mm512_loadu_ps(w + (size_t)i * w_stride + j), xj, s[i]);
+    }
+    if (j < n) {
+        __mmask16 mask = tail_mask(n);
+        __m512 xj = _mm512_maskz_loadu_ps(mask, x + j);
+        UNROLL for (int i = 0; i < 4; i++)
+            s[i] = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, w + (size_t)i * w_stride + j), xj, s[i]);
+    }
+    float sums[4];
+    _mm_storeu_ps(sums, sum_lanes_4(s[0], s[1], s[2], s[3]));
+    UNROLL for (int i = 0; i < 4; i++) out[(size_t)i * out_step] = sums[i];
+}
 
-/* 4 weight rows (n apart) against 4 rows of x (x_stride apart). */
-static inline void dot_4x4(float *out, size_t out_stride, const float *x, size_t x_stride,
-                           const float *w, size_t n) {
+static inline void dot_4x4(float *out, size_t out_step, size_t out_stride, const float *x, size_t x_stride,
+                           const float *w, size_t w_stride, size_t n) {
     __m512 s[4][4];
     UNROLL for (int r = 0; r < 4; r++)
         UNROLL for (int i = 0; i < 4; i++) s[r][i] = _mm512_setzero_ps();
     for (size_t j = 0; j < n; j += LANES) {
         __mmask16 mask = j + LANES <= n ? (__mmask16)0xFFFF : tail_mask(n);
         __m512 wj[4];
-        UNROLL for (int i = 0; i < 4; i++) wj[i] = _mm512_maskz_loadu_ps(mask, w + (size_t)i * n + j);
+        UNROLL for (int i = 0; i < 4; i++) wj[i] = _mm512_maskz_loadu_ps(mask, w + (size_t)i * w_stride + j);
         UNROLL for (int r = 0; r < 4; r++) {
             __m512 xj = _mm512_maskz_loadu_ps(mask, x + (size_t)r * x_stride + j);
             UNROLL for (int i = 0; i < 4; i++) s[r][i] = _mm512_fmadd_ps(wj[i], xj, s[r][i]);
         }
     }
-    UNROLL for (int r = 0; r < 4; r++)
-        _mm_storeu_ps(out + (size_t)r * out_stride, sum_lanes_4(s[r][0], s[r][1], s[r][2], s[r][3]));
+    UNROLL for (int r = 0; r < 4; r++) {
+        float sums[4];
+        _mm_storeu_ps(sums, sum_lanes_4(s[r][0], s[r][1], s[r][2], s[r][3]));
+        UNROLL for (int i = 0; i < 4; i++) out[(size_t)r * out_stride + (size_t)i * out_step] = sums[i];
+    }
 }
 
-/* Weights outside, rows inside: each weight comes from memory once. A row of x alone takes the
- * weight rows one after the other: that walks through memory in the one order that the hardware
- * prefetcher is good at, and out-of-order execution overlaps the sums. Several weight rows side by
- * side were measured at three quarters of that. */
+/* Weights outside, rows inside: each weight comes from memory once. The 4 weight rows of a step are
+ * a quarter of the matrix apart. Each is then a stream of its own that the hardware prefetcher
+ * follows, and 4 streams bring a third more from memory than one; neighbouring rows side by side,
+ * which share pages, confuse it and bring half. */
 static void avx512_matmul(float *out, size_t out_stride, const float *x, size_t x_stride,
                           size_t n_rows, const float *w, size_t n, size_t begin, size_t end) {
-    size_t blocked = n_rows / 4 * 4, i = begin;
-    for (; i + 4 <= end && blocked > 0; i += 4) {
-        for (size_t r = 0; r < blocked; r += 4)
-            dot_4x4(out + r * out_stride + i, out_stride, x + r * x_stride, x_stride, w + i * n, n);
-        for (size_t k = i; k < i + 4; k++)
-            for (size_t r = blocked; r < n_rows; r++) out[r * out_stride + k] = dot(w + k * n, x + r * x_stride, n);
+    size_t quarter = (end - begin) / 4, i = begin;
+    for (; i < begin + quarter; i++) {
+        size_t r = 0;
+        for (; r + 4 <= n_rows; r += 4)
+            dot_4x4(out + r * out_stride + i, quarter, out_stride, x + r * x_stride, x_stride, w + i * n, quarter * n, n);
+        for (; r < n_rows; r++) dot_4x1(out + r * out_stride + i, quarter, x + r * x_stride, w + i * n, quarter * n, n);
     }
-    for (; i < end; i++)
-        for (size_t r = 0; r < n_rows; r++) out[r * out_stride + i] = dot(w + i * n, x + r * x_stride, n);
+    for (i = begin + 4 * quarter; i < end; i++)
+        for (size_t r = 0; r < n_rows; r++) out[r * out_stride + i] = avx512_dot(w + i * n, x + r * x_stride, n);
 }
 
 static inline __m512 power_of_two(__m512i n) {
@@ -164,21 +186,20 @@ static void avx512_swiglu(float *gate, const float *up, size_t n) {
 static void avx512_mix(float *out, const float *weights, const float *rows, size_t n,
                        size_t width) {
     for (size_t i = 0; i < width; i += 4 * LANES) {
-        __mmask16 mask[4];
+        __mmask16 mask[4]; /* empty for columns past the end: those loads touch nothing */
         __m512 s[4];
-        for (size_t k = 0; k < 4; k++) {
+        UNROLL for (size_t k = 0; k < 4; k++) {
             size_t first = i + k * LANES;
             mask[k] = first >= width ? 0 : first + LANES <= width ? 0xFFFF : tail_mask(width);
             s[k] = _mm512_setzero_ps();
         }
-        int used = width - i > 3 * LANES ? 4 : (int)((width - i + LANES - 1) / LANES);
         for (size_t t = 0; t < n; t++) {
             __m512 weight = _mm512_set1_ps(weights[t]);
             const float *row = rows + t * width + i;
-            for (int k = 0; k < used; k++)
+            UNROLL for (int k = 0; k < 4; k++)
                 s[k] = _mm512_fmadd_ps(weight, _mm512_maskz_loadu_ps(mask[k], row + k * LANES), s[k]);
         }
-        for (int k = 0; k < used; k++) _mm512_mask_storeu_ps(out + i + k * LANES, mask[k], s[k]);
+        UNROLL for (int k = 0; k < 4; k++) _mm512_mask_storeu_ps(out + i + k * LANES, mask[k], s[k]);
     }
 }
 
