@@ -5,6 +5,7 @@
 ...     print(piece, end="", flush=True)
 """
 
+from pyllama2c.config import Config
 from pyllama2c.errors import (
     BusyError,
     CancelledError,
@@ -21,7 +22,8 @@ from pyllama2c.errors import (
     UnsupportedError,
 )
 from pyllama2c.generation import Generation, GenerationStats
-from pyllama2c.model import Config, Llama, Score
+from pyllama2c.model import Llama
+from pyllama2c.score import Score
 from pyllama2c.tokenizer import Tokenizer
 
 __version__ = "0.1.0"

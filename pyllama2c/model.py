@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from pyllama2c import hub
 from pyllama2c._ffi import check, ffi, isa_name, lib, new_error, resolve_isa
-from pyllama2c.errors import CheckpointWarning, ClosedError, ContextLengthError, TokenizerError
+from pyllama2c.config import read_config
+from pyllama2c.errors import (
+    CheckpointWarning,
+    ClosedError,
+    ContextLengthError,
+    TokenizerError,
+    TokenizerNotFoundError,
+)
 from pyllama2c.generation import Generation
 from pyllama2c.sampling import fresh_seed, new_sampler
+from pyllama2c.score import Score, make_score
 from pyllama2c.session import MAX_ROWS, Session
 from pyllama2c.tokenizer import Tokenizer
 from pyllama2c.workers import default_threads
@@ -32,38 +39,6 @@ _BUFFERS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 """model handle -> the memory it was opened from"""
 
 _IDLE_SESSIONS = 2  # kept for the next story, so that it finds its memory warm
-
-
-class Config(NamedTuple):
-    """A model's shape, in llama2.c's words."""
-
-    dim: int
-    hidden_dim: int
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    head_size: int
-    vocab_size: int
-    seq_len: int
-    version: int
-    """of the checkpoint format: 0, 1 or 2"""
-    shared_classifier: bool
-    group_size: int
-    """int8 weights that share a scale; 0 where weights are float32"""
-
-
-class Score(NamedTuple):
-    """How probable a text is. Log-probabilities are natural."""
-
-    tokens: list[int]
-    logprobs: list[float | None]
-    """entry i is log p(token i | tokens before it); the first has none before it"""
-    total: float
-    """sum of the logprobs"""
-    perplexity: float
-    """exp(-total / number of logprobs); NaN when there is none"""
-    bits_per_byte: float
-    """-total / ln 2 / bytes of UTF-8 text; NaN for an empty text"""
 
 
 class Llama:
@@ -124,9 +99,7 @@ class Llama:
 
     def _set_up(self, handle: Any, threads: int | None, isa: str | None) -> None:
         self._model: Any = handle
-        c = lib.l2c_model_config(handle)
-        values = {name: getattr(c, name) for name in Config._fields}
-        self.config = Config(**values | {"shared_classifier": bool(c.shared_classifier)})
+        self.config = read_config(handle)
         self.n_parameters = int(lib.l2c_model_parameters(handle))
         self.sweep_bytes = int(lib.l2c_model_sweep_bytes(handle))
         """bytes of weights that decoding one token reads"""
@@ -147,7 +120,7 @@ class Llama:
                 f"{self.config.hidden_dim}. runq.c, whose results this reproduces, then leaves out "
                 "the last inputs of w2 and shifts its scales; better export with one that divides.",
                 CheckpointWarning,
-                stacklevel=4,
+                stacklevel=3,
             )
 
     @property
@@ -247,16 +220,11 @@ class Llama:
                 session.feed(chunk, start, want_logits=len(chunk))
                 for i in range(len(chunk)):
                     logprobs.append(session.logprob(i, tokens[start + i + 1]))
-        total = math.fsum(p for p in logprobs if p is not None)
-        scored = len(tokens) - 1
-        n_bytes = len(self.tokenizer.decode_bytes(tokens))
-        return Score(
-            tokens=tokens,
-            logprobs=logprobs,
-            total=total,
-            perplexity=math.exp(-total / scored) if scored > 0 else math.nan,
-            bits_per_byte=-total / math.log(2) / n_bytes if n_bytes and scored > 0 else math.nan,
-        )
+        try:
+            n_bytes = len(self.tokenizer.decode_bytes(tokens))
+        except TokenizerNotFoundError:
+            n_bytes = 0  # ids need no tokenizer; only bits per byte do
+        return make_score(tokens, logprobs, n_bytes)
 
     def _tokens(self, text: str | bytes | Sequence[int]) -> list[int]:
         """Text as BOS and its ids; ids as they are, checked."""

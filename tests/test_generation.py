@@ -241,6 +241,8 @@ def test_tokenizers_are_found(tmp_path: Path) -> None:
     path.write_bytes(TinyLlama.random(Shape()).v0())
     with Llama(path) as alone:
         assert alone.logits([1]).shape == (1, 300)
+        assert math.isnan(alone.score([1, 5, 6]).bits_per_byte)
+        assert alone.score([1, 5, 6]).total < 0
         with pytest.raises(FileNotFoundError, match=r"no tokenizer for its 300 pieces.*-z"):
             alone.generate("a")
     other = tmp_path / "other.bin"

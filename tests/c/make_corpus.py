@@ -1,4 +1,4 @@
-"""Writes seeds for the fuzzers: FOLDER/checkpoint and FOLDER/tokenizer. The same bytes every time."""
+"""Writes seeds for the fuzzers into FOLDER/checkpoint and FOLDER/tokenizer, always the same."""
 
 from __future__ import annotations
 
