@@ -16,6 +16,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -25,20 +26,15 @@ from pyllama2c import Llama
 from pyllama2c.bench import SHAPES, read_bandwidth, synthetic_files
 
 
-def run_c(binary: str, model: Path, tokenizer: Path, steps: int, seed: int, threads: int) -> float:
-    command = [binary, str(model), "-z", str(tokenizer), "-n", str(steps), "-s", str(seed)]
+def tell(command: list[str], steps: int, seed: int, threads: int) -> float:
+    """One story by a fresh process, which is what each engine gets; its own tok/s."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    command = [*command, "-n", str(steps), "-s", str(seed)]
     done = subprocess.run(command, capture_output=True, env=environment, check=True)
     match = re.search(rb"achieved tok/s: ([\d.]+)", done.stderr)
     if match is None:
-        raise SystemExit(f"{binary} did not report tok/s: {done.stderr[-200:]!r}")
+        raise SystemExit(f"{command[0]} did not report tok/s: {done.stderr[-200:]!r}")
     return float(match.group(1))
-
-
-def ours(llama: Llama, steps: int, seed: int) -> float:
-    story = llama.generate(max_tokens=steps, seed=seed)
-    story.read()
-    return story.stats.tokens_per_second
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -48,16 +44,17 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         model, tokenizer = synthetic_files(arguments.shape, Path(folder))
         steps = SHAPES[arguments.shape][6] - 1
-        llamas = {n: Llama(model, tokenizer, threads=n) for n in arguments.threads}
+        files = [str(model), "-z", str(tokenizer)]
+        with Llama(model) as llama:
+            sweep = llama.sweep_bytes
         for seed in range(1, arguments.rounds + 1):
-            for threads, llama in llamas.items():
-                for name, path in engines.items():
-                    speed = run_c(path, model, tokenizer, steps, seed, threads)
+            for threads in arguments.threads:
+                commands = {name: [path, *files] for name, path in engines.items()}
+                python = [sys.executable, "-m", "pyllama2c", *files, "--threads", str(threads)]
+                for name, command in (commands | {"pyllama2c": python}).items():
+                    speed = tell(command, steps, seed, threads)
                     figures.setdefault(f"{name}, {threads} thread(s)", []).append(speed)
-                speed = ours(llama, steps, seed)
-                figures.setdefault(f"pyllama2c, {threads} thread(s)", []).append(speed)
-                bandwidth[threads].append(read_bandwidth(llama.sweep_bytes, threads))
-        sweep = llamas[arguments.threads[0]].sweep_bytes
+                bandwidth[threads].append(read_bandwidth(sweep, threads))
     result: dict[str, Any] = {
         "machine": platform.processor() or platform.machine(),
         "shape": arguments.shape,

@@ -119,10 +119,3 @@ void l2c_kernel_mix(l2c_isa isa, float *out, const float *weights, const float *
                     size_t width) {
     l2c_kernels_for(isa)->mix(out, weights, rows, n, width);
 }
-
-float l2c_kernel_read(const float *data, size_t n) {
-    /* The largest of many floats is the plainest read that every table does at full width. */
-    l2c_isa best = L2C_ISA_SCALAR;
-    l2c_isa_resolve(L2C_ISA_AUTO, &best, NULL);
-    return n == 0 ? 0.0f : l2c_kernels_for(best)->max(data, n);
-}

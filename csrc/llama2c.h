@@ -243,8 +243,6 @@ void l2c_kernel_softmax(l2c_isa isa, float *x, size_t n);
 void l2c_kernel_swiglu(l2c_isa isa, float *gate, const float *up, size_t n);
 void l2c_kernel_mix(l2c_isa isa, float *out, const float *weights, const float *rows, size_t n,
                     size_t width);
-/* Reads n floats and does little else (returns the largest): how fast weights can arrive. */
-float l2c_kernel_read(const float *data, size_t n);
 
 /* cdef-end */
 
