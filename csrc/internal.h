@@ -35,7 +35,7 @@ l2c_status l2c_file_map(const char *path, const char *what, l2c_mapping *mapping
 void l2c_file_unmap(l2c_mapping *mapping);
 
 /* Moves a mapped file of up to 1 GiB into anonymous memory in huge pages, where that can be had;
- * what follows its header comes to lie on a cache line. Reading weights is then a fifth faster: the
+ * what follows its header comes to lie on a cache line. Reading weights is then a quarter faster: the
  * processor's prefetcher does not stop at the end of every 4 KiB, nor does its address translation
  * miss there. Leaves the mapping as it was when it does not return L2C_OK. */
 l2c_status l2c_file_to_memory(l2c_mapping *mapping, size_t header);

@@ -142,10 +142,15 @@ class Generation(Iterator[str]):
             session.cancel()
 
     def close(self) -> None:
-        """Ends the story here and gives its memory back. Further iteration yields nothing."""
+        """Ends the story here and gives its memory back. Further iteration yields nothing.
+
+        While a step runs (in another thread, or around a logits processor that calls this), the
+        story ends with that step instead: waiting for it here could be waiting for oneself.
+        """
         self.cancel()
-        with self._turn:
+        if self._turn.acquire(blocking=False):
             self._end("cancelled")
+            self._turn.release()
 
     def __enter__(self) -> Generation:
         return self

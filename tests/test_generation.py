@@ -189,6 +189,20 @@ def test_closing_and_cancelling(llama: Llama) -> None:
     assert held.finish_reason == "cancelled" and len(held.tokens) <= 2
 
 
+def test_closing_from_within_a_logits_processor(llama: Llama) -> None:
+    """It used to wait for the step that it was called from."""
+    stories: list[Generation] = []
+
+    def close(tokens: list[int], logits: np.ndarray) -> None:
+        logits[1:3] = -np.inf
+        stories[0].close()
+
+    stories.append(llama.generate("ab", seed=1, logits_processor=close))
+    stories[0].read()
+    assert stories[0].finish_reason == "cancelled" and len(stories[0].tokens) == 1
+    assert not llama._in_use
+
+
 def test_stats(llama: Llama) -> None:
     story = llama.generate([1, 5, 6], seed=4, max_tokens=10)
     story.read()
