@@ -112,12 +112,14 @@ static const void *take(walk *w, uint64_t count, uint64_t size) {
 static const float *take_f32(walk *w, uint64_t count) { return take(w, count, sizeof(float)); }
 
 static l2c_matrix take_matrix(walk *w, const l2c_config *c, size_t rows, size_t cols) {
-    l2c_matrix m = {.rows = rows, .cols = cols};
+    l2c_matrix m = {.type = L2C_WEIGHTS_F32, .rows = rows, .cols = cols, .padded = cols};
     uint64_t count = (uint64_t)rows * cols; /* below 2^46 by the header's bounds */
     if (c->group_size == 0) {
-        m.f32 = take_f32(w, count);
+        m.data = take_f32(w, count);
     } else {
-        m.q8 = take(w, count, 1);
+        m.type = L2C_WEIGHTS_FILE;
+        m.group = (size_t)c->group_size;
+        m.data = take(w, count, 1);
         m.scales = take(w, count / (uint64_t)c->group_size, sizeof(float));
     }
     return m;
@@ -185,17 +187,40 @@ static l2c_status load(l2c_model *m, const unsigned char *data, size_t size, l2c
     return L2C_OK;
 }
 
-static l2c_status open_mapping(l2c_mapping mapping, l2c_model **model, l2c_error *err) {
+/* Packs what is to be computed as int8 or int4. */
+static l2c_status convert(l2c_model *m, l2c_dtype dtype, l2c_error *err) {
+    int file_is_int8 = m->config.group_size > 0;
+    if (dtype == L2C_DTYPE_AUTO) dtype = file_is_int8 ? L2C_DTYPE_INT8 : L2C_DTYPE_FLOAT32;
+    m->config.dtype = (int32_t)dtype;
+    if (dtype == L2C_DTYPE_FLOAT32)
+        return file_is_int8 ? l2c_fail(err, L2C_UNSUPPORTED, "the file holds int8 weights; float32 are not to be had from it")
+                            : L2C_OK;
+    l2c_status status = l2c_model_pack(m, dtype == L2C_DTYPE_INT4 ? L2C_WEIGHTS_Q4 : L2C_WEIGHTS_Q8, err);
+    /* A v2 file that cannot be packed is computed as it lies. */
+    return status == L2C_UNSUPPORTED && dtype == L2C_DTYPE_INT8 ? L2C_OK : status;
+}
+
+/* Owns the mapping from here on, whatever becomes of it. */
+static l2c_status open_mapping(l2c_mapping mapping, l2c_dtype dtype, l2c_model **model, l2c_error *err) {
     l2c_model *m = l2c_memory_zeroed(1, sizeof *m);
-    if (m == NULL) return l2c_fail(err, L2C_NOMEM, "out of memory for a model");
-    l2c_status status = load(m, mapping.data, mapping.size, err);
-    if (status != L2C_OK) {
-        l2c_memory_free(m);
-        return status;
+    if (m == NULL) {
+        l2c_file_unmap(&mapping);
+        return l2c_fail(err, L2C_NOMEM, "out of memory for a model");
     }
     m->mapping = mapping;
+    l2c_status status = load(m, mapping.data, mapping.size, err);
+    if (status == L2C_OK) status = convert(m, dtype, err);
+    if (status != L2C_OK) {
+        l2c_model_free(m);
+        return status;
+    }
     *model = m;
     return L2C_OK;
+}
+
+static l2c_status check_dtype(l2c_dtype dtype, l2c_error *err) {
+    if ((int)dtype >= L2C_DTYPE_AUTO && dtype <= L2C_DTYPE_INT4) return L2C_OK;
+    return l2c_fail(err, L2C_ARG, "unknown dtype number %d", (int)dtype);
 }
 
 /* float32 weights are read as fast as memory allows, so it matters what memory they are in. Only
@@ -206,20 +231,42 @@ static void place_weights(l2c_mapping *mapping) {
         l2c_file_to_memory(mapping, c.version == 0 ? V0_HEADER : HEADER);
 }
 
-l2c_status l2c_model_open(const char *path, l2c_model **model, l2c_error *err) {
-    l2c_mapping mapping = {0};
-    l2c_status status = l2c_file_map(path, "checkpoint", &mapping, err);
+l2c_status l2c_model_open(const char *path, l2c_dtype dtype, l2c_model **model, l2c_error *err) {
+    l2c_status status = check_dtype(dtype, err);
     if (status != L2C_OK) return status;
-    place_weights(&mapping);
-    status = open_mapping(mapping, model, err);
-    if (status != L2C_OK) l2c_file_unmap(&mapping);
-    return status;
+    l2c_mapping mapping = {0};
+    status = l2c_file_map(path, "checkpoint", &mapping, err);
+    if (status != L2C_OK) return status;
+    if (dtype <= L2C_DTYPE_FLOAT32) place_weights(&mapping);
+    return open_mapping(mapping, dtype, model, err);
 }
 
-l2c_status l2c_model_open_memory(const void *data, size_t size, l2c_model **model, l2c_error *err) {
+l2c_status l2c_model_open_memory(const void *data, size_t size, l2c_dtype dtype, l2c_model **model,
+                                 l2c_error *err) {
+    l2c_status status = check_dtype(dtype, err);
+    if (status != L2C_OK) return status;
     if ((uintptr_t)data % sizeof(float) != 0)
         return l2c_fail(err, L2C_ARG, "checkpoint memory must be aligned to 4 bytes");
-    return open_mapping((l2c_mapping){.data = data, .size = size}, model, err);
+    return open_mapping((l2c_mapping){.data = data, .size = size}, dtype, model, err);
+}
+
+l2c_status l2c_model_quantize(const l2c_model *from, l2c_dtype dtype, l2c_model **model, l2c_error *err) {
+    if (from->config.dtype != L2C_DTYPE_FLOAT32 || (dtype != L2C_DTYPE_INT8 && dtype != L2C_DTYPE_INT4))
+        return l2c_fail(err, L2C_ARG, "only float32 weights can be quantized, and to int8 or int4");
+    l2c_model *m = l2c_memory_zeroed(1, sizeof *m);
+    l2c_layer *layers = l2c_memory_zeroed((size_t)from->config.n_layers, sizeof *layers);
+    if (m == NULL || layers == NULL) {
+        l2c_memory_free(m);
+        l2c_memory_free(layers);
+        return l2c_fail(err, L2C_NOMEM, "out of memory for a model");
+    }
+    *m = *from;
+    m->mapping = (l2c_mapping){0}; /* stays with `from` */
+    m->layers = memcpy(layers, from->layers, (size_t)from->config.n_layers * sizeof *layers);
+    l2c_status status = convert(m, dtype, err);
+    if (status != L2C_OK) l2c_model_free(m);
+    else *model = m;
+    return status;
 }
 
 const l2c_config *l2c_model_config(const l2c_model *model) { return &model->config; }
@@ -240,15 +287,40 @@ uint64_t l2c_model_parameters(const l2c_model *model) {
 
 uint64_t l2c_model_sweep_bytes(const l2c_model *model) {
     const l2c_config *c = &model->config;
-    uint64_t weights = (uint64_t)c->vocab_size * (uint64_t)c->dim + (uint64_t)c->n_layers * per_layer(c);
-    uint64_t norms = (2 * (uint64_t)c->n_layers + 1) * (uint64_t)c->dim;
-    if (c->group_size == 0) return 4 * (weights + norms);
-    return weights + 4 * (weights / (uint64_t)c->group_size) + 4 * norms;
+    uint64_t bytes = l2c_matrix_bytes(&model->classifier) + 4 * (2 * (uint64_t)c->n_layers + 1) * (uint64_t)c->dim;
+    const l2c_layer *w = model->layers; /* all alike */
+    const l2c_matrix *matrices[] = {&w->wq, &w->wk, &w->wv, &w->wo, &w->w1, &w->w2, &w->w3};
+    for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++)
+        bytes += (uint64_t)c->n_layers * l2c_matrix_bytes(matrices[i]);
+    return bytes;
+}
+
+/* FNV-1a over the first and last bytes of a matrix. */
+static uint64_t mix_in(uint64_t hash, const l2c_matrix *m) {
+    const unsigned char *data = m->data;
+    size_t size = l2c_matrix_bytes(m), sample = size < 1024 ? size : 1024;
+    if (m->type == L2C_WEIGHTS_FILE) size = m->rows * m->cols, sample = size < 1024 ? size : 1024;
+    for (size_t i = 0; i < sample; i++) {
+        hash = (hash ^ data[i]) * 1099511628211u;
+        hash = (hash ^ data[size - 1 - i]) * 1099511628211u;
+    }
+    return hash;
+}
+
+uint64_t l2c_model_fingerprint(const l2c_model *model) {
+    uint64_t hash = mix_in(14695981039346656037u, &model->token_embedding);
+    for (int32_t l = 0; l < model->config.n_layers; l++) {
+        const l2c_layer *w = &model->layers[l];
+        const l2c_matrix *matrices[] = {&w->wq, &w->wk, &w->wv, &w->wo, &w->w1, &w->w2, &w->w3};
+        for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++) hash = mix_in(hash, matrices[i]);
+    }
+    return mix_in(hash, &model->classifier);
 }
 
 void l2c_model_free(l2c_model *model) {
     if (model == NULL) return;
     l2c_memory_free(model->layers);
     l2c_file_unmap(&model->mapping);
+    l2c_file_unmap(&model->packed);
     l2c_memory_free(model);
 }

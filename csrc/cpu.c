@@ -9,7 +9,7 @@
 #include "internal.h"
 
 typedef struct {
-    int avx2, fma, avx512f, avx512dq, avx512bw, avx512vl;
+    int avx2, fma, f16c, avx512f, avx512dq, avx512bw, avx512vl, avx512vnni;
 } features;
 
 #if defined(L2C_X86)
@@ -29,12 +29,14 @@ static features detect(void) {
     int ymm = (saved & 0x06) == 0x06; /* SSE and AVX state */
     int zmm = (saved & 0xE6) == 0xE6; /* and the AVX-512 masks and registers */
     f.fma = ymm && (c & bit_FMA);
+    f.f16c = ymm && (c & bit_F16C);
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return f;
     f.avx2 = ymm && (b & bit_AVX2);
     f.avx512f = zmm && (b & bit_AVX512F);
     f.avx512dq = zmm && (b & bit_AVX512DQ);
     f.avx512bw = zmm && (b & bit_AVX512BW);
     f.avx512vl = zmm && (b & bit_AVX512VL);
+    f.avx512vnni = zmm && (c & bit_AVX512VNNI);
     return f;
 }
 #else
@@ -46,20 +48,27 @@ static int available(l2c_isa isa) {
     switch (isa) {
     case L2C_ISA_AUTO:
     case L2C_ISA_SCALAR: return 1;
-    case L2C_ISA_AVX2: return f.avx2 && f.fma;
+    case L2C_ISA_AVX2: return f.avx2 && f.fma && f.f16c;
     case L2C_ISA_AVX512:
-        return f.avx2 && f.fma && f.avx512f && f.avx512dq && f.avx512bw && f.avx512vl;
+        return f.avx2 && f.fma && f.f16c && f.avx512f && f.avx512dq && f.avx512bw && f.avx512vl && f.avx512vnni;
+    case L2C_ISA_NEON:
+#if defined(L2C_ARM)
+        return 1;
+#else
+        return 0;
+#endif
     }
     return 0;
 }
 
 l2c_status l2c_isa_resolve(l2c_isa wanted, l2c_isa *isa, l2c_error *err) {
-    static const char *const names[] = {"auto", "scalar", "avx2", "avx512"};
-    if ((int)wanted < L2C_ISA_AUTO || wanted > L2C_ISA_AVX512)
+    static const char *const names[] = {"auto", "scalar", "avx2", "avx512", "neon"};
+    if ((int)wanted < L2C_ISA_AUTO || wanted > L2C_ISA_NEON)
         return l2c_fail(err, L2C_ARG, "unknown instruction set number %d", (int)wanted);
     if (wanted == L2C_ISA_AUTO)
         wanted = available(L2C_ISA_AVX512) ? L2C_ISA_AVX512
                  : available(L2C_ISA_AVX2) ? L2C_ISA_AVX2
+                 : available(L2C_ISA_NEON) ? L2C_ISA_NEON
                                            : L2C_ISA_SCALAR;
     if (!available(wanted)) {
         char text[128];
@@ -84,10 +93,12 @@ void l2c_cpu_features(char *text, size_t size) {
     features f = detect();
     if (f.avx2) append(text, size, "avx2");
     if (f.fma) append(text, size, "fma");
+    if (f.f16c) append(text, size, "f16c");
     if (f.avx512f) append(text, size, "avx512f");
     if (f.avx512dq) append(text, size, "avx512dq");
     if (f.avx512bw) append(text, size, "avx512bw");
     if (f.avx512vl) append(text, size, "avx512vl");
+    if (f.avx512vnni) append(text, size, "avx512vnni");
 }
 
 const l2c_kernels *l2c_kernels_for(l2c_isa isa) {
@@ -95,6 +106,8 @@ const l2c_kernels *l2c_kernels_for(l2c_isa isa) {
 #if defined(L2C_X86)
     case L2C_ISA_AVX512: return &l2c_kernels_avx512;
     case L2C_ISA_AVX2: return &l2c_kernels_avx2;
+#elif defined(L2C_ARM)
+    case L2C_ISA_NEON: return &l2c_kernels_neon;
 #endif
     default: return &l2c_kernels_scalar;
     }

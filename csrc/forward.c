@@ -33,13 +33,6 @@ static range share(size_t count, size_t grain, int thread, int n_threads) {
 
 /* ---- The steps ------------------------------------------------------------------------------ */
 
-/* x (dim) = the token's row of the embedding table */
-static void embed(const l2c_session *s, float *x, int32_t token) {
-    const l2c_matrix *table = &s->model->token_embedding; /* (vocab_size, dim) */
-    if (table->f32 != NULL) memcpy(x, table->f32 + (size_t)token * table->cols, table->cols * sizeof *x);
-    else l2c_dequantize_row(x, table, (size_t)token, (size_t)s->model->config.group_size);
-}
-
 /* RMSNorm (Zhang & Sennrich 2019): out = weight * x / sqrt(mean(x^2) + eps) */
 static void rmsnorm(const l2c_session *s, float *out, const float *x, const float *weight) {
     size_t dim = (size_t)s->model->config.dim;
@@ -47,33 +40,35 @@ static void rmsnorm(const l2c_session *s, float *out, const float *x, const floa
     for (size_t i = 0; i < dim; i++) out[i] = weight[i] * (scale * x[i]);
 }
 
-/* Where the weights are int8, a matrix product wants its input rows in int8 as well. */
-static void quantize(const l2c_session *s, l2c_activations *a, size_t row) {
-    size_t group = (size_t)s->model->config.group_size;
-    if (group > 0)
-        l2c_quantize_row(a->q8 + row * a->width, a->scales + row * (a->width / group),
-                         a->f32 + row * a->width, a->width, group);
+/* Where the weights are int8 or int4, a matrix product wants its input rows in int8 as well. */
+static void quantize(const l2c_session *s, const l2c_quantized *to, size_t row, const float *x) {
+    if (to->q != NULL) s->kernels->quantize(to, row, x, to->cols);
 }
 
-/* out (n, w->rows) = in (n, w->cols) times w transposed, for the output columns in `part` */
-static void linear(const l2c_session *s, float *out, const l2c_activations *in, size_t n,
+/* out (n, w->rows) = x (n, w->cols) times w transposed, for the output columns in `part`; x in float32
+ * and, from row `first` of xq on, in int8: the matrix takes which it needs */
+static void linear(const l2c_session *s, float *out, const float *x, const l2c_quantized *xq, size_t first, size_t n,
                    const l2c_matrix *w, range part) {
-    if (w->f32 != NULL) {
-        s->kernels->matmul(out, w->rows, in->f32, in->width, n, w->f32, w->cols, part.begin, part.end);
-        return;
-    }
-    l2c_matmul_q8(out, in, n, w, (size_t)s->model->config.group_size, part.begin, part.end);
+    const l2c_kernels *k = s->kernels;
+    if (part.begin == part.end) return;
+    if (w->type == L2C_WEIGHTS_F32)
+        k->matmul(out, w->rows, x, w->cols, n, w->data, w->cols, part.begin, part.end);
+    else if (w->type == L2C_WEIGHTS_Q4)
+        k->matmul_q4(out, w->rows, xq, first, n, w, part.begin, part.end);
+    else
+        k->matmul_q8(out, w->rows, xq, first, n, w, part.begin, part.end);
 }
 
-/* RoPE (Su et al. 2021): turns each neighbouring pair of a head by position * frequency. */
-static void rotate(const l2c_session *s, float *head, int32_t position) {
-    size_t pairs = (size_t)s->model->config.head_size / 2;
-    const float *cosine = s->rope_cos + (size_t)position * pairs;
-    const float *sine = s->rope_sin + (size_t)position * pairs;
-    for (size_t j = 0; j < pairs; j++) {
-        float a = head[2 * j], b = head[2 * j + 1];
-        head[2 * j] = a * cosine[j] - b * sine[j];
-        head[2 * j + 1] = a * sine[j] + b * cosine[j];
+/* RoPE (Su et al. 2021): turns each neighbouring pair of a head by position * frequency; pairs
+ * [begin, end) of one head. */
+static void rotate(const l2c_session *s, float *pairs, size_t begin, size_t end, int32_t position) {
+    size_t per_head = (size_t)s->model->config.head_size / 2;
+    const float *cosine = s->rope_cos + (size_t)position * per_head;
+    const float *sine = s->rope_sin + (size_t)position * per_head;
+    for (size_t j = begin; j < end; j++, pairs += 2) {
+        float a = pairs[0], b = pairs[1];
+        pairs[0] = a * cosine[j] - b * sine[j];
+        pairs[1] = a * sine[j] + b * cosine[j];
     }
 }
 
@@ -84,15 +79,20 @@ static float *cached(const l2c_session *s, float *cache, int32_t sequence, size_
     return cache + index * (size_t)s->n_ctx * (size_t)c->head_size;
 }
 
-/* Puts one key head, rotated, and one value head of a row into the KV cache. */
-static void remember(const l2c_session *s, const l2c_row *row, size_t r, size_t layer, size_t kv_head) {
+/* Puts the columns in `part` of a row's keys, rotated, and of its values into the KV cache. Parts
+ * begin and end between pairs, though not always between heads. */
+static void remember(const l2c_session *s, const l2c_row *row, size_t r, size_t layer, range part) {
     size_t head_size = (size_t)s->model->config.head_size;
     size_t kv_dim = (size_t)s->model->config.n_kv_heads * head_size;
-    size_t from = r * kv_dim + kv_head * head_size, to = (size_t)row->position * head_size;
-    float *key = cached(s, s->key_cache, row->sequence, layer, kv_head) + to;
-    memcpy(key, s->k + from, head_size * sizeof *key);
-    rotate(s, key, row->position);
-    memcpy(cached(s, s->value_cache, row->sequence, layer, kv_head) + to, s->v + from, head_size * sizeof *key);
+    for (size_t i = part.begin, end; i < part.end; i = end) {
+        size_t head = i / head_size, within = i % head_size;
+        end = (head + 1) * head_size < part.end ? (head + 1) * head_size : part.end;
+        size_t to = (size_t)row->position * head_size + within, bytes = (end - i) * sizeof(float);
+        float *key = cached(s, s->key_cache, row->sequence, layer, head) + to;
+        memcpy(key, s->k + r * kv_dim + i, bytes);
+        rotate(s, key, within / 2, (within + end - i) / 2, row->position);
+        memcpy(cached(s, s->value_cache, row->sequence, layer, head) + to, s->v + r * kv_dim + i, bytes);
+    }
 }
 
 /* One query head attends to all positions of its sequence up to its own:
@@ -123,83 +123,84 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
     size_t n_heads = (size_t)c->n_heads, n_kv_heads = (size_t)c->n_kv_heads, head_size = (size_t)c->head_size;
     size_t queries_per_kv = n_heads / n_kv_heads; /* grouped-query attention shares keys and values */
 
-    /* A thread's rows, and its columns of a (., dim), (., kv_dim), (., hidden_dim) product; columns
-     * in steps of a cache line, so that no two threads write the same one. */
-    range rows = share(n, 1, thread, n_threads);
+    /* A thread's columns of a (., dim), (., kv_dim), (., hidden_dim) product, in steps of a cache
+     * line, so that no two threads write the same one, and of a packed block of rows. */
     range dim_part = share(dim, 16, thread, n_threads);
     range kv_part = share(n_kv_heads * head_size, 16, thread, n_threads);
     range hidden_part = share(hidden, 16, thread, n_threads);
     float *scores = s->scores + (size_t)thread * (size_t)s->n_ctx;
 
+    /* What works on whole rows is split by rows. A single row every thread works out for itself, in
+     * row `own` of xb, xq and hq: the little that is done twice costs less than waiting for it. */
+    int alone = n == 1;
+    size_t own = alone ? (size_t)thread : 0;
+    float *xb = s->xb + own * dim;
+    range rows = alone ? (range){0, 1} : share(n, 1, thread, n_threads);
+
     /* x (n, dim): the residual stream begins as the token embeddings */
-    for (size_t r = rows.begin; r < rows.end; r++) embed(s, s->x + r * dim, p->rows[r].token);
+    for (size_t r = (size_t)thread; r < n; r += (size_t)n_threads)
+        l2c_matrix_row(s->x + r * dim, &m->token_embedding, (size_t)p->rows[r].token);
+    l2c_pool_barrier(s->pool);
 
     for (size_t l = 0; l < (size_t)c->n_layers; l++) {
         const l2c_layer *w = &m->layers[l];
 
         /* xb (n, dim): what attention reads */
-        if (thread == 0) p->cancelled = atomic_load_explicit(&s->cancel, memory_order_relaxed);
         for (size_t r = rows.begin; r < rows.end; r++) {
-            rmsnorm(s, s->xb.f32 + r * dim, s->x + r * dim, w->attention_norm);
-            quantize(s, &s->xb, r);
+            rmsnorm(s, xb + r * dim, s->x + r * dim, w->attention_norm);
+            quantize(s, &s->xq, own + r, xb + r * dim);
         }
+        if (!alone) l2c_pool_barrier(s->pool);
+
+        /* q (n, n_heads * head_size), k and v (n, n_kv_heads * head_size); keys and values of all
+         * rows go into the cache before any row looks back */
+        linear(s, s->q, xb, &s->xq, own, n, &w->wq, dim_part);
+        linear(s, s->k, xb, &s->xq, own, n, &w->wk, kv_part);
+        linear(s, s->v, xb, &s->xq, own, n, &w->wv, kv_part);
+        for (size_t r = 0; r < n; r++) remember(s, &p->rows[r], r, l, kv_part);
+        if (thread == 0) p->cancelled = atomic_load_explicit(&s->cancel, memory_order_relaxed);
         l2c_pool_barrier(s->pool);
         if (p->cancelled) return;
 
-        /* q (n, n_heads * head_size), k and v (n, n_kv_heads * head_size) */
-        linear(s, s->q, &s->xb, n, &w->wq, dim_part);
-        linear(s, s->k, &s->xb, n, &w->wk, kv_part);
-        linear(s, s->v, &s->xb, n, &w->wv, kv_part);
-        l2c_pool_barrier(s->pool);
-
-        /* keys and values of all rows go into the cache before any row looks back */
-        for (size_t i = (size_t)thread; i < n * n_kv_heads; i += (size_t)n_threads)
-            remember(s, &p->rows[i / n_kv_heads], i / n_kv_heads, l, i % n_kv_heads);
-        l2c_pool_barrier(s->pool);
-
-        /* xb (n, n_heads * head_size): each head's mixture of the values it attends to */
+        /* att (n, n_heads * head_size): each head's mixture of the values it attends to */
         for (size_t i = (size_t)thread; i < n * n_heads; i += (size_t)n_threads) {
             size_t r = i / n_heads, h = i % n_heads;
             const l2c_row *row = &p->rows[r];
             float *query = s->q + r * dim + h * head_size;
             const float *keys = cached(s, s->key_cache, row->sequence, l, h / queries_per_kv);
             const float *values = cached(s, s->value_cache, row->sequence, l, h / queries_per_kv);
-            rotate(s, query, row->position);
-            attend(s->kernels, s->xb.f32 + r * dim + h * head_size, scores, query, keys, values,
+            rotate(s, query, 0, head_size / 2, row->position);
+            attend(s->kernels, s->att + r * dim + h * head_size, scores, query, keys, values,
                    (size_t)row->position + 1, head_size);
         }
         l2c_pool_barrier(s->pool);
-        if (c->group_size > 0) { /* float32 needs neither this nor the barrier after it */
-            for (size_t r = rows.begin; r < rows.end; r++) quantize(s, &s->xb, r);
-            l2c_pool_barrier(s->pool);
-        }
+        for (size_t r = rows.begin; r < rows.end; r++) quantize(s, &s->xq, own + r, s->att + r * dim);
+        if (!alone && s->xq.q != NULL) l2c_pool_barrier(s->pool);
 
         /* x += attention's output (n, dim), for which the queries' memory is free now */
-        linear(s, s->q, &s->xb, n, &w->wo, dim_part);
+        linear(s, s->q, s->att, &s->xq, own, n, &w->wo, dim_part);
         add(s->x, s->q, n, dim, dim_part);
         l2c_pool_barrier(s->pool);
 
         /* xb (n, dim): what the feed-forward network reads */
         for (size_t r = rows.begin; r < rows.end; r++) {
-            rmsnorm(s, s->xb.f32 + r * dim, s->x + r * dim, w->ffn_norm);
-            quantize(s, &s->xb, r);
+            rmsnorm(s, xb + r * dim, s->x + r * dim, w->ffn_norm);
+            quantize(s, &s->xq, own + r, xb + r * dim);
         }
-        l2c_pool_barrier(s->pool);
+        if (!alone) l2c_pool_barrier(s->pool);
 
         /* SwiGLU (Shazeer 2020): hb (n, hidden_dim) = silu(xb w1^T) * (xb w3^T) */
-        linear(s, s->hb.f32, &s->xb, n, &w->w1, hidden_part);
-        linear(s, s->up, &s->xb, n, &w->w3, hidden_part);
+        linear(s, s->hb, xb, &s->xq, own, n, &w->w1, hidden_part);
+        linear(s, s->up, xb, &s->xq, own, n, &w->w3, hidden_part);
         for (size_t r = 0; r < n; r++)
-            s->kernels->swiglu(s->hb.f32 + r * hidden + hidden_part.begin, s->up + r * hidden + hidden_part.begin,
+            s->kernels->swiglu(s->hb + r * hidden + hidden_part.begin, s->up + r * hidden + hidden_part.begin,
                                hidden_part.end - hidden_part.begin);
         l2c_pool_barrier(s->pool);
-        if (c->group_size > 0) {
-            for (size_t r = rows.begin; r < rows.end; r++) quantize(s, &s->hb, r);
-            l2c_pool_barrier(s->pool);
-        }
+        for (size_t r = rows.begin; r < rows.end; r++) quantize(s, &s->hq, own + r, s->hb + r * hidden);
+        if (!alone && s->hq.q != NULL) l2c_pool_barrier(s->pool);
 
         /* x += the network's output (n, dim) */
-        linear(s, s->q, &s->hb, n, &w->w2, dim_part);
+        linear(s, s->q, s->hb, &s->hq, own, n, &w->w2, dim_part);
         add(s->x, s->q, n, dim, dim_part);
         l2c_pool_barrier(s->pool);
     }
@@ -208,17 +209,17 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
     size_t n_logits = 0;
     for (size_t r = 0; r < n; r++) {
         if (!p->rows[r].want_logits) continue;
-        if (n_logits % (size_t)n_threads == (size_t)thread) {
-            rmsnorm(s, s->xb.f32 + n_logits * dim, s->x + r * dim, m->final_norm);
-            quantize(s, &s->xb, n_logits);
+        if (alone || n_logits % (size_t)n_threads == (size_t)thread) {
+            rmsnorm(s, xb + n_logits * dim, s->x + r * dim, m->final_norm);
+            quantize(s, &s->xq, own + n_logits, xb + n_logits * dim);
         }
         n_logits++;
     }
-    l2c_pool_barrier(s->pool);
+    if (!alone) l2c_pool_barrier(s->pool);
 
     /* logits (n_logits, vocab_size) */
     if (n_logits > 0)
-        linear(s, s->logits, &s->xb, n_logits, &m->classifier,
+        linear(s, s->logits, xb, &s->xq, own, n_logits, &m->classifier,
                share((size_t)c->vocab_size, 16, thread, n_threads));
 }
 

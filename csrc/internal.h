@@ -34,11 +34,17 @@ typedef struct {
 l2c_status l2c_file_map(const char *path, const char *what, l2c_mapping *mapping, l2c_error *err);
 void l2c_file_unmap(l2c_mapping *mapping);
 
-/* Moves a mapped file of up to 1 GiB into anonymous memory in huge pages, where that can be had;
- * what follows its header comes to lie on a cache line. Reading weights is then a quarter faster: the
- * processor's prefetcher does not stop at the end of every 4 KiB, nor does its address translation
- * miss there. Leaves the mapping as it was when it does not return L2C_OK. */
+/* Anonymous zeroed memory, on a cache line boundary and in huge pages where those can be had: reading
+ * weights is then a quarter faster, since the processor's prefetcher does not stop at the end of
+ * every 4 KiB, nor does its address translation miss there. Freed with l2c_file_unmap. */
+l2c_status l2c_memory_map(size_t size, l2c_mapping *mapping);
+
+/* Moves a mapped file of up to 1 GiB into such memory; what follows its header comes to lie on a cache
+ * line. Leaves the mapping as it was when it does not return L2C_OK. */
 l2c_status l2c_file_to_memory(l2c_mapping *mapping, size_t header);
+
+/* Processors that this process may run on, 1 to 64. */
+int l2c_cpu_count(void);
 
 /* Zeroed memory of count * size bytes on a cache line boundary, committed on first touch;
  * NULL when it cannot be had or the product overflows. Freed with l2c_memory_free. */
@@ -64,14 +70,6 @@ const l2c_kernels *l2c_kernels_for(l2c_isa isa);
 
 /* ---- checkpoint.c -------------------------------------------------------------------------------- */
 
-/* A weight matrix (rows, cols), row-major, in a checkpoint's memory: one output feature a row. */
-typedef struct {
-    size_t rows, cols;
-    const float *f32;            /* float32 weights, or NULL when the matrix is int8 */
-    const int8_t *q8;            /* (rows * cols) int8 weights, or NULL */
-    const unsigned char *scales; /* (rows * cols / group_size) float32, at any alignment */
-} l2c_matrix;
-
 typedef struct {
     const float *attention_norm; /* (dim) */
     const float *ffn_norm;       /* (dim) */
@@ -88,33 +86,33 @@ struct l2c_model {
     l2c_layer *layers;          /* (n_layers) */
     const float *final_norm;    /* (dim) */
     l2c_matrix classifier;      /* (vocab_size, dim); the embedding itself when shared */
-    l2c_mapping mapping;
+    l2c_mapping mapping;        /* the file; nothing once the weights are packed */
+    l2c_mapping packed;         /* packed weights and the norms, or nothing */
 };
 
-/* Rows of activations as a matrix product takes them: float32, and int8 where the weights are. */
-typedef struct {
-    size_t width; /* values a row */
-    float *f32;   /* (L2C_MAX_ROWS, width) */
-    int8_t *q8;   /* (L2C_MAX_ROWS, width), or NULL */
-    float *scales; /* (L2C_MAX_ROWS, width / group_size), or NULL */
-} l2c_activations;
+/* ---- pack.c -------------------------------------------------------------------------------------------- */
+
+/* Turns an open model's matrices into packed int8 or int4 ones, in memory of its own; the file is
+ * given back. L2C_UNSUPPORTED for a v2 file whose groups the packed kernels do not take. */
+l2c_status l2c_model_pack(l2c_model *model, l2c_weights type, l2c_error *err);
 
 /* ---- quantize.c -------------------------------------------------------------------------------------- */
 
-/* Activations quantized to int8 in groups, as runq.c does at run time: q (n), scales (n / group). */
-void l2c_quantize_row(int8_t *q, float *scales, const float *x, size_t n, size_t group_size);
+/* A packed matrix of this shape, without its data; and the bytes of any matrix. */
+l2c_matrix l2c_matrix_packed(l2c_weights type, size_t rows, size_t cols, size_t group);
+size_t l2c_matrix_bytes(const l2c_matrix *matrix);
 
-/* x (dim) = row `row` of an int8 matrix. */
-void l2c_dequantize_row(float *x, const l2c_matrix *w, size_t row, size_t group_size);
+/* Fills rows [begin, end) of a packed matrix, whose data lie at `memory`, from another; L2C_NONFINITE
+ * where that holds NaN or infinity. */
+l2c_status l2c_matrix_pack(const l2c_matrix *to, unsigned char *memory, const l2c_matrix *from, size_t begin,
+                           size_t end);
 
-
-/* out (n, w->rows) = in (n, w->cols) times an int8 matrix transposed, for columns [begin, end) */
-void l2c_matmul_q8(float *out, const l2c_activations *in, size_t n, const l2c_matrix *w,
-                   size_t group_size, size_t begin, size_t end);
+/* x (cols) = row `row` of a matrix of any type, in float32. */
+void l2c_matrix_row(float *x, const l2c_matrix *matrix, size_t row);
 
 /* ---- session.c --------------------------------------------------------------------------------------- */
 
-enum { L2C_SESSION_BLOCKS = 20 };
+enum { L2C_SESSION_BLOCKS = 28 };
 
 struct l2c_session {
     const l2c_model *model;
@@ -125,21 +123,24 @@ struct l2c_session {
     float *key_cache;   /* (n_sequences, n_layers, n_kv_heads, n_ctx, head_size) */
     float *value_cache; /* the same shape */
     int32_t *lengths;   /* (n_sequences) positions that are in the cache */
+    int32_t *next;      /* (n_sequences) scratch of the checks on rows, all 0 between calls */
 
     float *rope_cos, *rope_sin; /* (n_ctx, head_size / 2) */
     int32_t rope_ready;         /* rows of them that are filled in */
 
     float *x;            /* (L2C_MAX_ROWS, dim) the residual stream */
-    l2c_activations xb;  /* (dim) a normed row, or the heads' outputs */
-    l2c_activations hb;  /* (hidden_dim) the feed-forward network's inner row */
+    float *xb;           /* the same shape: normed rows */
+    float *hb;           /* (L2C_MAX_ROWS, hidden_dim) the feed-forward network's inner rows */
+    float *att;          /* (L2C_MAX_ROWS, dim) the heads' outputs */
+    l2c_quantized xq, hq; /* xb or att, and hb, in int8; q is NULL where the weights are float32 */
     float *q;            /* (L2C_MAX_ROWS, dim) queries; then what a block adds to x */
     float *k, *v;        /* (L2C_MAX_ROWS, n_kv_heads * head_size) */
     float *up;           /* (L2C_MAX_ROWS, hidden_dim) w3's output */
     float *scores;       /* (pool threads, n_ctx) attention weights of one head */
     float *logits;       /* (L2C_MAX_ROWS, vocab_size) */
     size_t n_logits;     /* rows of logits that are valid */
-    void *candidates;    /* (vocab_size) l2c_candidate, for the sampler */
-    unsigned char *seen; /* (vocab_size) marks for the repetition penalty, all 0 between calls */
+    void *candidates;    /* (pool threads, vocab_size) l2c_candidate, for the sampler */
+    unsigned char *seen; /* (pool threads, vocab_size) marks for the repetition penalty, all 0 between calls */
 
     atomic_int busy, cancel;
 
@@ -161,7 +162,7 @@ typedef struct {
     int32_t token;
 } l2c_candidate;
 
-/* Picks from logits (n), which it turns into probabilities; candidates (n) and seen (n) are scratch. */
+/* Picks from logits (n), which it uses up; candidates (n) and seen (n) are scratch. */
 l2c_status l2c_sampler_pick(l2c_sampler *sampler, const l2c_kernels *kernels, float *logits,
                             int32_t n, const int32_t *history, size_t n_history,
                             l2c_candidate *candidates, unsigned char *seen, int32_t *token,

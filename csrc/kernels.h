@@ -9,6 +9,8 @@
  *  - exp is the polynomial of l2c_exp below, written with the same fused multiply-adds.
  *  - RoPE's angles are tabulated from libm's double precision, which libms may round differently in
  *    one case of some hundred million; nothing else comes from a library.
+ *  - int8 and int4: a group of a row shares a scale. Sums within a group are integers, hence exact;
+ *    group results are added in order of the groups: sum = fma(dot, w_scale * x_scale, sum).
  *  - Everything else is one IEEE operation after another, in the order that the C says
  *    (-ffp-contract=off keeps it so).
  */
@@ -16,6 +18,7 @@
 #define L2C_KERNELS_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 /* Before a loop over a small array of sums: unrolled early, the array becomes registers. Left to
  * itself, gcc unrolls too late for that and stores every sum to the stack at every step. */
@@ -26,6 +29,54 @@
 #else
 #define UNROLL
 #endif
+
+/* What the elements of a weight matrix are. */
+typedef enum {
+    L2C_WEIGHTS_F32,  /* row-major float32 */
+    L2C_WEIGHTS_FILE, /* int8, row-major, in a v2 file's own layout: only kernels_runq.c computes it */
+    L2C_WEIGHTS_Q8,   /* int8, packed (below) */
+    L2C_WEIGHTS_Q4    /* int4, packed */
+} l2c_weights;
+
+/*
+ * A weight matrix (rows, cols): one output feature a row.
+ *
+ * Packed matrices are for registers that hold one column of 16 rows: no sum has to be taken across
+ * a register. Rows come in blocks of 16, the last one filled up with zeros; columns in whole groups,
+ * `padded` in all. A block is
+ *     scales  (padded / group, 16) float32, or float16 for int4; up to a multiple of 64 bytes
+ *     data    int8: (padded / 4, 16, 4): four columns of a row side by side
+ *             int4: (padded / 32, 4, 16, 4) bytes; byte [g][j][row][i] has column 32 g + 4 j + i in its
+ *             low half and column 32 g + 16 + 4 j + i in its high half, each plus 8
+ */
+typedef struct {
+    l2c_weights type;
+    size_t rows, cols, padded, group;
+    const void *data;            /* 64-byte aligned when packed */
+    const unsigned char *scales; /* of L2C_WEIGHTS_FILE: float32 at any alignment */
+    size_t block_bytes;          /* of a packed matrix */
+} l2c_matrix;
+
+enum { L2C_BLOCK_ROWS = 16, L2C_Q4_GROUP = 32 };
+
+/* Rows of activations as int8 products take them: a group of x is scale * q, |q| <= 127. */
+typedef struct {
+    size_t cols;    /* values a row */
+    size_t width;   /* the same in whole groups */
+    size_t group;
+    int8_t *q;      /* (rows, width) */
+    int16_t *pairs; /* (rows, width): the same, each 4 in the order 0 2 1 3; AVX2 only */
+    float *scales;  /* (rows, width / group) */
+    int32_t *sums;  /* (rows, width / group): sum of the q of a group */
+} l2c_quantized;
+
+/* out[r * out_stride + i] = row `first + r` of x times row i of w, r < n_rows, begin <= i < end;
+ * begin is a multiple of 16, and end is one or w->rows */
+typedef void l2c_integer_matmul(float *out, size_t out_stride, const l2c_quantized *x, size_t first,
+                                size_t n_rows, const l2c_matrix *w, size_t begin, size_t end);
+
+/* row `row` of `to` = x (n), n <= to->width, zeros after it */
+typedef void l2c_quantizer(const l2c_quantized *to, size_t row, const float *x, size_t n);
 
 typedef struct {
     const char *name;
@@ -40,8 +91,11 @@ typedef struct {
     /* out[j] = exp(x[j]) */
     void (*exp)(float *out, const float *x, size_t n);
 
-    /* x[j] = exp(x[j] - max) / sum of those; returns the sum, which is NaN if any x is NaN or inf */
-    float (*softmax)(float *x, size_t n);
+    /* x[j] = exp(x[j] - max); returns the sum of those, which is NaN if any x is NaN or inf */
+    float (*exp_sum)(float *x, size_t n);
+
+    /* the same, then x[j] /= sum */
+    void (*softmax)(float *x, size_t n);
 
     /* the largest x[j], n > 0; unspecified when one is NaN */
     float (*max)(const float *x, size_t n);
@@ -51,14 +105,20 @@ typedef struct {
 
     /* out[i] = sum of weights[t] * rows[t * width + i] over t < n, fused, in rising order of t */
     void (*mix)(float *out, const float *weights, const float *rows, size_t n, size_t width);
+
+    l2c_quantizer *quantize;
+    l2c_integer_matmul *matmul_q8, *matmul_q4;
 } l2c_kernels;
 
 extern const l2c_kernels l2c_kernels_scalar;
-extern const l2c_kernels l2c_kernels_runq; /* for int8 models: see there why they have their own */
+extern const l2c_kernels l2c_kernels_runq; /* see there for which models */
 #if defined(__x86_64__) || defined(_M_X64)
 #define L2C_X86 1
 extern const l2c_kernels l2c_kernels_avx2;
 extern const l2c_kernels l2c_kernels_avx512;
+#elif defined(__aarch64__)
+#define L2C_ARM 1
+extern const l2c_kernels l2c_kernels_neon;
 #endif
 
 /*

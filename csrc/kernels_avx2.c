@@ -3,10 +3,9 @@
  *
  * The 16 lanes of a sum are two registers, `low` (lanes 0 to 7) and `high` (8 to 15), which the
  * tree adds first. Tails are read under a mask, which gives the zeros that the definition asks for
- * and touches no byte past the end. Rows of x share
- * the loads of weight rows, 2 against 2.
+ * and touches no byte past the end.
  */
-#include "kernels.h"
+#include "quantized.h"
 
 #if defined(L2C_X86)
 #include <immintrin.h>
@@ -93,21 +92,42 @@ static inline __m128 dot_4x1(const float *x, const float *w, size_t w_stride, si
     return sum_lanes_4(s[0], s[1], s[2], s[3]);
 }
 
-/* 2 weight rows against 2 rows of x: [w0 x0, w1 x0, w0 x1, w1 x1]. */
-static inline __m128 dot_2x2(const float *x0, const float *x1, const float *w0, const float *w1, size_t n) {
-    lanes s[4] = {zero(), zero(), zero(), zero()};
-    for (size_t j = 0; j < n; j += LANES) {
-        int whole = j + LANES <= n;
-        lanes a = whole ? load(w0 + j) : load_tail(w0 + j, n - j);
-        lanes b = whole ? load(w1 + j) : load_tail(w1 + j, n - j);
-        lanes xj = whole ? load(x0 + j) : load_tail(x0 + j, n - j);
-        s[0] = multiply_add(a, xj, s[0]);
-        s[1] = multiply_add(b, xj, s[1]);
-        xj = whole ? load(x1 + j) : load_tail(x1 + j, n - j);
-        s[2] = multiply_add(a, xj, s[2]);
-        s[3] = multiply_add(b, xj, s[3]);
+/* Half of the lanes, first = 0 or 8, of 4 weight rows, w_stride apart, against 3 rows of x: 12 sums in
+ * flight need 7 loads a step, where both halves at once would have registers for 4 sums only. */
+static inline void half_4x3(__m256 s[3][4], const float *x, size_t x_stride, const float *w, size_t w_stride,
+                            size_t n, size_t first) {
+    UNROLL for (int r = 0; r < 3; r++)
+        UNROLL for (int i = 0; i < 4; i++) s[r][i] = _mm256_setzero_ps();
+    size_t j = 0;
+    for (; j + LANES <= n; j += LANES) {
+        __m256 wj[4];
+        UNROLL for (int i = 0; i < 4; i++) wj[i] = _mm256_loadu_ps(w + (size_t)i * w_stride + j + first);
+        UNROLL for (int r = 0; r < 3; r++) {
+            __m256 xj = _mm256_loadu_ps(x + (size_t)r * x_stride + j + first);
+            UNROLL for (int i = 0; i < 4; i++) s[r][i] = _mm256_fmadd_ps(wj[i], xj, s[r][i]);
+        }
     }
-    return sum_lanes_4(s[0], s[1], s[2], s[3]);
+    if (j == n) return;
+    __m256i mask = first_lanes((ptrdiff_t)(n - j) - (ptrdiff_t)first);
+    UNROLL for (int i = 0; i < 4; i++) {
+        __m256 wj = _mm256_maskload_ps(w + (size_t)i * w_stride + j + first, mask);
+        UNROLL for (int r = 0; r < 3; r++)
+            s[r][i] = _mm256_fmadd_ps(wj, _mm256_maskload_ps(x + (size_t)r * x_stride + j + first, mask), s[r][i]);
+    }
+}
+
+/* Results of neighbouring weight rows go out_step apart, of neighbouring rows of x out_stride. */
+static inline void dot_4x3(float *out, size_t out_step, size_t out_stride, const float *x, size_t x_stride,
+                           const float *w, size_t w_stride, size_t n) {
+    __m256 low[3][4], high[3][4];
+    half_4x3(low, x, x_stride, w, w_stride, n, 0);
+    half_4x3(high, x, x_stride, w, w_stride, n, HALF);
+    UNROLL for (int r = 0; r < 3; r++) {
+        float sums[4];
+        _mm_storeu_ps(sums, sum_lanes_4((lanes){low[r][0], high[r][0]}, (lanes){low[r][1], high[r][1]},
+                                        (lanes){low[r][2], high[r][2]}, (lanes){low[r][3], high[r][3]}));
+        UNROLL for (int i = 0; i < 4; i++) out[(size_t)r * out_stride + (size_t)i * out_step] = sums[i];
+    }
 }
 
 /* Weights outside, rows inside, and weight rows a quarter of the matrix apart, for the reasons that
@@ -116,22 +136,14 @@ static void avx2_matmul(float *out, size_t out_stride, const float *x, size_t x_
                         size_t n_rows, const float *w, size_t n, size_t begin, size_t end) {
     size_t quarter = (end - begin) / 4, i = begin;
     for (; i < begin + quarter; i++) {
-        const float *wi = w + i * n;
         size_t r = 0;
-        float sums[4];
-        for (; r + 2 <= n_rows; r += 2)
-            for (size_t k = 0; k < 4; k += 2) {
-                const float *x0 = x + r * x_stride, *w0 = wi + k * quarter * n;
-                float *out0 = out + r * out_stride + i + k * quarter;
-                _mm_storeu_ps(sums, dot_2x2(x0, x0 + x_stride, w0, w0 + quarter * n, n));
-                out0[0] = sums[0];
-                out0[quarter] = sums[1];
-                out0[out_stride] = sums[2];
-                out0[out_stride + quarter] = sums[3];
-            }
-        if (r == n_rows) continue;
-        _mm_storeu_ps(sums, dot_4x1(x + r * x_stride, wi, quarter * n, n));
-        for (size_t k = 0; k < 4; k++) out[r * out_stride + i + k * quarter] = sums[k];
+        for (; r + 3 <= n_rows; r += 3)
+            dot_4x3(out + r * out_stride + i, quarter, out_stride, x + r * x_stride, x_stride, w + i * n, quarter * n, n);
+        for (; r < n_rows; r++) {
+            float sums[4];
+            _mm_storeu_ps(sums, dot_4x1(x + r * x_stride, w + i * n, quarter * n, n));
+            for (size_t k = 0; k < 4; k++) out[r * out_stride + i + k * quarter] = sums[k];
+        }
     }
     for (i = begin + 4 * quarter; i < end; i++)
         for (size_t r = 0; r < n_rows; r++) out[r * out_stride + i] = avx2_dot(w + i * n, x + r * x_stride, n);
@@ -162,11 +174,23 @@ static inline __m256 exp_8(__m256 x) {
     return _mm256_mul_ps(p, power_of_two(_mm256_sub_epi32(n, half)));
 }
 
-static void avx2_exp(float *out, const float *x, size_t n) {
-    for (size_t j = 0; j < n; j += HALF) {
-        __m256i mask = first_lanes((ptrdiff_t)(n - j));
-        _mm256_maskstore_ps(out + j, mask, exp_8(_mm256_maskload_ps(x + j, mask)));
+/* Tails go through memory: a masked store costs AMD's processors some twenty instructions. */
+static inline __m256 load_part(const float *p, size_t n) {
+    return n >= HALF ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, first_lanes((ptrdiff_t)n));
+}
+
+static inline void store_part(float *p, __m256 v, size_t n) {
+    if (n >= HALF) {
+        _mm256_storeu_ps(p, v);
+    } else {
+        float all[HALF];
+        _mm256_storeu_ps(all, v);
+        for (size_t i = 0; i < n; i++) p[i] = all[i];
     }
+}
+
+static void avx2_exp(float *out, const float *x, size_t n) {
+    for (size_t j = 0; j < n; j += HALF) store_part(out + j, exp_8(load_part(x + j, n - j)), n - j);
 }
 
 static float avx2_max(const float *x, size_t n) {
@@ -181,53 +205,53 @@ static float avx2_max(const float *x, size_t n) {
     return best;
 }
 
-static float avx2_softmax(float *x, size_t n) {
+static float avx2_exp_sum(float *x, size_t n) {
     __m256 m = _mm256_set1_ps(avx2_max(x, n));
     lanes sums = zero();
-    for (size_t j = 0; j < n; j += HALF) {
-        __m256i mask = first_lanes((ptrdiff_t)(n - j));
-        __m256 e = exp_8(_mm256_sub_ps(_mm256_maskload_ps(x + j, mask), m));
-        _mm256_maskstore_ps(x + j, mask, e);
-        e = _mm256_and_ps(e, _mm256_castsi256_ps(mask));
-        if (j % LANES == 0) sums.low = _mm256_add_ps(sums.low, e);
-        else sums.high = _mm256_add_ps(sums.high, e);
+    size_t j = 0;
+    for (; j + LANES <= n; j += LANES) {
+        __m256 low = exp_8(_mm256_sub_ps(_mm256_loadu_ps(x + j), m));
+        __m256 high = exp_8(_mm256_sub_ps(_mm256_loadu_ps(x + j + HALF), m));
+        _mm256_storeu_ps(x + j, low);
+        _mm256_storeu_ps(x + j + HALF, high);
+        sums = (lanes){_mm256_add_ps(sums.low, low), _mm256_add_ps(sums.high, high)};
     }
-    float sum = sum_lanes(sums);
-    __m256 divisor = _mm256_set1_ps(sum);
-    for (size_t j = 0; j < n; j += HALF) {
-        __m256i mask = first_lanes((ptrdiff_t)(n - j));
-        _mm256_maskstore_ps(x + j, mask, _mm256_div_ps(_mm256_maskload_ps(x + j, mask), divisor));
+    if (j < n) {
+        for (size_t k = j; k < n; k += HALF) store_part(x + k, exp_8(_mm256_sub_ps(load_part(x + k, n - k), m)), n - k);
+        lanes rest = load_tail(x + j, n - j);
+        sums = (lanes){_mm256_add_ps(sums.low, rest.low), _mm256_add_ps(sums.high, rest.high)};
     }
-    return sum;
+    return sum_lanes(sums);
+}
+
+static void avx2_softmax(float *x, size_t n) {
+    __m256 divisor = _mm256_set1_ps(avx2_exp_sum(x, n));
+    for (size_t j = 0; j < n; j += HALF) store_part(x + j, _mm256_div_ps(load_part(x + j, n - j), divisor), n - j);
 }
 
 static void avx2_swiglu(float *gate, const float *up, size_t n) {
     const __m256 one = _mm256_set1_ps(1.0f), sign = _mm256_set1_ps(-0.0f);
     for (size_t j = 0; j < n; j += HALF) {
-        __m256i mask = first_lanes((ptrdiff_t)(n - j));
-        __m256 g = _mm256_maskload_ps(gate + j, mask);
+        __m256 g = load_part(gate + j, n - j);
         __m256 sigmoid = _mm256_div_ps(one, _mm256_add_ps(one, exp_8(_mm256_xor_ps(g, sign))));
-        __m256 u = _mm256_maskload_ps(up + j, mask);
-        _mm256_maskstore_ps(gate + j, mask, _mm256_mul_ps(_mm256_mul_ps(g, sigmoid), u));
+        store_part(gate + j, _mm256_mul_ps(_mm256_mul_ps(g, sigmoid), load_part(up + j, n - j)), n - j);
     }
 }
 
-/* Sums of up to 32 neighbouring columns stay in registers over all rows. */
+/* Sums of `registers` * 8 neighbouring columns stay in registers over all rows. */
+#define MIX_COLUMNS(registers)                                                                          do {                                                                                                    __m256 s[registers];                                                                                UNROLL for (int k = 0; k < registers; k++) s[k] = _mm256_setzero_ps();                              for (size_t t = 0; t < n; t++) {                                                                        __m256 weight = _mm256_set1_ps(weights[t]);                                                         const float *row = rows + t * width + i;                                                            UNROLL for (int k = 0; k < registers; k++)                                                              s[k] = _mm256_fmadd_ps(weight, _mm256_loadu_ps(row + k * HALF), s[k]);                      }                                                                                                   UNROLL for (int k = 0; k < registers; k++) _mm256_storeu_ps(out + i + k * HALF, s[k]);              i += registers * HALF;                                                                          } while (0)
+
 static void avx2_mix(float *out, const float *weights, const float *rows, size_t n, size_t width) {
-    for (size_t i = 0; i < width; i += 4 * HALF) {
-        __m256i mask[4]; /* empty for columns past the end: those loads touch nothing */
-        __m256 s[4];
-        UNROLL for (size_t k = 0; k < 4; k++) {
-            mask[k] = first_lanes((ptrdiff_t)(width - i) - (ptrdiff_t)(k * HALF));
-            s[k] = _mm256_setzero_ps();
-        }
-        for (size_t t = 0; t < n; t++) {
-            __m256 weight = _mm256_set1_ps(weights[t]);
-            const float *row = rows + t * width + i;
-            UNROLL for (int k = 0; k < 4; k++)
-                s[k] = _mm256_fmadd_ps(weight, _mm256_maskload_ps(row + k * HALF, mask[k]), s[k]);
-        }
-        UNROLL for (int k = 0; k < 4; k++) _mm256_maskstore_ps(out + i + k * HALF, mask[k], s[k]);
+    size_t i = 0;
+    while (i + 8 * HALF <= width) MIX_COLUMNS(8);
+    if (i + 6 * HALF <= width) MIX_COLUMNS(6);
+    if (i + 4 * HALF <= width) MIX_COLUMNS(4);
+    while (i + HALF <= width) MIX_COLUMNS(1);
+    if (i < width) {
+        __m256 s = _mm256_setzero_ps();
+        for (size_t t = 0; t < n; t++)
+            s = _mm256_fmadd_ps(_mm256_set1_ps(weights[t]), load_part(rows + t * width + i, width - i), s);
+        store_part(out + i, s, width - i);
     }
 }
 
@@ -236,10 +260,14 @@ const l2c_kernels l2c_kernels_avx2 = {
     .dot = avx2_dot,
     .matmul = avx2_matmul,
     .exp = avx2_exp,
+    .exp_sum = avx2_exp_sum,
     .softmax = avx2_softmax,
     .max = avx2_max,
     .swiglu = avx2_swiglu,
     .mix = avx2_mix,
+    .quantize = l2c_avx2_quantize,
+    .matmul_q8 = l2c_avx2_matmul_q8,
+    .matmul_q4 = l2c_avx2_matmul_q4,
 };
 
 #if defined(__clang__)

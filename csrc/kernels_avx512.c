@@ -5,7 +5,7 @@
  * the definition asks for and touches no byte past the end. Several rows of x share the
  * loads of 4 weight rows.
  */
-#include "kernels.h"
+#include "quantized.h"
 
 #if defined(L2C_X86)
 #include <immintrin.h>
@@ -154,7 +154,7 @@ static float avx512_max(const float *x, size_t n) {
     return _mm512_reduce_max_ps(m);
 }
 
-static float avx512_softmax(float *x, size_t n) {
+static float avx512_exp_sum(float *x, size_t n) {
     __m512 m = _mm512_set1_ps(avx512_max(x, n)), sums = _mm512_setzero_ps();
     for (size_t j = 0; j < n; j += LANES) {
         __mmask16 mask = j + LANES <= n ? (__mmask16)0xFFFF : tail_mask(n);
@@ -162,13 +162,15 @@ static float avx512_softmax(float *x, size_t n) {
         _mm512_mask_storeu_ps(x + j, mask, e);
         sums = _mm512_mask_add_ps(sums, mask, sums, e);
     }
-    float sum = sum_lanes(sums);
-    __m512 divisor = _mm512_set1_ps(sum);
+    return sum_lanes(sums);
+}
+
+static void avx512_softmax(float *x, size_t n) {
+    __m512 divisor = _mm512_set1_ps(avx512_exp_sum(x, n));
     for (size_t j = 0; j < n; j += LANES) {
         __mmask16 mask = j + LANES <= n ? (__mmask16)0xFFFF : tail_mask(n);
         _mm512_mask_storeu_ps(x + j, mask, _mm512_div_ps(_mm512_maskz_loadu_ps(mask, x + j), divisor));
     }
-    return sum;
 }
 
 static void avx512_swiglu(float *gate, const float *up, size_t n) {
@@ -208,10 +210,14 @@ const l2c_kernels l2c_kernels_avx512 = {
     .dot = avx512_dot,
     .matmul = avx512_matmul,
     .exp = avx512_exp,
+    .exp_sum = avx512_exp_sum,
     .softmax = avx512_softmax,
     .max = avx512_max,
     .swiglu = avx512_swiglu,
     .mix = avx512_mix,
+    .quantize = l2c_avx2_quantize,
+    .matmul_q8 = l2c_avx512_matmul_q8,
+    .matmul_q4 = l2c_avx512_matmul_q4,
 };
 
 #if defined(__clang__)

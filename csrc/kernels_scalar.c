@@ -5,7 +5,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "kernels.h"
+#include "quantized.h"
 
 enum { LANES = 16 };
 
@@ -74,15 +74,18 @@ static float scalar_max(const float *x, size_t n) {
     return m;
 }
 
-static float scalar_softmax(float *x, size_t n) {
+static float scalar_exp_sum(float *x, size_t n) {
     float m = scalar_max(x, n), lane[LANES] = {0};
     for (size_t j = 0; j < n; j++) {
         x[j] = exp_one(x[j] - m);
         lane[j % LANES] += x[j];
     }
-    float sum = sum_lanes(lane);
+    return sum_lanes(lane);
+}
+
+static void scalar_softmax(float *x, size_t n) {
+    float sum = scalar_exp_sum(x, n);
     for (size_t j = 0; j < n; j++) x[j] /= sum;
-    return sum;
 }
 
 static void scalar_swiglu(float *gate, const float *up, size_t n) {
@@ -105,8 +108,12 @@ const l2c_kernels l2c_kernels_scalar = {
     .dot = scalar_dot,
     .matmul = scalar_matmul,
     .exp = scalar_exp,
+    .exp_sum = scalar_exp_sum,
     .softmax = scalar_softmax,
     .max = scalar_max,
     .swiglu = scalar_swiglu,
     .mix = scalar_mix,
+    .quantize = l2c_scalar_quantize,
+    .matmul_q8 = l2c_scalar_matmul_q8,
+    .matmul_q4 = l2c_scalar_matmul_q4,
 };

@@ -3,7 +3,7 @@
  *
  *     l2c_error err;
  *     l2c_model *model; l2c_tokenizer *tokenizer; l2c_pool *pool; l2c_session *session;
- *     if (l2c_model_open("stories15M.bin", &model, &err) ||
+ *     if (l2c_model_open("stories15M.bin", L2C_DTYPE_AUTO, &model, &err) ||
  *         l2c_tokenizer_open("tokenizer.bin", 0, &tokenizer, &err) ||
  *         l2c_pool_create(2, &pool, &err) ||
  *         l2c_session_create(model, pool, 1, 0, L2C_ISA_AUTO, &session, &err)) {
@@ -67,13 +67,13 @@ const char *l2c_status_text(l2c_status status);
 
 /* ---- Instruction sets --------------------------------------------------------------------- */
 
-/* Which kernels compute float32 models. All give the same bits; they differ in speed. int8 models
- * are computed by plain C in runq.c's order for now, whichever is chosen. */
+/* Which kernels compute. All give the same bits; they differ in speed. */
 typedef enum {
     L2C_ISA_AUTO = 0, /* the fastest that this machine and its operating system run */
     L2C_ISA_SCALAR,   /* plain C: the oracle for the others */
-    L2C_ISA_AVX2,     /* AVX2 + FMA */
-    L2C_ISA_AVX512    /* AVX-512 F, BW, DQ, VL */
+    L2C_ISA_AVX2,     /* AVX2 + FMA + F16C */
+    L2C_ISA_AVX512,   /* AVX-512 F, BW, DQ, VL, VNNI */
+    L2C_ISA_NEON      /* 64-bit ARM */
 } l2c_isa;
 
 /* Resolves L2C_ISA_AUTO, and refuses (L2C_UNSUPPORTED) what this machine cannot run. */
@@ -95,26 +95,45 @@ typedef struct {
     int32_t seq_len;           /* positions the model was trained for */
     int32_t version;           /* of the llama2.c file format: 0, 1 or 2 */
     int32_t shared_classifier; /* 1: the classifier is the token embedding */
-    int32_t group_size;        /* int8 values that share a scale; 0: float32 weights */
+    int32_t group_size;        /* of a v2 file: int8 values that share a scale; else 0 */
+    int32_t dtype;             /* l2c_dtype of the weights that are computed with; never auto */
 } l2c_config;
+
+/* What weights are computed with. */
+typedef enum {
+    L2C_DTYPE_AUTO = 0, /* what the file holds */
+    L2C_DTYPE_FLOAT32,
+    L2C_DTYPE_INT8, /* groups of 32 that share a float32 scale; a v2 file's own groups */
+    L2C_DTYPE_INT4  /* groups of 32 that share a float16 scale */
+} l2c_dtype;
 
 typedef struct l2c_model l2c_model;
 
 /*
  * Opens a llama2.c checkpoint and checks every size in it before use. Float32 files of up to 1 GiB
  * are copied into huge pages where the system has them; all others are mapped read-only. The version is
- * found from the content: v0 (no magic), v1 (float32) or v2 (int8 groups). A v2 file whose groups
- * do not divide hidden_dim is accepted, and computed as runq.c does (quantize.c says how).
+ * found from the content: v0 (no magic), v1 (float32) or v2 (int8 groups). int8 and
+ * int4 weights are packed for the kernels in memory of their own, and the file is closed again. A v2
+ * file whose groups do not divide hidden_dim (or are not a multiple of 4, at most 512) is accepted,
+ * and computed in plain C with runq.c's own arithmetic (kernels_runq.c says how). float32 of a v2
+ * file is L2C_UNSUPPORTED.
  * A mapped file must not be truncated while the model is open: the operating system would answer
  * a read past its end with SIGBUS.
  */
-l2c_status l2c_model_open(const char *path, l2c_model **model, l2c_error *err);
+l2c_status l2c_model_open(const char *path, l2c_dtype dtype, l2c_model **model, l2c_error *err);
 
 /* The same from memory, aligned to 4 bytes, that the caller keeps unchanged until the model is
  * freed. */
-l2c_status l2c_model_open_memory(const void *data, size_t size, l2c_model **model, l2c_error *err);
+l2c_status l2c_model_open_memory(const void *data, size_t size, l2c_dtype dtype, l2c_model **model,
+                                 l2c_error *err);
+
+/* The same model with int8 or int4 weights, quantized from a float32 one, which it does not keep. */
+l2c_status l2c_model_quantize(const l2c_model *from, l2c_dtype dtype, l2c_model **model, l2c_error *err);
 
 const l2c_config *l2c_model_config(const l2c_model *model);
+
+/* A number that differs between models of different weights: of a sample of every matrix. */
+uint64_t l2c_model_fingerprint(const l2c_model *model);
 
 /* Number of parameters; bytes of weights that decoding one token reads. */
 uint64_t l2c_model_parameters(const l2c_model *model);
@@ -150,7 +169,7 @@ void l2c_sampler_init(l2c_sampler *sampler, uint64_t seed);
 
 /* ---- Sessions: KV cache, scratch, logits; one thread at a time ------------------------------- */
 
-enum { L2C_MAX_ROWS = 64 }; /* rows of one forward call */
+enum { L2C_MAX_ROWS = 256 }; /* rows of one forward call */
 
 /* One token at one position of one sequence. */
 typedef struct {
@@ -192,9 +211,49 @@ l2c_status l2c_session_sample(l2c_session *session, size_t i, l2c_sampler *sampl
                               const int32_t *history, size_t n_history, int32_t *token,
                               l2c_error *err);
 
+/* One token to pick: by `sampler` from logits row `row`, as l2c_session_sample does; what came of it. */
+typedef struct {
+    size_t row;
+    l2c_sampler *sampler;
+    const int32_t *history; /* (n_history), may be NULL */
+    size_t n_history;
+    int32_t token;     /* out */
+    l2c_status status; /* out: one draw may fail, and the others succeed */
+} l2c_draw;
+
+/* Picks n tokens from different rows, on all threads of the pool. Fails as a whole only for a row that
+ * is not there (L2C_ARG) and with L2C_BUSY. */
+l2c_status l2c_session_sample_many(l2c_session *session, l2c_draw *draws, size_t n, l2c_error *err);
+
 /* Natural logarithm of the probability of a token under logits row i. */
 l2c_status l2c_session_logprob(l2c_session *session, size_t i, int32_t token, double *logprob,
                                l2c_error *err);
+
+/*
+ * Exact speculative decoding of sequence 0: `draft` proposes up to n_draft tokens (at most 32), and
+ * `target` checks them in one sweep. tokens holds the n tokens so far, of which target has been fed
+ * n - 1, and has room for n_draft + 1 more; *n_new of them are appended, 1 or more, which are those
+ * that target alone would have sampled one by one; rng_states[i] is the sampler's state after the
+ * i-th. Stops after BOS or EOS. draft may have been fed any beginning of tokens, and nothing else. On
+ * failure tokens are as they were as far as n; the sampler's state is not.
+ */
+l2c_status l2c_speculate(l2c_session *target, l2c_session *draft, l2c_sampler *sampler,
+                         int32_t *tokens, size_t n, size_t n_draft, uint64_t *rng_states,
+                         size_t *n_new, l2c_error *err);
+
+/* Positions of a sequence that are in the cache, or -1 without such a sequence. */
+int32_t l2c_session_length(const l2c_session *session, int32_t sequence);
+
+/* Forgets what a sequence has from position n on; does nothing where it is shorter. */
+l2c_status l2c_session_cut(l2c_session *session, int32_t sequence, int32_t n, l2c_error *err);
+
+/*
+ * The cache of the first n positions of sequence 0: float32 keys (n_layers, n_kv_heads, n, head_size),
+ * then values. load replaces what the sequence had; any values are safe, though only those of the
+ * same model mean something.
+ */
+l2c_status l2c_session_save(l2c_session *session, int32_t n, float *state, l2c_error *err);
+l2c_status l2c_session_load(l2c_session *session, int32_t n, const float *state, l2c_error *err);
 
 /* Asks a forward call that runs in another thread to stop at the next layer (L2C_CANCELLED); with
  * none running, does nothing. Safe from any thread and from signal handlers. */

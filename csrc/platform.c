@@ -1,9 +1,10 @@
 /*
  * platform.c - the operating system: mapped files and aligned memory (POSIX).
  */
-#define _DEFAULT_SOURCE /* madvise */
+#define _GNU_SOURCE /* madvise, sched_getaffinity */
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -60,26 +61,43 @@ void l2c_file_unmap(l2c_mapping *mapping) {
     mapping->block = NULL;
 }
 
-l2c_status l2c_file_to_memory(l2c_mapping *mapping, size_t header) {
-#if defined(MADV_HUGEPAGE)
-    if (mapping->size > COPY_LIMIT) return L2C_UNSUPPORTED;
-    size_t room = (mapping->size + CACHE_LINE + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+l2c_status l2c_memory_map(size_t size, l2c_mapping *mapping) {
+    if (size > SIZE_MAX / 2) return L2C_NOMEM;
+    size_t room = (size + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
     char *block = mmap(NULL, room + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (block == MAP_FAILED) return L2C_NOMEM;
     char *start = block + (HUGE_PAGE - (uintptr_t)block % HUGE_PAGE) % HUGE_PAGE;
-    if (madvise(start, room, MADV_HUGEPAGE) != 0) {
-        munmap(block, room + HUGE_PAGE);
-        return L2C_UNSUPPORTED;
-    }
-    char *copy = start + (CACHE_LINE - header % CACHE_LINE) % CACHE_LINE;
-    memcpy(copy, mapping->data, mapping->size);
-    munmap(mapping->block, mapping->block_size);
-    *mapping = (l2c_mapping){(unsigned char *)copy, mapping->size, block, room + HUGE_PAGE};
+#if defined(MADV_HUGEPAGE)
+    madvise(start, room, MADV_HUGEPAGE); /* a wish */
+#endif
+    *mapping = (l2c_mapping){(unsigned char *)start, size, block, room + HUGE_PAGE};
+    return L2C_OK;
+}
+
+l2c_status l2c_file_to_memory(l2c_mapping *mapping, size_t header) {
+#if defined(MADV_HUGEPAGE)
+    l2c_mapping copy;
+    if (mapping->size > COPY_LIMIT) return L2C_UNSUPPORTED;
+    if (l2c_memory_map(mapping->size + CACHE_LINE, &copy) != L2C_OK) return L2C_NOMEM;
+    copy.data += (CACHE_LINE - header % CACHE_LINE) % CACHE_LINE;
+    copy.size = mapping->size;
+    memcpy((void *)(uintptr_t)copy.data, mapping->data, mapping->size);
+    l2c_file_unmap(mapping);
+    *mapping = copy;
     return L2C_OK;
 #else
     (void)mapping, (void)header;
     return L2C_UNSUPPORTED;
 #endif
+}
+
+int l2c_cpu_count(void) {
+    long count = sysconf(_SC_NPROCESSORS_ONLN);
+#if defined(CPU_COUNT)
+    cpu_set_t mine;
+    if (sched_getaffinity(0, sizeof mine, &mine) == 0) count = CPU_COUNT(&mine);
+#endif
+    return count < 1 ? 1 : count > 64 ? 64 : (int)count;
 }
 
 enum { ALIGNMENT = CACHE_LINE };

@@ -1,63 +1,167 @@
 /*
- * quantize.c - int8 in groups that share a float32 scale, with runq.c's arithmetic.
- *
- * A row of n values has n / group_size groups. llama2.c's exporter makes group_size divide dim, but
- * not hidden_dim. runq.c then leaves out what is past a row's last whole group, and reads the scale
- * of group "flat index / group_size" although groups straddle rows (llama2.c pull request 532). Such
- * files exist, and this file gives runq.c's results for them; the Python package warns.
+ * quantize.c - weights to int8 or int4 in groups, packed for the kernels; and a row of them back.
  */
 #include <math.h>
 #include <string.h>
 
 #include "internal.h"
+#include "quantized.h"
 
-static float scale_at(const l2c_matrix *w, size_t group) {
+/* ---- Layout (kernels.h) ------------------------------------------------------------------------ */
+
+l2c_matrix l2c_matrix_packed(l2c_weights type, size_t rows, size_t cols, size_t group) {
+    l2c_matrix m = {.type = type, .rows = rows, .cols = cols, .group = group};
+    m.padded = (cols + group - 1) / group * group;
+    size_t data = m.padded * L2C_BLOCK_ROWS;
+    m.block_bytes = l2c_block_scale_bytes(type, m.padded / group) + (type == L2C_WEIGHTS_Q4 ? data / 2 : data);
+    return m;
+}
+
+size_t l2c_matrix_bytes(const l2c_matrix *m) {
+    if (m->type == L2C_WEIGHTS_F32) return m->rows * m->cols * sizeof(float);
+    if (m->type == L2C_WEIGHTS_FILE) return m->rows * m->cols + m->rows * m->cols / m->group * sizeof(float);
+    return (m->rows + L2C_BLOCK_ROWS - 1) / L2C_BLOCK_ROWS * m->block_bytes;
+}
+
+static float file_scale(const l2c_matrix *w, size_t group) {
     float scale; /* int8 tensors of any length come before it, so it may lie at any address */
     memcpy(&scale, w->scales + group * sizeof scale, sizeof scale);
     return scale;
 }
 
-void l2c_quantize_row(int8_t *q, float *scales, const float *x, size_t n, size_t group_size) {
-    for (size_t g = 0; g < n / group_size; g++) {
-        const float *group = x + g * group_size;
-        float largest = 0.0f;
-        for (size_t i = 0; i < group_size; i++) {
-            float magnitude = fabsf(group[i]);
-            if (!(magnitude <= largest)) largest = magnitude; /* lets NaN through to the scale */
-            if (magnitude != magnitude) break;
-        }
-        float scale = largest / 127.0f;
-        scales[g] = scale;
-        for (size_t i = 0; i < group_size; i++) {
-            float value = roundf(group[i] / scale);
-            /* 0 / 0 in a group of zeros, and whatever is not finite, whose scale carries it on */
-            q[g * group_size + i] = value >= -127.0f && value <= 127.0f ? (int8_t)value : 0;
-        }
+void l2c_matrix_row(float *x, const l2c_matrix *w, size_t row) {
+    if (w->type == L2C_WEIGHTS_F32) {
+        memcpy(x, (const float *)w->data + row * w->cols, w->cols * sizeof *x);
+        return;
     }
-}
-
-void l2c_dequantize_row(float *x, const l2c_matrix *w, size_t row, size_t group_size) {
+    if (w->type == L2C_WEIGHTS_FILE) {
+        const int8_t *q = w->data;
+        for (size_t j = 0, at = row * w->cols; j < w->cols; j++, at++) x[j] = (float)q[at] * file_scale(w, at / w->group);
+        return;
+    }
+    size_t lane = row % L2C_BLOCK_ROWS;
+    const unsigned char *block = l2c_block(w, row);
+    const unsigned char *data = block + l2c_block_scale_bytes(w->type, w->padded / w->group) + 4 * lane;
     for (size_t j = 0; j < w->cols; j++) {
-        size_t flat = row * w->cols + j;
-        x[j] = (float)w->q8[flat] * scale_at(w, flat / group_size);
+        size_t at = j / w->group * L2C_BLOCK_ROWS + lane;
+        if (w->type == L2C_WEIGHTS_Q8) {
+            x[j] = (float)(int8_t)data[j / 4 * 64 + j % 4] * ((const float *)block)[at];
+        } else {
+            size_t k = j % 16;
+            int both = data[j / 32 * 256 + k / 4 * 64 + k % 4], q = j % 32 < 16 ? both & 15 : both >> 4;
+            x[j] = (float)(q - 8) * l2c_half_to_float(((const uint16_t *)block)[at]);
+        }
     }
 }
 
-static float dot_q8(const int8_t *q, const float *scales, const l2c_matrix *w, size_t row, size_t group_size) {
-    const int8_t *weights = w->q8 + row * w->cols;
+/* ---- float32 to groups --------------------------------------------------------------------------- */
+
+/* As llama2.c's exporter: the largest magnitude becomes 127. */
+static float quantize_q8(int8_t *q, const float *x, size_t n) {
+    float largest = 0.0f;
+    for (size_t i = 0; i < n; i++) largest = fabsf(x[i]) > largest ? fabsf(x[i]) : largest;
+    float scale = largest / 127.0f, inverse = largest >= L2C_QUANTIZE_LEAST ? 127.0f / largest : 0.0f;
+    for (size_t i = 0; i < n; i++) {
+        float shifted = x[i] * inverse + L2C_QUANTIZE_ROUND;
+        int32_t bits;
+        memcpy(&bits, &shifted, sizeof bits);
+        q[i] = (int8_t)bits;
+    }
+    return scale;
+}
+
+/* -8 to 7 times a scale; returns the sum of squared errors. Eight sums, so that compilers see eight
+ * lanes. */
+static float round_q4(float *q, const float *x, float scale) {
+    float inverse = scale != 0.0f ? 1.0f / scale : 0.0f, error[8] = {0};
+    for (size_t i = 0; i < L2C_Q4_GROUP; i += 8)
+        for (size_t k = 0; k < 8; k++) {
+            float v = x[i + k] * inverse;
+            v = v < -8.0f ? -8.0f : v;
+            v = v > 7.0f ? 7.0f : v;
+            q[i + k] = (v + L2C_QUANTIZE_ROUND) - L2C_QUANTIZE_ROUND;
+            error[k] += (x[i + k] - q[i + k] * scale) * (x[i + k] - q[i + k] * scale);
+        }
+    return ((error[0] + error[4]) + (error[1] + error[5])) + ((error[2] + error[6]) + (error[3] + error[7]));
+}
+
+/* The value of largest magnitude becomes -8, the end with the longer reach, or somewhat less: of a
+ * few such scales the one with the smallest squared error. Returns a float16. */
+static uint16_t quantize_q4(int8_t *q, const float *x) {
+    static const float reach[] = {-8.0f, -8.7f, -7.4f};
+    float extreme = 0.0f, best = INFINITY, tried[2][L2C_Q4_GROUP] = {0};
+    for (size_t i = 0; i < L2C_Q4_GROUP; i++) extreme = fabsf(x[i]) > fabsf(extreme) ? x[i] : extreme;
+    uint16_t chosen = 0;
+    int which = 0; /* of `tried` holds the best so far */
+    for (size_t k = 0; k < sizeof reach / sizeof *reach; k++) {
+        uint16_t half = l2c_float_to_half(extreme / reach[k]);
+        float error = round_q4(tried[!which], x, l2c_half_to_float(half));
+        if (!(error < best)) continue;
+        best = error;
+        chosen = half;
+        which = !which;
+    }
+    for (size_t i = 0; i < L2C_Q4_GROUP; i++) q[i] = (int8_t)tried[which][i];
+    return chosen;
+}
+
+/* ---- Packing --------------------------------------------------------------------------------------- */
+
+static void put_q8(const l2c_matrix *m, unsigned char *block, size_t lane, size_t g, const int8_t *q, float scale) {
+    unsigned char *data = block + l2c_block_scale_bytes(m->type, m->padded / m->group) + 4 * lane;
+    ((float *)block)[g * L2C_BLOCK_ROWS + lane] = scale;
+    for (size_t j = 0; j < m->group; j += 4) memcpy(data + (g * m->group + j) * L2C_BLOCK_ROWS, q + j, 4);
+}
+
+static void put_q4(const l2c_matrix *m, unsigned char *block, size_t lane, size_t g, const int8_t *q, uint16_t scale) {
+    unsigned char *data = block + l2c_block_scale_bytes(m->type, m->padded / m->group) + 4 * lane + g * 256;
+    ((uint16_t *)block)[g * L2C_BLOCK_ROWS + lane] = scale;
+    for (size_t j = 0; j < 16; j++)
+        data[j / 4 * 64 + j % 4] = (unsigned char)((q[j] + 8) | (q[16 + j] + 8) << 4);
+}
+
+/* One row's group g into its place; x has the group's values, zeros after the last column. */
+static void pack_group(const l2c_matrix *m, unsigned char *block, size_t lane, size_t g, const float *x) {
+    int8_t q[L2C_MAX_PACKED_GROUP];
+    if (m->type == L2C_WEIGHTS_Q8) {
+        float scale = quantize_q8(q, x, m->group);
+        put_q8(m, block, lane, g, q, scale);
+    } else {
+        uint16_t scale = quantize_q4(q, x);
+        put_q4(m, block, lane, g, q, scale);
+    }
+}
+
+static int all_finite(const float *x, size_t n) {
     float sum = 0.0f;
-    for (size_t j = 0; j + group_size <= w->cols; j += group_size) {
-        int32_t dot = 0; /* at most 128 * 127 * group_size, which checkpoint.c bounds */
-        for (size_t k = 0; k < group_size; k++) dot += (int32_t)q[j + k] * weights[j + k];
-        sum += (float)dot * scale_at(w, (row * w->cols + j) / group_size) * scales[j / group_size];
-    }
-    return sum;
+    for (size_t i = 0; i < n; i++) sum += x[i] * 0.0f;
+    return sum == 0.0f;
 }
 
-void l2c_matmul_q8(float *out, const l2c_activations *in, size_t n, const l2c_matrix *w, size_t group_size,
-                   size_t begin, size_t end) {
-    for (size_t i = begin; i < end; i++) /* weights outside: each comes from memory once */
-        for (size_t r = 0; r < n; r++)
-            out[r * w->rows + i] = dot_q8(in->q8 + r * in->width, in->scales + r * (in->width / group_size),
-                                          w, i, group_size);
+l2c_status l2c_matrix_pack(const l2c_matrix *to, unsigned char *memory, const l2c_matrix *from, size_t begin,
+                           size_t end) {
+    for (size_t row = begin; row < end; row++) {
+        unsigned char *block = memory + row / L2C_BLOCK_ROWS * to->block_bytes;
+        size_t lane = row % L2C_BLOCK_ROWS;
+        float values[L2C_MAX_PACKED_GROUP];
+        for (size_t g = 0; g * to->group < to->padded; g++) {
+            size_t start = g * to->group, given = from->cols - start < to->group ? from->cols - start : to->group;
+            if (from->type == L2C_WEIGHTS_FILE && to->type == L2C_WEIGHTS_Q8) { /* as it is */
+                put_q8(to, block, lane, g, (const int8_t *)from->data + row * from->cols + start,
+                       file_scale(from, (row * from->cols + start) / from->group));
+                continue;
+            }
+            memset(values, 0, sizeof values);
+            if (from->type == L2C_WEIGHTS_F32) {
+                memcpy(values, (const float *)from->data + row * from->cols + start, given * sizeof *values);
+            } else {
+                const int8_t *q = (const int8_t *)from->data + row * from->cols + start;
+                for (size_t j = 0; j < given; j++)
+                    values[j] = (float)q[j] * file_scale(from, (row * from->cols + start + j) / from->group);
+            }
+            if (!all_finite(values, given)) return L2C_NONFINITE;
+            pack_group(to, block, lane, g, values);
+        }
+    }
+    return L2C_OK;
 }

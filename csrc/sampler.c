@@ -89,16 +89,18 @@ static int32_t first_largest(const float *x, int32_t n, float largest) {
 
 /* ---- The choice ------------------------------------------------------------------------------- */
 
+/* Probabilities are e[i] / sum; only those that are looked at are divided. */
+
 /* Over all tokens, in the order of their ids. */
-static int32_t pick_any(const float *p, int32_t n, float coin) {
-    float sum = 0.0f;
+static int32_t pick_any(const float *e, int32_t n, float sum, float coin) {
+    float running = 0.0f;
     for (int32_t i = 0; i < n; i++) {
-        sum += p[i];
-        if (coin < sum) return i;
+        running += e[i] / sum;
+        if (coin < running) return i;
     }
     /* The sum fell short of the coin by rounding: the last token that is possible at all. */
     int32_t last = n - 1;
-    while (last > 0 && p[last] == 0.0f) last--;
+    while (last > 0 && e[last] / sum == 0.0f) last--;
     return last;
 }
 
@@ -119,17 +121,18 @@ static void sift_down(l2c_candidate *heap, size_t n, size_t i) {
 
 enum { BLOCK = 32 };
 
-/* Of a block of probabilities; without branches, so that compilers make it a few instructions. */
-static int any_at_least(const float *p, float floor) {
+/* Of a block; without branches, so that compilers make it a few instructions. */
+static int any_at_least(const float *e, float floor) {
     int any = 0;
-    for (int i = 0; i < BLOCK; i++) any |= p[i] >= floor;
+    for (int i = 0; i < BLOCK; i++) any |= e[i] >= floor;
     return any;
 }
 
 /* Over the most probable tokens that top_k, top_p and min_p keep, in falling order. */
-static int32_t pick_prefix(const l2c_sampler *s, const float *p, int32_t n, float largest, float coin,
+static int32_t pick_prefix(const l2c_sampler *s, const float *e, int32_t n, float sum_e, float coin,
                            l2c_candidate *c) {
     int nucleus = s->top_p > 0.0f && s->top_p < 1.0f;
+    float largest = 1.0f / sum_e; /* the largest logit's exponential is exactly 1 */
     float floor = s->min_p * largest;
     /* llama2.c: a token below (1 - top_p) / (n - 1) cannot be in the nucleus. Not so once top_k
      * has made the other probabilities count for more. */
@@ -138,15 +141,18 @@ static int32_t pick_prefix(const l2c_sampler *s, const float *p, int32_t n, floa
         if (cutoff > floor) floor = cutoff;
     }
     size_t count = 0;
+    float roughly = floor * sum_e * 0.9999f; /* lets a few too many through, and saves dividing all */
     for (int32_t i = 0; i < n; i += BLOCK) {
         int32_t end = n - i < BLOCK ? n : i + BLOCK;
-        if (end - i == BLOCK && !any_at_least(p + i, floor)) continue;
+        if (end - i == BLOCK && !any_at_least(e + i, roughly)) continue;
         for (int32_t j = i; j < end; j++) {
-            c[count] = (l2c_candidate){p[j], j};
-            count += p[j] >= floor && p[j] > 0.0f;
+            if (!(e[j] >= roughly)) continue;
+            float p = e[j] / sum_e;
+            c[count] = (l2c_candidate){p, j};
+            count += p >= floor && p > 0.0f;
         }
     }
-    if (count == 0) return first_largest(p, n, largest); /* flat logits and a tiny top_p */
+    if (count == 0) return first_largest(e, n, 1.0f); /* flat logits and a tiny top_p */
     for (size_t i = count / 2; i-- > 0;) sift_down(c, count, i);
 
     /* Popping leaves the prefix, most probable first, at the end of the array, backwards. */
@@ -196,11 +202,10 @@ l2c_status l2c_sampler_pick(l2c_sampler *s, const l2c_kernels *kernels, float *l
     }
     if (s->temperature != 1.0f)
         for (int32_t i = 0; i < n; i++) logits[i] /= s->temperature;
-    float sum = kernels->softmax(logits, (size_t)n);
-    if (!(sum >= 1.0f)) return fail_unusable(err); /* NaN, as softmax promises for unusable logits */
+    float sum = kernels->exp_sum(logits, (size_t)n);
+    if (!(sum >= 1.0f)) return fail_unusable(err); /* NaN, as exp_sum promises for unusable logits */
     float coin = random_f32(&s->rng_state);
     int all = (s->top_p <= 0.0f || s->top_p >= 1.0f) && s->top_k == 0 && s->min_p == 0.0f;
-    /* The largest logit's exponential is exactly 1, so its probability is 1 / sum. */
-    *token = all ? pick_any(logits, n, coin) : pick_prefix(s, logits, n, 1.0f / sum, coin, candidates);
+    *token = all ? pick_any(logits, n, sum, coin) : pick_prefix(s, logits, n, sum, coin, candidates);
     return L2C_OK;
 }

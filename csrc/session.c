@@ -15,10 +15,18 @@ typedef struct {
     uint64_t size, factor[5];
 } block;
 
+/* int8 rows as a matrix takes them. */
+static l2c_quantized rows_for(const l2c_matrix *m) {
+    /* runq.c leaves out what is past the last whole group */
+    size_t width = m->type == L2C_WEIGHTS_FILE ? m->cols / m->group * m->group : m->padded;
+    return (l2c_quantized){.cols = m->cols, .width = width, .group = m->group};
+}
+
 /* The blocks of a session; returns how many. Used to size and to allocate. */
 static int list_blocks(l2c_session *s, const l2c_config *c, uint64_t n_sequences, uint64_t n_ctx,
                        uint64_t n_threads, block *blocks) {
-    uint64_t rows = L2C_MAX_ROWS, dim = (uint64_t)c->dim, hidden = (uint64_t)c->hidden_dim;
+    /* a single row is normed by every thread for itself (forward.c) */
+    uint64_t rows = L2C_MAX_ROWS > n_threads ? L2C_MAX_ROWS : n_threads, dim = (uint64_t)c->dim, hidden = (uint64_t)c->hidden_dim;
     uint64_t head = (uint64_t)c->head_size, kv_heads = (uint64_t)c->n_kv_heads;
     uint64_t layers = (uint64_t)c->n_layers, vocab = (uint64_t)c->vocab_size, f = sizeof(float);
     int n = 0;
@@ -30,22 +38,28 @@ static int list_blocks(l2c_session *s, const l2c_config *c, uint64_t n_sequences
     BLOCK(rope_cos, f, n_ctx, head / 2, 1, 1, 1);
     BLOCK(rope_sin, f, n_ctx, head / 2, 1, 1, 1);
     BLOCK(x, f, rows, dim, 1, 1, 1);
-    BLOCK(xb.f32, f, rows, dim, 1, 1, 1);
-    BLOCK(hb.f32, f, rows, hidden, 1, 1, 1);
+    BLOCK(xb, f, rows, dim, 1, 1, 1);
+    BLOCK(hb, f, rows, hidden, 1, 1, 1);
+    BLOCK(att, f, rows, dim, 1, 1, 1);
     BLOCK(q, f, rows, dim, 1, 1, 1);
     BLOCK(k, f, rows, kv_heads, head, 1, 1);
     BLOCK(v, f, rows, kv_heads, head, 1, 1);
     BLOCK(up, f, rows, hidden, 1, 1, 1);
     BLOCK(scores, f, n_threads, n_ctx, 1, 1, 1);
     BLOCK(logits, f, rows, vocab, 1, 1, 1);
-    BLOCK(candidates, sizeof(l2c_candidate), vocab, 1, 1, 1, 1);
-    BLOCK(seen, 1, vocab, 1, 1, 1, 1);
-    if (c->group_size > 0) {
-        uint64_t group = (uint64_t)c->group_size;
-        BLOCK(xb.q8, 1, rows, dim, 1, 1, 1);
-        BLOCK(hb.q8, 1, rows, hidden, 1, 1, 1);
-        BLOCK(xb.scales, f, rows, dim / group, 1, 1, 1);
-        BLOCK(hb.scales, f, rows, hidden / group, 1, 1, 1);
+    BLOCK(candidates, sizeof(l2c_candidate), n_threads, vocab, 1, 1, 1);
+    BLOCK(seen, 1, n_threads, vocab, 1, 1, 1);
+    BLOCK(next, sizeof(int32_t), n_sequences, 1, 1, 1, 1);
+    if (s->xq.group > 0) {
+        uint64_t group = s->xq.group, wide = s->xq.width, wider = s->hq.width;
+        BLOCK(xq.q, 1, rows, wide, 1, 1, 1);
+        BLOCK(hq.q, 1, rows, wider, 1, 1, 1);
+        BLOCK(xq.pairs, 2, rows, wide, 1, 1, 1);
+        BLOCK(hq.pairs, 2, rows, wider, 1, 1, 1);
+        BLOCK(xq.scales, f, rows, wide / group, 1, 1, 1);
+        BLOCK(hq.scales, f, rows, wider / group, 1, 1, 1);
+        BLOCK(xq.sums, f, rows, wide / group, 1, 1, 1);
+        BLOCK(hq.sums, f, rows, wider / group, 1, 1, 1);
     }
 #undef BLOCK
     return n;
@@ -63,6 +77,8 @@ static uint64_t block_bytes(const block *b) {
 
 uint64_t l2c_session_bytes(const l2c_model *model, int32_t n_sequences, int32_t n_ctx) {
     l2c_session unused;
+    unused.xq = rows_for(&model->layers->w1);
+    unused.hq = rows_for(&model->layers->w2);
     block blocks[L2C_SESSION_BLOCKS];
     if (n_ctx == 0) n_ctx = model->config.seq_len;
     if (n_sequences < 1 || n_ctx < 1) return UINT64_MAX;
@@ -91,11 +107,11 @@ l2c_status l2c_session_create(const l2c_model *model, l2c_pool *pool, int32_t n_
     if (s == NULL) return l2c_fail(err, L2C_NOMEM, "out of memory for a session");
     s->model = model;
     s->pool = pool;
-    s->kernels = c->group_size > 0 ? &l2c_kernels_runq : l2c_kernels_for(isa);
+    s->kernels = model->classifier.type == L2C_WEIGHTS_FILE ? &l2c_kernels_runq : l2c_kernels_for(isa);
     s->n_sequences = n_sequences;
     s->n_ctx = n_ctx;
-    s->xb.width = (size_t)c->dim;
-    s->hb.width = (size_t)c->hidden_dim;
+    s->xq = rows_for(&model->layers->w1);
+    s->hq = rows_for(&model->layers->w2);
     block blocks[L2C_SESSION_BLOCKS];
     int n = list_blocks(s, c, (uint64_t)n_sequences, (uint64_t)n_ctx, (uint64_t)l2c_pool_size(pool), blocks);
     for (int i = 0; i < n; i++) {
@@ -132,21 +148,21 @@ static l2c_status check_rows(l2c_session *s, const l2c_row *rows, size_t n_rows,
                             s->model->config.vocab_size);
         if (row->position < 0 || row->position >= s->n_ctx)
             return l2c_fail(err, L2C_RANGE, "row %zu: position is %d; the context has %d", r, row->position, s->n_ctx);
-        int32_t expected = -1; /* after an earlier row of the same sequence, the next position */
-        for (size_t p = r; p-- > 0 && expected < 0;)
-            if (rows[p].sequence == row->sequence) expected = rows[p].position + 1;
-        if (expected >= 0 ? row->position != expected : row->position > s->lengths[row->sequence])
+        /* after an earlier row of the same sequence, the next position; next is 0 without one */
+        int32_t *next = &s->next[row->sequence];
+        if (*next > 0 ? row->position != *next : row->position > s->lengths[row->sequence])
             return l2c_fail(err, L2C_RANGE, "row %zu: position is %d, but the next one of sequence %d is %d", r,
-                            row->position, row->sequence, expected >= 0 ? expected : s->lengths[row->sequence]);
+                            row->position, row->sequence, *next > 0 ? *next : s->lengths[row->sequence]);
+        *next = row->position + 1;
     }
     return L2C_OK;
 }
 
-/* cos and sin of position * 10000^(-2j / head_size): in double, rounded once; for int8 models in
- * runq.c's float32 steps (kernels_runq.c says why). */
+/* cos and sin of position * 10000^(-2j / head_size): in double, rounded once; with runq.c's kernels in
+ * its float32 steps (kernels_runq.c says why). */
 static void rope_angle(const l2c_session *s, size_t position, size_t j, float *cosine, float *sine) {
     int32_t head_size = s->model->config.head_size;
-    if (s->model->config.group_size > 0) {
+    if (s->kernels == &l2c_kernels_runq) {
         float frequency = 1.0f / powf(10000.0f, (float)(2 * j) / (float)head_size);
         float angle = (float)position * frequency;
         *cosine = cosf(angle);
@@ -182,6 +198,8 @@ static l2c_status fail_busy(l2c_error *err) {
 l2c_status l2c_session_forward(l2c_session *s, const l2c_row *rows, size_t n_rows, l2c_error *err) {
     if (!enter(s)) return fail_busy(err);
     l2c_status status = check_rows(s, rows, n_rows, err);
+    for (size_t r = 0; r < n_rows && r < L2C_MAX_ROWS; r++)
+        if (rows[r].sequence >= 0 && rows[r].sequence < s->n_sequences) s->next[rows[r].sequence] = 0;
     if (status == L2C_OK) {
         extend_rope(s, rows, n_rows);
         s->n_logits = 0;
@@ -225,6 +243,35 @@ l2c_status l2c_session_sample(l2c_session *s, size_t i, l2c_sampler *sampler, co
     return status;
 }
 
+typedef struct {
+    l2c_session *s;
+    l2c_draw *draws;
+    size_t n;
+} drawing;
+
+static void draw_on_thread(void *arg, int thread, int n_threads) {
+    const drawing *d = arg;
+    l2c_session *s = d->s;
+    size_t vocab = (size_t)s->model->config.vocab_size;
+    for (size_t i = (size_t)thread; i < d->n; i += (size_t)n_threads) {
+        l2c_draw *draw = &d->draws[i];
+        draw->status = l2c_sampler_pick(draw->sampler, s->kernels, l2c_session_logits(s, draw->row), (int32_t)vocab,
+                                        draw->history, draw->n_history,
+                                        (l2c_candidate *)s->candidates + (size_t)thread * vocab,
+                                        s->seen + (size_t)thread * vocab, &draw->token, NULL);
+    }
+}
+
+l2c_status l2c_session_sample_many(l2c_session *s, l2c_draw *draws, size_t n, l2c_error *err) {
+    if (!enter(s)) return fail_busy(err);
+    l2c_status status = L2C_OK;
+    for (size_t i = 0; i < n && status == L2C_OK; i++)
+        if (draws[i].row >= s->n_logits) status = fail_no_row(s, draws[i].row, err);
+    if (status == L2C_OK) l2c_pool_run(s->pool, draw_on_thread, &(drawing){s, draws, n});
+    leave(s);
+    return status;
+}
+
 l2c_status l2c_session_logprob(l2c_session *s, size_t i, int32_t token, double *logprob, l2c_error *err) {
     if (!enter(s)) return fail_busy(err);
     l2c_status status = L2C_OK;
@@ -241,6 +288,58 @@ l2c_status l2c_session_logprob(l2c_session *s, size_t i, int32_t token, double *
         double value = (double)logits[token] - largest - log(sum);
         if (isnan(value)) status = l2c_fail(err, L2C_NONFINITE, "the logits hold NaN or infinity");
         else *logprob = value;
+    }
+    leave(s);
+    return status;
+}
+
+/* ---- The cache as data ------------------------------------------------------------------------------ */
+
+int32_t l2c_session_length(const l2c_session *s, int32_t sequence) {
+    return sequence >= 0 && sequence < s->n_sequences ? s->lengths[sequence] : -1;
+}
+
+l2c_status l2c_session_cut(l2c_session *s, int32_t sequence, int32_t n, l2c_error *err) {
+    if (sequence < 0 || sequence >= s->n_sequences || n < 0)
+        return l2c_fail(err, L2C_ARG, "sequence %d to %d positions; there are %d sequences", sequence, n, s->n_sequences);
+    if (!enter(s)) return fail_busy(err);
+    if (s->lengths[sequence] > n) s->lengths[sequence] = n;
+    leave(s);
+    return L2C_OK;
+}
+
+/* Copies the first n positions of every head of sequence 0 from the cache or into it. */
+static void copy_cache(l2c_session *s, size_t n, float *state, int into_cache) {
+    const l2c_config *c = &s->model->config;
+    size_t heads = (size_t)c->n_layers * (size_t)c->n_kv_heads, head = (size_t)c->head_size;
+    float *caches[] = {s->key_cache, s->value_cache};
+    for (size_t k = 0; k < 2; k++)
+        for (size_t i = 0; i < heads; i++) {
+            float *cache = caches[k] + i * (size_t)s->n_ctx * head, *other = state + (k * heads + i) * n * head;
+            if (into_cache) memcpy(cache, other, n * head * sizeof *cache);
+            else memcpy(other, cache, n * head * sizeof *cache);
+        }
+}
+
+l2c_status l2c_session_save(l2c_session *s, int32_t n, float *state, l2c_error *err) {
+    if (!enter(s)) return fail_busy(err);
+    l2c_status status = L2C_OK;
+    if (n < 0 || n > s->lengths[0])
+        status = l2c_fail(err, L2C_RANGE, "%d positions; the cache has %d", n, s->lengths[0]);
+    else copy_cache(s, (size_t)n, state, 0);
+    leave(s);
+    return status;
+}
+
+l2c_status l2c_session_load(l2c_session *s, int32_t n, const float *state, l2c_error *err) {
+    if (!enter(s)) return fail_busy(err);
+    l2c_status status = L2C_OK;
+    if (n < 0 || n > s->n_ctx) {
+        status = l2c_fail(err, L2C_RANGE, "%d positions; the context has %d", n, s->n_ctx);
+    } else {
+        copy_cache(s, (size_t)n, (float *)(uintptr_t)state, 1);
+        s->lengths[0] = n;
+        s->n_logits = 0;
     }
     leave(s);
     return status;

@@ -16,13 +16,21 @@ except ModuleNotFoundError as error:
         "`pip install .`, use another working directory, or install with `pip install -e .`"
     ) from error
 
-__all__ = ["check", "cpu_features", "ffi", "isa_name", "lib", "new_error", "resolve_isa"]
+__all__ = ["check", "cpu_features", "dtype_number", "ffi", "isa_name", "lib", "new_error", "resolve_isa"]
 
 ISA_NAMES: dict[str, int] = {
     "auto": lib.L2C_ISA_AUTO,
     "scalar": lib.L2C_ISA_SCALAR,
     "avx2": lib.L2C_ISA_AVX2,
     "avx512": lib.L2C_ISA_AVX512,
+    "neon": lib.L2C_ISA_NEON,
+}
+
+DTYPES: dict[str, int] = {
+    "auto": lib.L2C_DTYPE_AUTO,
+    "float32": lib.L2C_DTYPE_FLOAT32,
+    "int8": lib.L2C_DTYPE_INT8,
+    "int4": lib.L2C_DTYPE_INT4,
 }
 
 _BY_STATUS: dict[int, type[errors.Llama2cError]] = {
@@ -81,6 +89,12 @@ def resolve_isa(name: str | None) -> int:
 
 def isa_name(isa: int) -> str:
     return next(name for name, number in ISA_NAMES.items() if number == isa)
+
+
+def dtype_number(name: str) -> int:
+    if name not in DTYPES:
+        raise ValueError(f"unknown dtype {name!r}; known: {', '.join(DTYPES)}")
+    return DTYPES[name]
 
 
 def cpu_features() -> list[str]:

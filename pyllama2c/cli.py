@@ -32,8 +32,14 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         help="path of a llama2.c checkpoint, or a known model's name; default: the embedded one",
     )
     parser.add_argument("-z", "--tokenizer", metavar="PATH", help="tokenizer.bin of the model")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "int8", "int4"),
+        default="auto",
+        help="what weights are computed with; auto: what the file holds",
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="default: by model size")
-    parser.add_argument("--isa", choices=("auto", "scalar", "avx2", "avx512"), help="kernels")
+    parser.add_argument("--isa", choices=("auto", "scalar", "avx2", "avx512", "neon"), help="kernels")
 
 
 def _add_story(parser: argparse.ArgumentParser, steps: int) -> None:
@@ -92,7 +98,13 @@ def build_parser() -> argparse.ArgumentParser:
 def _load(arguments: argparse.Namespace) -> Llama:
     from pyllama2c.model import Llama
 
-    return Llama(arguments.model, arguments.tokenizer, threads=arguments.threads, isa=arguments.isa)
+    return Llama(
+        arguments.model,
+        arguments.tokenizer,
+        dtype=arguments.dtype,
+        threads=arguments.threads,
+        isa=arguments.isa,
+    )
 
 
 def write(text: str) -> None:
@@ -156,7 +168,9 @@ def _bench(arguments: argparse.Namespace) -> int:
     if arguments.synthetic and arguments.model:
         raise ValueError("name a model or a --synthetic shape, not both")
     if arguments.synthetic:
-        llama = bench.synthetic(arguments.synthetic, arguments.threads, arguments.isa)
+        llama = bench.synthetic(
+            arguments.synthetic, arguments.dtype, arguments.threads, arguments.isa
+        )
     else:
         llama = _load(arguments)
     result = bench.measure(

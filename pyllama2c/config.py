@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from pyllama2c._ffi import lib
+from pyllama2c._ffi import DTYPES, lib
 
 
 class Config(NamedTuple):
@@ -22,11 +22,14 @@ class Config(NamedTuple):
     """of the checkpoint format: 0, 1 or 2"""
     shared_classifier: bool
     group_size: int
-    """int8 weights that share a scale; 0 where weights are float32"""
+    """int8 weights of the file that share a scale; 0 where they are float32"""
+    dtype: str
+    """what the weights are computed with: "float32", "int8" or "int4\""""
 
 
 def read_config(model: Any) -> Config:
     """The configuration of an `l2c_model`."""
     c = lib.l2c_model_config(model)
     values = {name: getattr(c, name) for name in Config._fields}
-    return Config(**values | {"shared_classifier": bool(c.shared_classifier)})
+    dtype = next(name for name, number in DTYPES.items() if number == c.dtype)
+    return Config(**values | {"shared_classifier": bool(c.shared_classifier), "dtype": dtype})

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import codecs
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 from pyllama2c._ffi import ffi
+from pyllama2c.draft import Draft, DraftLength
 from pyllama2c.errors import BusyError, CancelledError
-from pyllama2c.session import MAX_ROWS, Session
+from pyllama2c.request import Request
+from pyllama2c.session import PREFILL_ROWS, Session, Sessions
+from pyllama2c.text import StoryText
 from pyllama2c.tokenizer import BOS, EOS, Tokenizer
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    LogitsProcessor = Callable[[list[int], NDArray[np.float32]], NDArray[np.float32] | None]
 
 
 class GenerationStats(NamedTuple):
@@ -25,6 +22,8 @@ class GenerationStats(NamedTuple):
 
     prompt_tokens: int
     """tokens of the prompt, BOS included"""
+    cached_tokens: int
+    """of those, found in the cache of an earlier story, and not computed again"""
     tokens: int
     """sampled tokens, the stop token excluded"""
     time_to_first_token: float
@@ -33,40 +32,11 @@ class GenerationStats(NamedTuple):
     decode_seconds: float
     """from the first token on"""
     tokens_per_second: float
-    """forward passes after the first token, over decode_seconds: what run.c reports"""
-
-
-class StopFinder:
-    """Holds back text that may be the beginning of a stop string."""
-
-    def __init__(self, stop: Sequence[str]):
-        self._stop = stop
-        self._held = ""
-        self.found = False
-
-    def feed(self, text: str) -> str:
-        """The part of the text so far that is certainly before any stop string."""
-        held = self._held + text
-        ends = [at for at in (held.find(s) for s in self._stop) if at >= 0]
-        if ends:
-            self.found, self._held = True, ""
-            return held[: min(ends)]
-        keep = max(
-            (
-                n
-                for s in self._stop
-                for n in range(1, min(len(s), len(held) + 1))
-                if held.endswith(s[:n])
-            ),
-            default=0,
-        )
-        self._held = held[len(held) - keep :]
-        return held[: len(held) - keep]
-
-    def rest(self) -> str:
-        """What was held back, at the end of the story."""
-        held, self._held = self._held, ""
-        return held
+    """tokens after the first, a final BOS or EOS included, over decode_seconds: as run.c reports"""
+    drafted_tokens: int
+    """tokens that the int8 draft proposed; 0 without speculative decoding"""
+    accepted_tokens: int
+    """of those, the ones that the model itself picked as well"""
 
 
 class Generation(Iterator[str]):
@@ -77,34 +47,31 @@ class Generation(Iterator[str]):
     """
 
     def __init__(
-        self,
-        tokenizer: Tokenizer,
-        lease: Callable[[], Session],
-        release: Callable[[Session], None],
-        prompt_tokens: list[int],
-        sampler: Any,
-        seed: int,
-        max_tokens: int,
-        stop: Sequence[str],
-        logits_processor: LogitsProcessor | None,
+        self, request: Request, tokenizer: Tokenizer, sessions: Sessions, draft: Draft | None
     ):
-        self.seed = seed
-        self.prompt_tokens = prompt_tokens
+        self.seed = request.seed
+        self.prompt_tokens = request.prompt_tokens
         self.tokens: list[int] = []
         self.finish_reason: str | None = None
-        self._tokenizer, self._sampler, self._max_tokens = tokenizer, sampler, max_tokens
-        self._lease, self._release = lease, release
-        self._logits_processor = logits_processor
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._finder = StopFinder(stop)
+        self._vocab_size = tokenizer.vocab_size
+        self._max_tokens, self._sampler = request.max_tokens, request.sampler
+        self._logits_processor = request.logits_processor
+        self._story = StoryText(tokenizer, request.prompt_tokens, request.stop)
         self._text: list[str] = []
-        # Prompt and story, for the repetition penalty. The length is the next position, too.
-        self._history = ffi.new("int32_t[]", len(prompt_tokens) + max_tokens)
-        self._history[0 : len(prompt_tokens)] = prompt_tokens
-        self._position = len(prompt_tokens)
+        self._sessions = sessions
         self._session: Session | None = None
+        # A processor changes the logits before the choice, which the draft cannot know.
+        self._draft = draft if request.logits_processor is None else None
+        self._draft_session: Session | None = None
+        self._draft_length = DraftLength()
+        # Prompt and story, for the repetition penalty and the draft.
+        self._history = ffi.new("int32_t[]", len(request.prompt_tokens) + request.max_tokens)
+        self._history[0 : len(request.prompt_tokens)] = request.prompt_tokens
+        self._ready: deque[tuple[int, int]] = deque()  # sampled, not yet told: token, rng state
+        self._rng_state = int(request.sampler.rng_state)
         self._cancelled = False
         self._turn = threading.Lock()
+        self._cached_tokens = 0
         self._first_token_seconds = self._decode_seconds = 0.0
         self._decode_passes = 0
 
@@ -165,7 +132,7 @@ class Generation(Iterator[str]):
     @property
     def rng_state(self) -> int:
         """State of the xorshift64* generator after the tokens so far."""
-        return int(self._sampler.rng_state)
+        return self._rng_state
 
     @property
     def stats(self) -> GenerationStats:
@@ -173,46 +140,54 @@ class Generation(Iterator[str]):
         first, decode, n = self._first_token_seconds, self._decode_seconds, len(self.prompt_tokens)
         return GenerationStats(
             prompt_tokens=n,
+            cached_tokens=self._cached_tokens,
             tokens=len(self.tokens),
             time_to_first_token=first,
             prefill_tokens_per_second=n / first if first > 0 else 0.0,
             decode_seconds=decode,
             tokens_per_second=self._decode_passes / decode if decode > 0 else 0.0,
+            drafted_tokens=self._draft_length.drafted,
+            accepted_tokens=self._draft_length.accepted,
         )
 
     def _end(self, reason: str) -> None:
-        """Settles how the story ended, once, and returns the session."""
+        """Settles how the story ended, once, and returns the sessions."""
         if self.finish_reason is None:
             self.finish_reason = reason
         session, self._session = self._session, None
         if session is not None:
-            self._release(session)
+            self._sessions.give_back(session)
+        session, self._draft_session = self._draft_session, None
+        if session is not None and self._draft is not None:
+            self._draft.give_back(session)
 
     def _step(self) -> str:
-        """One token further: feed, sample, decode. Text may be held back, and is then empty."""
+        """One token further: compute it if none is ready, decode. Text may be held back: empty."""
         if self._max_tokens == 0:
             self._end("length")
             return ""
         started = perf_counter()
         first = self._session is None
-        if not (self._prefill() if first else self._feed_last()):
+        try:
+            if self._cancelled or not (self._ready or self._compute()):
+                raise CancelledError
+        except CancelledError:
             self._end("cancelled")
-            return self._rest()
-        token = self._sample()
+            return self._story.rest()
+        token, self._rng_state = self._ready.popleft()
+        text = ""
         if token in (BOS, EOS):
-            text = ""
             self._end("stop")
         else:
+            self._history[len(self.prompt_tokens) + len(self.tokens)] = token
             self.tokens.append(token)
-            self._history[self._position] = token
-            self._position += 1
-            text = self._finder.feed(self._decoder.decode(self._piece(token, first)))
-            if self._finder.found:
+            text = self._story.feed(token)
+            if self._story.stopped:
                 self._end("stop")
             elif len(self.tokens) == self._max_tokens:
                 self._end("length")
         if self.finish_reason is not None:
-            text += self._rest()
+            text += self._story.rest()
         if first:
             self._first_token_seconds = perf_counter() - started
         else:
@@ -220,46 +195,43 @@ class Generation(Iterator[str]):
             self._decode_seconds += perf_counter() - started
         return text
 
-    def _piece(self, token: int, first: bool) -> bytes:
-        piece = self._tokenizer.piece(token)
-        if first and self.prompt_tokens[-1] == BOS:
-            return piece.removeprefix(b" ")  # as SentencePiece: encoding put it before the text
-        return piece
-
-    def _rest(self) -> str:
-        """What decoder and finder still hold when the story ends."""
-        if self._finder.found:
-            return ""
-        return self._finder.feed(self._decoder.decode(b"", True)) + self._finder.rest()
+    def _compute(self) -> bool:
+        """Makes one token ready or, with a draft, several; False when `cancel` came between."""
+        if self._session is None:
+            return self._prefill()
+        session, n = self._session, len(self.prompt_tokens) + len(self.tokens)
+        room = self._max_tokens - len(self.tokens) - 1
+        if self._draft is None or room < 1:
+            session.feed(self.tokens[-1:], n - 1)
+            self._sample(session)
+            return True
+        if self._draft_session is None:
+            self._draft_session = self._draft.lease(self.prompt_tokens)
+        n_draft = self._draft_length.next(room)
+        new = session.speculate(self._draft_session, self._sampler, self._history, n, n_draft)
+        self._draft_length.report(n_draft, len(new) - 1)
+        self._ready.extend(new)
+        return True
 
     def _prefill(self) -> bool:
-        self._session = self._lease()
-        for start in range(0, len(self.prompt_tokens), MAX_ROWS):
-            chunk = self.prompt_tokens[start : start + MAX_ROWS]
-            is_last = start + len(chunk) == len(self.prompt_tokens)
-            if not self._feed(chunk, start, want_logits=int(is_last)):
+        prompt = self.prompt_tokens
+        self._session = session = self._sessions.lease(prompt)
+        # The last token is computed in any case: its logits are what the story begins with.
+        self._cached_tokens = start = min(session.cached(prompt), len(prompt) - 1)
+        for at in range(start, len(prompt), PREFILL_ROWS):
+            if self._cancelled:
                 return False
+            chunk = prompt[at : at + PREFILL_ROWS]
+            session.feed(chunk, at, want_logits=int(at + len(chunk) == len(prompt)))
+        self._sample(session)
         return True
 
-    def _feed_last(self) -> bool:
-        return self._feed(self.tokens[-1:], self._position - 1)
-
-    def _feed(self, tokens: Sequence[int], position: int, want_logits: int = 1) -> bool:
-        """False when `cancel` came before it or half-way."""
-        assert self._session is not None
-        if self._cancelled:
-            return False
-        try:
-            self._session.feed(tokens, position, want_logits)
-        except CancelledError:
-            return False
-        return True
-
-    def _sample(self) -> int:
-        assert self._session is not None
+    def _sample(self, session: Session) -> None:
         if self._logits_processor is not None:
-            logits = self._session.logits(1, self._tokenizer.vocab_size)[0]
+            logits = session.logits(1, self._vocab_size)[0]
             changed = self._logits_processor(self.prompt_tokens + self.tokens, logits)
             if changed is not None:
                 logits[:] = changed
-        return self._session.sample(self._sampler, self._history, self._position)
+        n = len(self.prompt_tokens) + len(self.tokens)
+        token = session.sample(self._sampler, self._history, n)
+        self._ready.append((token, int(self._sampler.rng_state)))

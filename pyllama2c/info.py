@@ -16,11 +16,10 @@ if TYPE_CHECKING:
 def describe(llama: Llama) -> dict[str, Any]:
     """Facts as JSON types; sizes are bytes."""
     c = llama.config
-    int8 = c.group_size > 0
     return {
         "model": llama.path,
         "format": f"llama2.c v{c.version}, "
-        + (f"int8 in groups of {c.group_size}" if int8 else "float32"),
+        + (f"int8 in groups of {c.group_size}" if c.group_size else "float32"),
         "file_bytes": os.path.getsize(llama.path),
         "parameters": llama.n_parameters,
         "config": c._asdict(),
@@ -31,7 +30,8 @@ def describe(llama: Llama) -> dict[str, Any]:
         },
         "cpu": {"available": available_cpus(), "features": cpu_features()},
         "threads": llama.threads,
-        "kernels": "runq (int8, plain C)" if int8 else llama.isa,
+        "dtype": c.dtype,
+        "kernels": llama.isa,
     }
 
 
@@ -60,6 +60,6 @@ def to_text(facts: dict[str, Any]) -> str:
             "cpu",
             f"{cpu['available']} available; {' '.join(cpu['features']) or 'nothing to use'}",
         ),
-        ("computes with", f"{facts['threads']} thread(s), {facts['kernels']} kernels"),
+        ("computes with", f"{facts['dtype']}, {facts['threads']} thread(s), {facts['kernels']} kernels"),
     ]
     return "\n".join(f"{name:<14} {value}" for name, value in rows)

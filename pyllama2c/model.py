@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import threading
 import warnings
 from collections.abc import Iterable, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from pyllama2c import hub
-from pyllama2c._ffi import check, ffi, isa_name, lib, new_error, resolve_isa
+from pyllama2c._ffi import check, dtype_number, ffi, isa_name, lib, new_error, resolve_isa
 from pyllama2c.config import read_config
 from pyllama2c.errors import (
     CheckpointWarning,
@@ -20,25 +18,22 @@ from pyllama2c.errors import (
     TokenizerError,
     TokenizerNotFoundError,
 )
+from pyllama2c.draft import WORTH_DRAFTING, Draft
 from pyllama2c.generation import Generation
-from pyllama2c.sampling import fresh_seed, new_sampler
+from pyllama2c.request import make_request
 from pyllama2c.score import Score, make_score
-from pyllama2c.session import MAX_ROWS, Session
+from pyllama2c.session import PREFILL_ROWS, Sessions
 from pyllama2c.tokenizer import Tokenizer
 from pyllama2c.workers import default_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import numpy as np
     from numpy.typing import NDArray
 
-    from pyllama2c.generation import LogitsProcessor
+    from pyllama2c.request import LogitsProcessor
 
 _BUFFERS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 """model handle -> the memory it was opened from"""
-
-_IDLE_SESSIONS = 2  # kept for the next story, so that it finds its memory warm
 
 
 class Llama:
@@ -48,7 +43,10 @@ class Llama:
     model ("stories15M": downloaded once, checked, cached), or None for the embedded storyteller.
     `tokenizer` is the path of its tokenizer.bin; by default the one that belongs to the known
     model, the one beside the checkpoint, or Llama 2's where the vocabulary has its size.
-    `threads` counts all that compute (default: by model size and processors); `isa` forces the
+    `dtype` is what weights are computed with: "float32", "int8" and "int4" (quantized when the file
+    is opened), "auto" keeps what the file holds. `speculative` lets an int8 copy of float32 weights
+    draft tokens that the model then checks, several at a time: the same story, faster ("auto": where
+    it pays; it takes a quarter more memory). `threads` counts all that compute (default: by model size and processors); `isa` forces the
     kernels ("scalar", "avx2", "avx512"; default: $PYLLAMA2C_ISA, else the fastest). Neither
     changes a single bit of the result.
 
@@ -60,14 +58,16 @@ class Llama:
         model: str | os.PathLike[str] | None = None,
         tokenizer: str | os.PathLike[str] | None = None,
         *,
+        dtype: str = "auto",
+        speculative: bool | str = "auto",
         threads: int | None = None,
         isa: str | None = None,
     ):
         files = hub.find_model(model, tokenizer)
         self.path = str(files.checkpoint)
         out, err = ffi.new("l2c_model **"), new_error()
-        check(lib.l2c_model_open(os.fsencode(self.path), out, err), err, self.path)
-        self._set_up(ffi.gc(out[0], lib.l2c_model_free), threads, isa)
+        check(lib.l2c_model_open(os.fsencode(self.path), dtype_number(dtype), out, err), err, self.path)
+        self._set_up(ffi.gc(out[0], lib.l2c_model_free), speculative, threads, isa)
         self._find_tokenizer = files.tokenizer
         self._tokenizer = Tokenizer(tokenizer, self.config.vocab_size) if tokenizer else None
 
@@ -77,6 +77,8 @@ class Llama:
         checkpoint: Any,
         tokenizer: str | os.PathLike[str] | None = None,
         *,
+        dtype: str = "auto",
+        speculative: bool | str = "auto",
         threads: int | None = None,
         isa: str | None = None,
     ) -> Llama:
@@ -88,16 +90,19 @@ class Llama:
         self.path = "<memory>"
         buffer = ffi.from_buffer(checkpoint)
         out, err = ffi.new("l2c_model **"), new_error()
-        check(lib.l2c_model_open_memory(buffer, len(buffer), out, err), err, self.path)
+        number = dtype_number(dtype)
+        check(lib.l2c_model_open_memory(buffer, len(buffer), number, out, err), err, self.path)
         handle = ffi.gc(out[0], lib.l2c_model_free)
         # Tied to the handle, not to self: a session holds the handle and may outlive the Llama.
         _BUFFERS[handle] = buffer
-        self._set_up(handle, threads, isa)
+        self._set_up(handle, speculative, threads, isa)
         self._find_tokenizer = hub.no_tokenizer(self.path)
         self._tokenizer = Tokenizer(tokenizer, self.config.vocab_size) if tokenizer else None
         return self
 
-    def _set_up(self, handle: Any, threads: int | None, isa: str | None) -> None:
+    def _set_up(
+        self, handle: Any, speculative: bool | str, threads: int | None, isa: str | None
+    ) -> None:
         self._model: Any = handle
         self.config = read_config(handle)
         self.n_parameters = int(lib.l2c_model_parameters(handle))
@@ -109,11 +114,8 @@ class Llama:
         out, err = ffi.new("l2c_pool **"), new_error()
         check(lib.l2c_pool_create(self.threads, out, err), err)
         self._pool: Any = ffi.gc(out[0], lib.l2c_pool_free)
-        self._idle: list[Session] = []
-        # Sessions in use are held here as well: a story that the garbage collector finds in a cycle
-        # gives its session back while cffi already frees what only the cycle refers to.
-        self._in_use: set[Session] = set()
-        self._lock = threading.RLock()  # such a story may come back while this thread holds it
+        self._sessions = Sessions(handle, self._pool, self._isa)
+        self._draft = Draft(handle, self._pool, self._isa) if self._drafts(speculative) else None
         if self.config.group_size and self.config.hidden_dim % self.config.group_size:
             warnings.warn(
                 f"{self.path}: group_size {self.config.group_size} does not divide hidden_dim "
@@ -122,6 +124,15 @@ class Llama:
                 CheckpointWarning,
                 stacklevel=3,
             )
+
+    def _drafts(self, speculative: bool | str) -> bool:
+        if speculative not in (True, False, "auto"):
+            raise ValueError(f"speculative is {speculative!r}; it must be True, False or 'auto'")
+        if speculative == "auto":
+            return self.config.dtype == "float32" and self.sweep_bytes >= WORTH_DRAFTING
+        if speculative and self.config.dtype != "float32":
+            raise ValueError(f"speculative decoding is for float32 weights, not {self.config.dtype}")
+        return bool(speculative)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -159,40 +170,20 @@ class Llama:
         Nothing runs until the result is iterated, but wrong arguments raise at once: ValueError,
         ContextLengthError for a prompt that does not fit, TokenizerError for ids out of range.
         """
-        tokenizer = self.tokenizer
-        tokens = self._tokens(prompt)
-        if not tokens:
-            raise ValueError("the prompt has no tokens; begin with BOS (1)")
-        room = self.config.seq_len - len(tokens) + 1  # the last token is sampled, but not fed
-        if room < 1:
-            raise ContextLengthError(
-                f"the prompt has {len(tokens)} tokens; the model's context is {self.config.seq_len}"
-            )
-        if max_tokens is not None and max_tokens < 0:
-            raise ValueError(f"max_tokens is {max_tokens}; it must be 0 or more")
-        stops = [stop] if isinstance(stop, str) else list(stop)
-        if not all(stops):
-            raise ValueError("a stop string is empty")
-        seed = fresh_seed() if seed is None else seed
-        sampler = new_sampler(
+        request = make_request(
+            self._tokens(prompt),
+            self.config.seq_len,
+            max_tokens=max_tokens,
             temperature=temperature,
             top_p=top_p,
             top_k=top_k,
             min_p=min_p,
             repetition_penalty=repetition_penalty,
             seed=seed,
-        )
-        return Generation(
-            tokenizer=tokenizer,
-            lease=self._lease,
-            release=self._give_back,
-            prompt_tokens=tokens,
-            sampler=sampler,
-            seed=seed,
-            max_tokens=room if max_tokens is None else min(max_tokens, room),
-            stop=stops,
+            stop=stop,
             logits_processor=logits_processor,
         )
+        return Generation(request, self.tokenizer, self._sessions, self._draft)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """float32 (len(tokens), vocab_size): row i scores what may follow token i."""
@@ -202,9 +193,9 @@ class Llama:
         self._check_fits(len(tokens))
         vocab_size = self.config.vocab_size
         out = np.empty((len(tokens), vocab_size), np.float32)
-        with self._session() as session:
-            for start in range(0, len(tokens), MAX_ROWS):
-                chunk = tokens[start : start + MAX_ROWS]
+        with self._sessions.lent() as session:
+            for start in range(0, len(tokens), PREFILL_ROWS):
+                chunk = tokens[start : start + PREFILL_ROWS]
                 session.feed(chunk, start, want_logits=len(chunk))
                 out[start : start + len(chunk)] = session.logits(len(chunk), vocab_size)
         return out
@@ -214,9 +205,9 @@ class Llama:
         tokens = self._tokens(text)
         self._check_fits(len(tokens))
         logprobs: list[float | None] = [None] if tokens else []
-        with self._session() as session:
-            for start in range(0, len(tokens) - 1, MAX_ROWS):
-                chunk = tokens[start : min(start + MAX_ROWS, len(tokens) - 1)]
+        with self._sessions.lent() as session:
+            for start in range(0, len(tokens) - 1, PREFILL_ROWS):
+                chunk = tokens[start : min(start + PREFILL_ROWS, len(tokens) - 1)]
                 session.feed(chunk, start, want_logits=len(chunk))
                 for i in range(len(chunk)):
                     logprobs.append(session.logprob(i, tokens[start + i + 1]))
@@ -247,45 +238,19 @@ class Llama:
                 f"{n_tokens} tokens; the model's context is {self.config.seq_len}"
             )
 
-    # ---- sessions ----
+    # ---- life ----
 
     def _check_open(self) -> None:
         if self._model is None:
             raise ClosedError("the model is closed")
-
-    def _lease(self) -> Session:
-        with self._lock:
-            self._check_open()
-            session = (
-                self._idle.pop() if self._idle else Session(self._model, self._pool, self._isa)
-            )
-            self._in_use.add(session)
-            return session
-
-    def _give_back(self, session: Session) -> None:
-        with self._lock:
-            self._in_use.discard(session)
-            if self._model is not None and len(self._idle) < _IDLE_SESSIONS:
-                self._idle.append(session)
-
-    @contextmanager
-    def _session(self) -> Iterator[Session]:
-        session = self._lease()
-        try:
-            yield session
-        finally:
-            self._give_back(session)
-
-    # ---- life ----
 
     def close(self) -> None:
         """Gives the memory back; further use raises ClosedError.
 
         Stories that are being told keep what they need until they end.
         """
-        with self._lock:
-            self._idle.clear()
-            self._model = self._pool = None
+        self._sessions.close()
+        self._model = self._pool = self._draft = None
 
     def __enter__(self) -> Llama:
         return self

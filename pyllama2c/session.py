@@ -1,13 +1,23 @@
-"""A C session held for one computation: rows in, logits out."""
+"""A C session held for one computation: rows in, logits out; and the pool that lends them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from pyllama2c._ffi import check, ffi, lib, new_error
+from pyllama2c.errors import ClosedError
 
 MAX_ROWS: int = lib.L2C_MAX_ROWS
+PREFILL_ROWS = 64
+"""of a prompt at a time: enough to share the reading of weights, few enough to stop soon at Ctrl-C"""
+
+MAX_DRAFT = 16
+"""tokens that a draft model proposes at most"""
+
+_IDLE_SESSIONS = 2  # kept for the next story, so that it finds its memory warm and its prefix cached
 
 
 class Session:
@@ -19,12 +29,22 @@ class Session:
         self.handle: Any = ffi.gc(out[0], lib.l2c_session_free)
         self._parents = (model, pool)  # they must outlive the handle
         self._error = err
-        self._rows = ffi.new("l2c_row[]", MAX_ROWS)
+        self._rows = ffi.new("l2c_row[]", PREFILL_ROWS)
         self._token = ffi.new("int32_t *")
         self._logprob = ffi.new("double *")
+        self._count = ffi.new("size_t *")
+        self._states = ffi.new("uint64_t[]", MAX_DRAFT + 1)
+        self.fed: list[int] = []
+        """tokens whose keys and values are cached, position by position"""
+
+    def cached(self, tokens: Sequence[int]) -> int:
+        """How many of the first tokens are in the cache as they are."""
+        pairs = zip(self.fed, tokens, strict=False)
+        n = min(len(self.fed), len(tokens))
+        return next((i for i, (a, b) in enumerate(pairs) if a != b), n)
 
     def feed(self, tokens: Sequence[int], position: int, want_logits: int = 1) -> None:
-        """One sweep: at most MAX_ROWS tokens from `position` on; logits of the last `want_logits`.
+        """One sweep: up to PREFILL_ROWS tokens from `position` on; logits of the last `want_logits`.
 
         The classifier is the largest matrix of a small model: rows that need no logits skip it.
         """
@@ -36,7 +56,9 @@ class Session:
             row.token = token
             row.want_logits = i >= first_wanted
         err = self._error
+        del self.fed[position:]
         check(lib.l2c_session_forward(self.handle, rows, len(tokens), err), err)
+        self.fed += tokens
 
     def sample(self, sampler: Any, history: Any, n_history: int) -> int:
         """A token from the last row's logits, which it uses up."""
@@ -45,6 +67,26 @@ class Session:
         if status:
             check(status, err)
         return token[0]  # type: ignore[no-any-return]
+
+    def speculate(
+        self, draft: Session, sampler: Any, history: Any, n: int, n_draft: int
+    ) -> list[tuple[int, int]]:
+        """Tokens behind the n of `history`, each with the sampler's state after it: at least one.
+
+        All but the last of the n are in this session's cache.
+        """
+        err, count, states = self._error, self._count, self._states
+        tokens = list(history[0:n])
+        lib.l2c_session_cut(draft.handle, 0, draft.cached(tokens), ffi.NULL)
+        status = lib.l2c_speculate(
+            self.handle, draft.handle, sampler, history, n, n_draft, states, count, err
+        )
+        if status == lib.L2C_OK:
+            tokens = list(history[0 : n + count[0]])
+        for session in (self, draft):
+            session.fed = tokens[: lib.l2c_session_length(session.handle, 0)]
+        check(status, err)
+        return list(zip(tokens[n:], states[0 : count[0]], strict=True))
 
     def logprob(self, row: int, token: int) -> float:
         """log p(token) under a row's logits, in nats."""
@@ -63,3 +105,49 @@ class Session:
     def cancel(self) -> None:
         """Stops a call that runs in another thread, at the next layer."""
         lib.l2c_session_cancel(self.handle)
+
+
+class Sessions:
+    """Lends the sessions of a model, each to one computation at a time."""
+
+    def __init__(self, model: Any, pool: Any, isa: int):
+        self._new: Any = (model, pool, isa)
+        self._idle: list[Session] = []
+        # Sessions in use are held here as well: a story that the garbage collector finds in a cycle
+        # gives its session back while cffi already frees what only the cycle refers to.
+        self.in_use: set[Session] = set()
+        self._lock = threading.RLock()  # such a story may come back while this thread holds it
+
+    def lease(self, tokens: Sequence[int] = ()) -> Session:
+        """The idle session that has most of the first tokens cached, or a new one."""
+        with self._lock:
+            if self._new is None:
+                raise ClosedError("the model is closed")
+            if self._idle:
+                session = max(self._idle, key=lambda s: s.cached(tokens))
+                self._idle.remove(session)
+            else:
+                session = Session(*self._new)
+            self.in_use.add(session)
+            return session
+
+    def give_back(self, session: Session) -> None:
+        """The most recently used are kept."""
+        with self._lock:
+            self.in_use.discard(session)
+            if self._new is not None:
+                self._idle = [*self._idle, session][-_IDLE_SESSIONS:]
+
+    @contextmanager
+    def lent(self, tokens: Sequence[int] = ()) -> Iterator[Session]:
+        session = self.lease(tokens)
+        try:
+            yield session
+        finally:
+            self.give_back(session)
+
+    def close(self) -> None:
+        """Idle sessions go; those in use stay until they are given back."""
+        with self._lock:
+            self._idle.clear()
+            self._new = None

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny import Shape, TinyLlama, tokenizer_file
 
 from pyllama2c import ClosedError, ContextLengthError, Generation, Llama, TokenizerError
-from pyllama2c.generation import StopFinder
+from pyllama2c.text import StopFinder
 
 
 def scripted(tokenizer_path: Path, text: bytes | list[int]) -> tuple[Llama, object]:
@@ -200,7 +200,7 @@ def test_closing_from_within_a_logits_processor(llama: Llama) -> None:
     stories.append(llama.generate("ab", seed=1, logits_processor=close))
     stories[0].read()
     assert stories[0].finish_reason == "cancelled" and len(stories[0].tokens) == 1
-    assert not llama._in_use
+    assert not llama._sessions.in_use
 
 
 def test_stats(llama: Llama) -> None:

@@ -57,7 +57,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     require(copy != NULL);
     if (size > 0) memcpy(copy, data, size);
     l2c_model *model;
-    if (l2c_model_open_memory(copy, size, &model, NULL) == L2C_OK) {
+    if (l2c_model_open_memory(copy, size, L2C_DTYPE_AUTO, &model, NULL) == L2C_OK) {
         const l2c_config *c = l2c_model_config(model);
         int32_t n_ctx = c->seq_len < 8 ? c->seq_len : 8; /* v1 and v2 files claim any length */
         if (l2c_session_bytes(model, 2, n_ctx) <= MOST_BYTES) {

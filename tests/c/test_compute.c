@@ -126,7 +126,7 @@ void test_nonfinite_weights(void) {
             l2c_model *model;
             l2c_pool *pool;
             l2c_session *session;
-            CHECK(l2c_model_open_memory(file.data, file.size, &model, NULL) == L2C_OK);
+            CHECK(l2c_model_open_memory(file.data, file.size, L2C_DTYPE_AUTO, &model, NULL) == L2C_OK);
             CHECK(l2c_pool_create(2, &pool, NULL) == L2C_OK);
             CHECK(l2c_session_create(model, pool, 1, 0, L2C_ISA_AUTO, &session, NULL) == L2C_OK);
             l2c_row row = {0, 0, 0, 1};

@@ -1,0 +1,114 @@
+/*
+ * pack.c - a whole model's matrices, packed into one piece of memory.
+ */
+#include <string.h>
+
+#include "internal.h"
+#include "quantized.h"
+
+enum {
+    DEFAULT_GROUP = 32,
+    WORTH_THREADS = 4 << 20 /* bytes; less is done before threads are there */
+};
+
+/* Groups that the packed kernels take, and that lie within rows. */
+static int packable(const l2c_matrix *m) {
+    return m->type != L2C_WEIGHTS_FILE
+        || (m->group % 4 == 0 && m->group <= L2C_MAX_PACKED_GROUP && m->cols % m->group == 0);
+}
+
+/* Calls visit for every matrix of the model; a shared classifier is the embedding. */
+#define EACH_MATRIX(m, visit)                                              \
+    do {                                                                   \
+        visit(&(m)->token_embedding);                                      \
+        for (int32_t l = 0; l < (m)->config.n_layers; l++) {               \
+            l2c_layer *w = &(m)->layers[l];                                \
+            visit(&w->wq); visit(&w->wk); visit(&w->wv); visit(&w->wo);    \
+            visit(&w->w1); visit(&w->w2); visit(&w->w3);                   \
+        }                                                                  \
+        if (!(m)->config.shared_classifier) visit(&(m)->classifier);       \
+    } while (0)
+
+static l2c_matrix packed_shape(const l2c_matrix *m, l2c_weights type) {
+    size_t group = type == L2C_WEIGHTS_Q8 && m->type == L2C_WEIGHTS_FILE ? m->group : DEFAULT_GROUP;
+    return l2c_matrix_packed(type, m->rows, m->cols, group);
+}
+
+typedef struct {
+    l2c_matrix *to;
+    unsigned char *memory;
+    const l2c_matrix *from;
+    atomic_int status;
+} job;
+
+static void pack_on_thread(void *arg, int thread, int n_threads) {
+    job *j = arg;
+    size_t blocks = (j->from->rows + L2C_BLOCK_ROWS - 1) / L2C_BLOCK_ROWS;
+    size_t begin = blocks * (size_t)thread / (size_t)n_threads * L2C_BLOCK_ROWS;
+    size_t end = blocks * ((size_t)thread + 1) / (size_t)n_threads * L2C_BLOCK_ROWS;
+    l2c_status status = l2c_matrix_pack(j->to, j->memory, j->from, begin, end < j->from->rows ? end : j->from->rows);
+    if (status != L2C_OK) atomic_store(&j->status, (int)status);
+}
+
+static l2c_status pack_matrix(l2c_pool *pool, l2c_matrix *to, unsigned char *memory, const l2c_matrix *from,
+                              l2c_error *err) {
+    to->data = memory;
+    job j = {.to = to, .memory = memory, .from = from};
+    l2c_pool_run(pool, pack_on_thread, &j);
+    if (atomic_load(&j.status) == L2C_OK) return L2C_OK;
+    return l2c_fail(err, L2C_FORMAT, "a weight is NaN or infinite, which int8 and int4 have no value for");
+}
+
+static const float *copy_norm(unsigned char **at, const float *norm, size_t dim) {
+    float *copy = (float *)*at;
+    memcpy(copy, norm, dim * sizeof *copy);
+    *at += (dim * sizeof *copy + 63) / 64 * 64;
+    return copy;
+}
+
+l2c_status l2c_model_pack(l2c_model *model, l2c_weights type, l2c_error *err) {
+    const l2c_config *c = &model->config;
+    size_t dim = (size_t)c->dim, bytes = (2 * (size_t)c->n_layers + 1) * ((dim * sizeof(float) + 63) / 64 * 64);
+    int possible = 1;
+#define MEASURE(m)                                              \
+    do {                                                        \
+        l2c_matrix shape = packed_shape(m, type);               \
+        bytes += l2c_matrix_bytes(&shape);                      \
+        possible &= packable(m);                                \
+    } while (0)
+    EACH_MATRIX(model, MEASURE);
+#undef MEASURE
+    if (!possible)
+        return l2c_fail(err, L2C_UNSUPPORTED, "groups of %d int8 weights cannot be packed", c->group_size);
+
+    l2c_mapping memory;
+    if (l2c_memory_map(bytes, &memory) != L2C_OK)
+        return l2c_fail(err, L2C_NOMEM, "out of memory for packed weights of %zu bytes", bytes);
+    unsigned char *at = (unsigned char *)(uintptr_t)memory.data;
+    l2c_pool *pool;
+    l2c_status status = l2c_pool_create(bytes > WORTH_THREADS ? l2c_cpu_count() : 1, &pool, err);
+    if (status != L2C_OK) {
+        l2c_file_unmap(&memory);
+        return status;
+    }
+#define PACK(m)                                                        \
+    do {                                                               \
+        l2c_matrix to = packed_shape(m, type);                         \
+        if (status == L2C_OK) status = pack_matrix(pool, &to, at, m, err); \
+        at += l2c_matrix_bytes(&to);                                   \
+        *(m) = to;                                                     \
+    } while (0)
+    EACH_MATRIX(model, PACK);
+#undef PACK
+    l2c_pool_free(pool);
+    for (int32_t l = 0; l < c->n_layers; l++) {
+        model->layers[l].attention_norm = copy_norm(&at, model->layers[l].attention_norm, dim);
+        model->layers[l].ffn_norm = copy_norm(&at, model->layers[l].ffn_norm, dim);
+    }
+    model->final_norm = copy_norm(&at, model->final_norm, dim);
+    if (c->shared_classifier) model->classifier = model->token_embedding;
+    l2c_file_unmap(&model->mapping);
+    model->mapping = (l2c_mapping){0};
+    model->packed = memory;
+    return status;
+}

@@ -1,0 +1,225 @@
+/*
+ * quantized_avx2.c - the integer kernels with 256-bit registers (AVX2, F16C).
+ *
+ * int8: vpmaddwd multiplies int16 and adds neighbours. A register of weights holds 8 rows x 4
+ * columns of bytes; shifted left by 8 it is columns 0 and 2 as int16, masked with 0xFF00 columns 1
+ * and 3, both times 256. The activations lie in that order (`pairs`). Sums are 256 times the
+ * product: a step adds at most 256 * 4 * 128 * 127, and 128 steps (a group of 512) fit 31 bits.
+ *
+ * int4: vpmaddubsw multiplies unsigned by signed bytes. Weights are 0 to 15, so a pair is at most
+ * 2 * 15 * 127, and the 8 of a group of 32 fit 15 bits; 8 times the sum of x is taken off after.
+ *
+ * (vpmaddubsw for int8 would need signs moved from weights to activations, and more instructions
+ * on the two units that multiply: measured slower.)
+ */
+#include "quantized.h"
+
+#if defined(L2C_X86)
+#include <immintrin.h>
+#include <math.h>
+#include <string.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#elif defined(__GNUC__)
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum { TILE = 4 }; /* rows of x that share the loads of weights */
+
+/* ---- Activations ---------------------------------------------------------------------------- */
+
+INLINE __m256i magnitude_bits(const float *x) {
+    return _mm256_and_si256(_mm256_loadu_si256((const __m256i *)x), _mm256_set1_epi32(0x7FFFFFFF));
+}
+
+INLINE int32_t horizontal_max(__m256i v) {
+    __m128i u = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    u = _mm_max_epi32(u, _mm_shuffle_epi32(u, 0x4E));
+    return _mm_cvtsi128_si32(_mm_max_epi32(u, _mm_shuffle_epi32(u, 0xB1)));
+}
+
+INLINE int32_t horizontal_sum(__m256i v) {
+    __m128i u = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    u = _mm_add_epi32(u, _mm_shuffle_epi32(u, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(u, _mm_shuffle_epi32(u, 0xB1)));
+}
+
+/* A whole group of a multiple of 16 values. */
+INLINE void quantize_group(int8_t *q, int16_t *pairs, float *scale, int32_t *sum, const float *x, size_t group) {
+    __m256i most = _mm256_setzero_si256(), sums = most;
+    for (size_t i = 0; i < group; i += 8) most = _mm256_max_epi32(most, magnitude_bits(x + i));
+    int32_t bits = horizontal_max(most);
+    float largest, inverse = 0.0f;
+    memcpy(&largest, &bits, sizeof largest);
+    int usable = bits < 0x7F800000 && largest >= L2C_QUANTIZE_LEAST;
+    *scale = bits >= 0x7F800000 ? NAN : usable ? largest / 127.0f : 0.0f;
+    if (!usable) {
+        memset(q, 0, group);
+        memset(pairs, 0, group * sizeof *pairs);
+        *sum = 0;
+        return;
+    }
+    inverse = 127.0f / largest;
+    __m256 by = _mm256_set1_ps(inverse);
+    const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15,
+                                           0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
+    for (size_t i = 0; i < group; i += 16) {
+        __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i), by));
+        __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i + 8), by));
+        sums = _mm256_add_epi32(sums, _mm256_add_epi32(a, b));
+        __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8);
+        _mm256_storeu_si256((__m256i *)(pairs + i), _mm256_shuffle_epi8(words, order));
+        __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+        _mm_storeu_si128((__m128i *)(q + i), bytes);
+    }
+    *sum = horizontal_sum(sums);
+}
+
+void l2c_avx2_quantize(const l2c_quantized *to, size_t row, const float *x, size_t n) {
+    size_t group = to->group, groups = to->width / group;
+    if (group % 16 != 0 || n != to->width) {
+        l2c_scalar_quantize(to, row, x, n);
+        return;
+    }
+    for (size_t g = 0; g < groups; g++) {
+        size_t at = row * to->width + g * group;
+        quantize_group(to->q + at, to->pairs + at, &to->scales[row * groups + g], &to->sums[row * groups + g],
+                       x + g * group, group);
+    }
+}
+
+/* ---- Products -------------------------------------------------------------------------------- */
+
+/* 16 results; the last block of a matrix has fewer. */
+INLINE void store(float *out, const __m256 sums[2], size_t valid) {
+    if (valid >= L2C_BLOCK_ROWS) {
+        _mm256_storeu_ps(out, sums[0]);
+        _mm256_storeu_ps(out + 8, sums[1]);
+    } else {
+        float both[L2C_BLOCK_ROWS];
+        _mm256_storeu_ps(both, sums[0]);
+        _mm256_storeu_ps(both + 8, sums[1]);
+        memcpy(out, both, valid * sizeof *out);
+    }
+}
+
+INLINE __m256i broadcast(const void *four_bytes) {
+    int32_t value;
+    memcpy(&value, four_bytes, sizeof value);
+    return _mm256_set1_epi32(value);
+}
+
+/* A tile is `tile` rows of x, from row r on, against `blocks` blocks of 16 rows that lie `apart` bytes
+ * from each other. Two sums an entry, of rows 0 to 7 and 8 to 15 of a block. */
+INLINE void tile_q8(__m256 (*sums)[2], const l2c_quantized *x, size_t r, const l2c_matrix *w,
+                    const unsigned char *block, size_t apart, int tile, int blocks) {
+    size_t group = w->group, groups = w->padded / group;
+    const unsigned char *data = block + l2c_block_scale_bytes(L2C_WEIGHTS_Q8, groups);
+    const int16_t *pairs = x->pairs + r * x->width;
+    const __m256i odd = _mm256_set1_epi16((short)0xFF00);
+    UNROLL for (int i = 0; i < tile * blocks; i++) sums[i][0] = sums[i][1] = _mm256_setzero_ps();
+    for (size_t g = 0; g < groups; g++, block += 64) {
+        __m256i s[TILE][2];
+        UNROLL for (int i = 0; i < tile * blocks; i++) s[i][0] = s[i][1] = _mm256_setzero_si256();
+        for (size_t j = 0; j < group; j += 4, data += 64, pairs += 4)
+            UNROLL for (int b = 0; b < blocks; b++)
+                UNROLL for (int h = 0; h < 2; h++) {
+                    __m256i a = _mm256_load_si256((const __m256i *)(data + (size_t)b * apart + 32 * h));
+                    __m256i a02 = _mm256_slli_epi16(a, 8), a13 = _mm256_and_si256(a, odd);
+                    UNROLL for (int t = 0; t < tile; t++) {
+                        const int16_t *p = pairs + (size_t)t * x->width;
+                        __m256i *sum = &s[t * blocks + b][h];
+                        *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(a02, broadcast(p)));
+                        *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(a13, broadcast(p + 2)));
+                    }
+                }
+        UNROLL for (int t = 0; t < tile; t++) {
+            __m256 scale = _mm256_set1_ps(x->scales[(r + (size_t)t) * groups + g]);
+            UNROLL for (int b = 0; b < blocks; b++)
+                UNROLL for (int h = 0; h < 2; h++) {
+                    __m256 weight = _mm256_load_ps((const float *)(block + (size_t)b * apart) + 8 * h);
+                    __m256 dot = _mm256_cvtepi32_ps(_mm256_srai_epi32(s[t * blocks + b][h], 8));
+                    __m256 *sum = &sums[t * blocks + b][h];
+                    *sum = _mm256_fmadd_ps(dot, _mm256_mul_ps(weight, scale), *sum);
+                }
+        }
+    }
+}
+
+INLINE void tile_q4(__m256 (*sums)[2], const l2c_quantized *x, size_t r, const l2c_matrix *w,
+                    const unsigned char *block, size_t apart, int tile, int blocks) {
+    size_t groups = w->padded / L2C_Q4_GROUP;
+    const unsigned char *data = block + l2c_block_scale_bytes(L2C_WEIGHTS_Q4, groups);
+    const int8_t *q = x->q + r * x->width;
+    const __m256i half = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+    UNROLL for (int i = 0; i < tile * blocks; i++) sums[i][0] = sums[i][1] = _mm256_setzero_ps();
+    for (size_t g = 0; g < groups; g++, block += 32, q += L2C_Q4_GROUP) {
+        __m256i s[TILE][2];
+        UNROLL for (int i = 0; i < tile * blocks; i++) s[i][0] = s[i][1] = _mm256_setzero_si256();
+        for (size_t j = 0; j < 16; j += 4, data += 64)
+            UNROLL for (int b = 0; b < blocks; b++)
+                UNROLL for (int h = 0; h < 2; h++) {
+                    __m256i both = _mm256_load_si256((const __m256i *)(data + (size_t)b * apart + 32 * h));
+                    __m256i low = _mm256_and_si256(both, half);
+                    __m256i high = _mm256_and_si256(_mm256_srli_epi16(both, 4), half);
+                    UNROLL for (int t = 0; t < tile; t++) {
+                        const int8_t *p = q + (size_t)t * x->width + j;
+                        __m256i *sum = &s[t * blocks + b][h];
+                        *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(low, broadcast(p)));
+                        *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(high, broadcast(p + 16)));
+                    }
+                }
+        UNROLL for (int t = 0; t < tile; t++) {
+            size_t at = (r + (size_t)t) * groups + g;
+            __m256 scale = _mm256_set1_ps(x->scales[at]);
+            __m256i offset = _mm256_set1_epi32(-8 * x->sums[at]);
+            UNROLL for (int b = 0; b < blocks; b++)
+                UNROLL for (int h = 0; h < 2; h++) {
+                    __m256 weight = _mm256_cvtph_ps(_mm_load_si128((const __m128i *)(block + (size_t)b * apart + 16 * h)));
+                    __m256i dot = _mm256_add_epi32(_mm256_madd_epi16(s[t * blocks + b][h], ones), offset);
+                    __m256 *sum = &sums[t * blocks + b][h];
+                    *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), _mm256_mul_ps(weight, scale), *sum);
+                }
+        }
+    }
+}
+
+#define ONE_TILE(FUNCTION, i, tile, blocks, step)                                                           do {                                                                                                        __m256 sums[TILE][2];                                                                                   FUNCTION(sums, x, first + r, w, l2c_block(w, i), (step) / L2C_BLOCK_ROWS * w->block_bytes, tile, blocks);         for (int t = 0; t < tile; t++)                                                                              for (int b = 0; b < blocks; b++) {                                                                          size_t row = (i) + (size_t)b * (step);                                                                  store(out + (r + (size_t)t) * out_stride + row, sums[t * blocks + b], end - row);                   }                                                                                               } while (0)
+
+/* Several rows of x: a block stays in the first cache while they pass by it. One row is a matter of
+ * memory: four blocks a quarter of the matrix apart, each a stream that the hardware prefetcher
+ * follows (kernels_avx512.c). */
+#define MATMUL(FUNCTION)                                                                    \
+    size_t i = begin;                                                                       \
+    if (n_rows == 1) {                                                                      \
+        size_t r = 0, quarter = (end - begin) / (4 * L2C_BLOCK_ROWS) * L2C_BLOCK_ROWS;      \
+        for (; i < begin + quarter; i += L2C_BLOCK_ROWS) ONE_TILE(FUNCTION, i, 1, 4, quarter); \
+        for (i = begin + 4 * quarter; i < end; i += L2C_BLOCK_ROWS) ONE_TILE(FUNCTION, i, 1, 1, 0); \
+        return;                                                                             \
+    }                                                                                       \
+    for (; i < end; i += L2C_BLOCK_ROWS) {                                                  \
+        size_t r = 0;                                                                       \
+        for (; r + 4 <= n_rows; r += 4) ONE_TILE(FUNCTION, i, 4, 1, 0);                     \
+        for (; r < n_rows; r++) ONE_TILE(FUNCTION, i, 1, 1, 0);                             \
+    }
+
+void l2c_avx2_matmul_q8(float *out, size_t out_stride, const l2c_quantized *x, size_t first, size_t n_rows,
+                        const l2c_matrix *w, size_t begin, size_t end) {
+    MATMUL(tile_q8)
+}
+
+void l2c_avx2_matmul_q4(float *out, size_t out_stride, const l2c_quantized *x, size_t first, size_t n_rows,
+                        const l2c_matrix *w, size_t begin, size_t end) {
+    MATMUL(tile_q4)
+}
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#elif defined(__GNUC__)
+#pragma GCC pop_options
+#endif
+#endif

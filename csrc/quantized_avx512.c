@@ -1,0 +1,161 @@
+/*
+ * quantized_avx512.c - the integer kernels with 512-bit registers (AVX-512 VNNI).
+ *
+ * vpdpbusd multiplies unsigned by signed bytes and adds four neighbours to an int32: one
+ * instruction for a column group of 4 of a whole block of 16 rows. int8 weights become unsigned by
+ * adding 128 (flipping the top bit); 128 times the sum of x, known for every group, is taken off at
+ * the start. int4 weights are unsigned as they lie, plus 8. Sums wrap around 32 bits on the way, but
+ * end in range.
+ *
+ * One row of x takes 4 blocks at once, because the instruction's result is only ready 4 or 5 cycles
+ * later; several rows take 2.
+ */
+#include "quantized.h"
+
+#if defined(L2C_X86)
+#include <immintrin.h>
+#include <string.h>
+
+#if defined(__clang__)
+#pragma clang attribute push( \
+    __attribute__((target("avx2,fma,f16c,avx512f,avx512dq,avx512bw,avx512vl,avx512vnni"))), apply_to = function)
+#elif defined(__GNUC__)
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512dq,avx512bw,avx512vl,avx512vnni")
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum { TILE = 4, BLOCKS = 4 };
+
+INLINE __m512i broadcast(const int8_t *four_bytes) {
+    int32_t value;
+    memcpy(&value, four_bytes, sizeof value);
+    return _mm512_set1_epi32(value);
+}
+
+INLINE void store(float *out, size_t out_stride, __m512 sums[][BLOCKS], int tile, int blocks, size_t valid) {
+    UNROLL for (int t = 0; t < tile; t++)
+        UNROLL for (int b = 0; b < blocks; b++) {
+            size_t at = (size_t)b * L2C_BLOCK_ROWS, left = valid > at ? valid - at : 0;
+            __mmask16 mask = left >= L2C_BLOCK_ROWS ? (__mmask16)0xFFFF : (__mmask16)((1u << left) - 1);
+            _mm512_mask_storeu_ps(out + (size_t)t * out_stride + at, mask, sums[t][b]);
+        }
+}
+
+/* `blocks` blocks of 16 rows against `tile` rows of x from row r on. */
+INLINE void tile_q8(float *out, size_t out_stride, const l2c_quantized *x, size_t r, const l2c_matrix *w,
+                    const unsigned char *block, int tile, int blocks, size_t valid) {
+    size_t group = w->group, groups = w->padded / group;
+    const unsigned char *data = block + l2c_block_scale_bytes(L2C_WEIGHTS_Q8, groups);
+    const int8_t *q = x->q + r * x->width;
+    const __m512i flip = _mm512_set1_epi8((char)0x80);
+    __m512 sums[TILE][BLOCKS];
+    UNROLL for (int t = 0; t < tile; t++)
+        UNROLL for (int b = 0; b < blocks; b++) sums[t][b] = _mm512_setzero_ps();
+    for (size_t g = 0; g < groups; g++, block += 64) {
+        __m512i s[TILE][BLOCKS];
+        UNROLL for (int t = 0; t < tile; t++) {
+            __m512i start = _mm512_set1_epi32(-128 * x->sums[(r + (size_t)t) * groups + g]);
+            UNROLL for (int b = 0; b < blocks; b++) s[t][b] = start;
+        }
+        for (size_t j = 0; j < group; j += 4, data += 64, q += 4) {
+            __m512i weights[BLOCKS];
+            UNROLL for (int b = 0; b < blocks; b++)
+                weights[b] = _mm512_xor_si512(_mm512_load_si512(data + (size_t)b * w->block_bytes), flip);
+            UNROLL for (int t = 0; t < tile; t++) {
+                __m512i xj = broadcast(q + (size_t)t * x->width);
+                UNROLL for (int b = 0; b < blocks; b++) s[t][b] = _mm512_dpbusd_epi32(s[t][b], weights[b], xj);
+            }
+        }
+        UNROLL for (int t = 0; t < tile; t++) {
+            __m512 scale = _mm512_set1_ps(x->scales[(r + (size_t)t) * groups + g]);
+            UNROLL for (int b = 0; b < blocks; b++) {
+                __m512 weight = _mm512_load_ps(block + (size_t)b * w->block_bytes);
+                sums[t][b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[t][b]), _mm512_mul_ps(weight, scale), sums[t][b]);
+            }
+        }
+    }
+    store(out, out_stride, sums, tile, blocks, valid);
+}
+
+INLINE void tile_q4(float *out, size_t out_stride, const l2c_quantized *x, size_t r, const l2c_matrix *w,
+                    const unsigned char *block, int tile, int blocks, size_t valid) {
+    size_t groups = w->padded / L2C_Q4_GROUP;
+    const unsigned char *data = block + l2c_block_scale_bytes(L2C_WEIGHTS_Q4, groups);
+    const int8_t *q = x->q + r * x->width;
+    const __m512i half = _mm512_set1_epi8(15);
+    __m512 sums[TILE][BLOCKS];
+    UNROLL for (int t = 0; t < tile; t++)
+        UNROLL for (int b = 0; b < blocks; b++) sums[t][b] = _mm512_setzero_ps();
+    for (size_t g = 0; g < groups; g++, block += 32, q += L2C_Q4_GROUP) {
+        __m512i s[TILE][BLOCKS];
+        UNROLL for (int t = 0; t < tile; t++) {
+            __m512i start = _mm512_set1_epi32(-8 * x->sums[(r + (size_t)t) * groups + g]);
+            UNROLL for (int b = 0; b < blocks; b++) s[t][b] = start;
+        }
+        for (size_t j = 0; j < 16; j += 4, data += 64) {
+            __m512i low[BLOCKS], high[BLOCKS];
+            UNROLL for (int b = 0; b < blocks; b++) {
+                __m512i both = _mm512_load_si512(data + (size_t)b * w->block_bytes);
+                low[b] = _mm512_and_si512(both, half);
+                high[b] = _mm512_and_si512(_mm512_srli_epi16(both, 4), half);
+            }
+            UNROLL for (int t = 0; t < tile; t++) {
+                const int8_t *p = q + (size_t)t * x->width + j;
+                __m512i x_low = broadcast(p), x_high = broadcast(p + 16);
+                UNROLL for (int b = 0; b < blocks; b++) s[t][b] = _mm512_dpbusd_epi32(s[t][b], low[b], x_low);
+                UNROLL for (int b = 0; b < blocks; b++) s[t][b] = _mm512_dpbusd_epi32(s[t][b], high[b], x_high);
+            }
+        }
+        UNROLL for (int t = 0; t < tile; t++) {
+            __m512 scale = _mm512_set1_ps(x->scales[(r + (size_t)t) * groups + g]);
+            UNROLL for (int b = 0; b < blocks; b++) {
+                const unsigned char *at = block + (size_t)b * w->block_bytes;
+                __m512 weight = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)at));
+                sums[t][b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[t][b]), _mm512_mul_ps(weight, scale), sums[t][b]);
+            }
+        }
+    }
+    store(out, out_stride, sums, tile, blocks, valid);
+}
+
+#define CALL(TILE_FUNCTION, tile, blocks)                                                                 \
+    TILE_FUNCTION(out + r * out_stride + i, out_stride, x, first + r, w, l2c_block(w, i), tile, blocks,   \
+                  end - i)
+
+#define MATMUL(TILE_FUNCTION)                                                        \
+    size_t i = begin;                                                                \
+    if (n_rows == 1) {                                                               \
+        size_t r = 0;                                                                \
+        for (; i + 4 * L2C_BLOCK_ROWS <= end; i += 4 * L2C_BLOCK_ROWS) CALL(TILE_FUNCTION, 1, 4); \
+        for (; i < end; i += L2C_BLOCK_ROWS) CALL(TILE_FUNCTION, 1, 1);              \
+        return;                                                                      \
+    }                                                                                \
+    for (; i + 2 * L2C_BLOCK_ROWS <= end; i += 2 * L2C_BLOCK_ROWS) {                 \
+        size_t r = 0;                                                                \
+        for (; r + 4 <= n_rows; r += 4) CALL(TILE_FUNCTION, 4, 2);                   \
+        for (; r < n_rows; r++) CALL(TILE_FUNCTION, 1, 2);                           \
+    }                                                                                \
+    for (; i < end; i += L2C_BLOCK_ROWS) {                                           \
+        size_t r = 0;                                                                \
+        for (; r + 4 <= n_rows; r += 4) CALL(TILE_FUNCTION, 4, 1);                   \
+        for (; r < n_rows; r++) CALL(TILE_FUNCTION, 1, 1);                           \
+    }
+
+void l2c_avx512_matmul_q8(float *out, size_t out_stride, const l2c_quantized *x, size_t first, size_t n_rows,
+                          const l2c_matrix *w, size_t begin, size_t end) {
+    MATMUL(tile_q8)
+}
+
+void l2c_avx512_matmul_q4(float *out, size_t out_stride, const l2c_quantized *x, size_t first, size_t n_rows,
+                          const l2c_matrix *w, size_t begin, size_t end) {
+    MATMUL(tile_q4)
+}
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#elif defined(__GNUC__)
+#pragma GCC pop_options
+#endif
+#endif

@@ -1,0 +1,79 @@
+"""What a story is asked to be: a prompt and parameters, checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pyllama2c.errors import ContextLengthError
+from pyllama2c.sampling import fresh_seed, new_sampler
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    LogitsProcessor = Callable[[list[int], NDArray[np.float32]], NDArray[np.float32] | None]
+
+
+class Request(NamedTuple):
+    prompt_tokens: list[int]
+    max_tokens: int
+    """new tokens at most, no more than the context has room for"""
+    sampler: Any
+    """l2c_sampler, of this story alone"""
+    seed: int
+    stop: list[str]
+    logits_processor: LogitsProcessor | None
+
+
+def make_request(
+    prompt_tokens: list[int],
+    seq_len: int,
+    *,
+    max_tokens: int | None = None,
+    temperature: float = 1.0,
+    top_p: float = 0.9,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    seed: int | None = None,
+    stop: str | Iterable[str] = (),
+    logits_processor: LogitsProcessor | None = None,
+) -> Request:
+    """Checks the parameters of Llama.generate; ValueError or ContextLengthError."""
+    if not prompt_tokens:
+        raise ValueError("the prompt has no tokens; begin with BOS (1)")
+    room = seq_len - len(prompt_tokens) + 1  # the last token is sampled, but not fed
+    if room < 1:
+        raise ContextLengthError(
+            f"the prompt has {len(prompt_tokens)} tokens; the model's context is {seq_len}"
+        )
+    if max_tokens is not None and max_tokens < 0:
+        raise ValueError(f"max_tokens is {max_tokens}; it must be 0 or more")
+    stops = [stop] if isinstance(stop, str) else list(stop)
+    if not all(stops):
+        raise ValueError("a stop string is empty")
+    seed = fresh_seed() if seed is None else seed
+    sampler = new_sampler(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    return Request(
+        prompt_tokens=prompt_tokens,
+        max_tokens=room if max_tokens is None else min(max_tokens, room),
+        sampler=sampler,
+        seed=seed,
+        stop=stops,
+        logits_processor=logits_processor,
+    )
+
+
+def as_prompts(prompts: Iterable[Any]) -> Sequence[Any]:
+    """A list of prompts; a lone string would be taken letter by letter."""
+    if isinstance(prompts, (str, bytes)):
+        raise ValueError("prompts is one text; give a list of prompts")
+    return list(prompts)

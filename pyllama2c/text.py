@@ -1,0 +1,70 @@
+"""From tokens to text: whole characters, and stop strings found across tokens."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+from pyllama2c.tokenizer import BOS, Tokenizer
+
+
+class StopFinder:
+    """Holds back text that may be the beginning of a stop string."""
+
+    def __init__(self, stop: Sequence[str]):
+        self._stop = stop
+        self._held = ""
+        self.found = False
+
+    def feed(self, text: str) -> str:
+        """The part of the text so far that is certainly before any stop string."""
+        held = self._held + text
+        ends = [at for at in (held.find(s) for s in self._stop) if at >= 0]
+        if ends:
+            self.found, self._held = True, ""
+            return held[: min(ends)]
+        keep = max(
+            (
+                n
+                for s in self._stop
+                for n in range(1, min(len(s), len(held) + 1))
+                if held.endswith(s[:n])
+            ),
+            default=0,
+        )
+        self._held = held[len(held) - keep :]
+        return held[: len(held) - keep]
+
+    def rest(self) -> str:
+        """What was held back, at the end of the story."""
+        held, self._held = self._held, ""
+        return held
+
+
+class StoryText:
+    """The text of a story whose tokens arrive one by one."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt_tokens: Sequence[int], stop: Sequence[str]):
+        self._tokenizer = tokenizer
+        # As SentencePiece: encoding put a space before the text.
+        self._strip_space = prompt_tokens[-1] == BOS
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._finder = StopFinder(stop)
+
+    @property
+    def stopped(self) -> bool:
+        """A stop string was found; what came before it is all the text there is."""
+        return self._finder.found
+
+    def feed(self, token: int) -> str:
+        """The text that is certain with this token; half characters and half stops are held back."""
+        piece = self._tokenizer.piece(token)
+        if self._strip_space:
+            piece, self._strip_space = piece.removeprefix(b" "), False
+        return self._finder.feed(self._decoder.decode(piece))
+
+    def rest(self) -> str:
+        """What is still held back when the story ends."""
+        if self.stopped:
+            return ""
+        return self._finder.feed(self._decoder.decode(b"", True)) + self._finder.rest()
