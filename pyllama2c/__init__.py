@@ -5,9 +5,11 @@
 ...     print(piece, end="", flush=True)
 """
 
+from pyllama2c.batch import Completion
 from pyllama2c.config import Config
 from pyllama2c.errors import (
     BusyError,
+    CacheFileError,
     CancelledError,
     CheckpointError,
     CheckpointWarning,
@@ -17,6 +19,7 @@ from pyllama2c.errors import (
     Llama2cError,
     NonFiniteLogitsError,
     OutOfMemoryError,
+    StoryFileError,
     TokenizerError,
     UnknownModelError,
     UnsupportedError,
@@ -30,10 +33,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BusyError",
+    "CacheFileError",
     "CancelledError",
     "CheckpointError",
     "CheckpointWarning",
     "ClosedError",
+    "Completion",
     "Config",
     "ContextLengthError",
     "DownloadError",
@@ -44,6 +49,7 @@ __all__ = [
     "NonFiniteLogitsError",
     "OutOfMemoryError",
     "Score",
+    "StoryFileError",
     "Tokenizer",
     "TokenizerError",
     "UnknownModelError",

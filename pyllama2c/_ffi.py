@@ -16,7 +16,16 @@ except ModuleNotFoundError as error:
         "`pip install .`, use another working directory, or install with `pip install -e .`"
     ) from error
 
-__all__ = ["check", "cpu_features", "dtype_number", "ffi", "isa_name", "lib", "new_error", "resolve_isa"]
+__all__ = [
+    "check",
+    "cpu_features",
+    "dtype_number",
+    "ffi",
+    "isa_name",
+    "lib",
+    "new_error",
+    "resolve_isa",
+]
 
 ISA_NAMES: dict[str, int] = {
     "auto": lib.L2C_ISA_AUTO,

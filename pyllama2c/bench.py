@@ -30,15 +30,13 @@ ENTROPY = 1.0
 """nats of the next-token distribution, as a trained model's; flat logits would measure sorting"""
 
 
-def synthetic(
-    shape: str, dtype: str = "auto", threads: int | None = None, isa: str | None = None
-) -> Llama:
-    """A model with random float32 weights from a fixed seed, made in memory."""
+def synthetic(shape: str, dtype: str = "auto", **options: Any) -> Llama:
+    """A model with random float32 weights from a fixed seed, made in memory; options of Llama."""
     image = _peaked_image(shape)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = Path(folder) / "tokenizer.bin"
         tokenizer.write_bytes(_tokenizer_image(abs(SHAPES[shape][5])))
-        llama = Llama.from_buffer(image, tokenizer, dtype=dtype, threads=threads, isa=isa)
+        llama = Llama.from_buffer(image, tokenizer, dtype=dtype, **options)
     llama.path = f"synthetic {shape}"
     return llama
 
@@ -206,7 +204,8 @@ def to_json(result: dict[str, Any]) -> str:
 def to_text(r: dict[str, Any]) -> str:
     low, high = r["decode_tokens_per_second_range"]
     return (
-        f"{r['model']}: {r['dtype']}, {r['isa']}, {r['threads']} thread(s), temperature {r['temperature']:g}\n"
+        f"{r['model']}: {r['dtype']}, {r['isa']}, {r['threads']} thread(s), "
+        f"temperature {r['temperature']:g}\n"
         f"prefill  {r['prefill_tokens_per_second']:10,.0f} tok/s  ({r['prompt']} tokens)\n"
         f"decode   {r['decode_tokens_per_second']:10,.0f} tok/s  (median of {r['rounds']} stories "
         f"of {r['tokens']} tokens; {low:,.0f} to {high:,.0f})\n"

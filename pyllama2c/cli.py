@@ -1,4 +1,4 @@
-"""The command line: generate (the default), chat, bench, info, download."""
+"""The command line: generate (the default), chat, bench, info, download, quantize."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from pyllama2c.errors import Llama2cError
@@ -14,7 +15,7 @@ from pyllama2c.errors import Llama2cError
 if TYPE_CHECKING:
     from pyllama2c.model import Llama
 
-COMMANDS = ("generate", "chat", "bench", "info", "download")
+COMMANDS = ("generate", "chat", "bench", "info", "download", "quantize")
 
 # Control characters that a model could use to play with the terminal; run.c leaves them out, too.
 _CONTROL = dict.fromkeys([*range(9), *range(14, 32), 127, *range(128, 160)])
@@ -38,8 +39,15 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="what weights are computed with; auto: what the file holds",
     )
+    parser.add_argument(
+        "--no-speculative",
+        action="store_true",
+        help="do not let an int8 copy draft tokens; the story is the same",
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="default: by model size")
-    parser.add_argument("--isa", choices=("auto", "scalar", "avx2", "avx512", "neon"), help="kernels")
+    parser.add_argument(
+        "--isa", choices=("auto", "scalar", "avx2", "avx512", "neon"), help="kernels"
+    )
 
 
 def _add_story(parser: argparse.ArgumentParser, steps: int) -> None:
@@ -72,6 +80,16 @@ def build_parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help="tell a story")
     _add_model(generate)
     _add_story(generate, steps=256)
+    generate.add_argument("-N", "--stories", type=int, metavar="N", help="so many, into --jsonl")
+    generate.add_argument(
+        "--jsonl",
+        type=Path,
+        metavar="PATH",
+        help="one story a line; what is missing is appended to a file that exists",
+    )
+    generate.add_argument(
+        "--batch", type=int, default=64, metavar="N", help="stories told side by side [64]"
+    )
     chat = commands.add_parser("chat", help="talk to a chat model, in Llama 2's template")
     _add_model(chat)
     _add_story(chat, steps=0)
@@ -92,6 +110,10 @@ def build_parser() -> argparse.ArgumentParser:
     info.add_argument("--json", action="store_true")
     download = commands.add_parser("download", help="fetch a known model into the cache")
     download.add_argument("name")
+    quantize = commands.add_parser("quantize", help="write a float32 checkpoint as int8 (v2)")
+    quantize.add_argument("source", metavar="IN")
+    quantize.add_argument("target", metavar="OUT")
+    quantize.add_argument("--dtype", choices=("int8",), default="int8")
     return parser
 
 
@@ -102,6 +124,7 @@ def _load(arguments: argparse.Namespace) -> Llama:
         arguments.model,
         arguments.tokenizer,
         dtype=arguments.dtype,
+        speculative=False if arguments.no_speculative else "auto",
         threads=arguments.threads,
         isa=arguments.isa,
     )
@@ -137,6 +160,8 @@ def _generate(arguments: argparse.Namespace) -> int:
     if arguments.mode == "chat":
         return _chat(arguments)
     llama = _load(arguments)
+    if arguments.stories is not None or arguments.jsonl is not None:
+        return _stories(llama, arguments)
     # As bytes: the shell's text need not be valid UTF-8.
     prompt = llama.tokenizer.encode(os.fsencode(arguments.prompt or ""), bos=True)
     steps = steps_of(arguments, llama.config.seq_len)
@@ -151,6 +176,20 @@ def _generate(arguments: argparse.Namespace) -> int:
     write("\n")
     if story.stats.decode_seconds > 0:
         print(f"achieved tok/s: {story.stats.tokens_per_second:f}", file=sys.stderr)
+    return 0
+
+
+def _stories(llama: Llama, arguments: argparse.Namespace) -> int:
+    from pyllama2c.jsonl import write_stories
+
+    if arguments.stories is None or arguments.jsonl is None or arguments.stories < 1:
+        raise ValueError("-N (1 or more) and --jsonl belong together")
+    prompt = arguments.prompt or ""
+    used = len(llama.tokenizer.encode(os.fsencode(prompt), bos=True))
+    steps = steps_of(arguments, llama.config.seq_len)
+    options = sampling(arguments) | {"max_tokens": max(0, steps - used + 1)}
+    count, path = arguments.stories, arguments.jsonl
+    print(write_stories(llama, path, count, prompt, arguments.batch, options), file=sys.stderr)
     return 0
 
 
@@ -169,7 +208,11 @@ def _bench(arguments: argparse.Namespace) -> int:
         raise ValueError("name a model or a --synthetic shape, not both")
     if arguments.synthetic:
         llama = bench.synthetic(
-            arguments.synthetic, arguments.dtype, arguments.threads, arguments.isa
+            arguments.synthetic,
+            arguments.dtype,
+            speculative=False if arguments.no_speculative else "auto",
+            threads=arguments.threads,
+            isa=arguments.isa,
         )
     else:
         llama = _load(arguments)
@@ -200,12 +243,21 @@ def _download(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _quantize(arguments: argparse.Namespace) -> int:
+    from pyllama2c.quantize import quantize_file
+
+    size = quantize_file(arguments.source, arguments.target)
+    print(f"{arguments.target}: {size:,} bytes")
+    return 0
+
+
 _RUN = {
     "generate": _generate,
     "chat": _chat,
     "bench": _bench,
     "info": _info,
     "download": _download,
+    "quantize": _quantize,
 }
 
 

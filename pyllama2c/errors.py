@@ -36,6 +36,14 @@ class ContextLengthError(Llama2cError, ValueError):
     """The prompt does not fit the model's context."""
 
 
+class CacheFileError(Llama2cError, ValueError):
+    """A file is not a saved prompt, is damaged, or belongs to another model."""
+
+
+class StoryFileError(Llama2cError, ValueError):
+    """A story file holds something else than what is to be continued."""
+
+
 class NonFiniteLogitsError(Llama2cError, ArithmeticError):
     """The model computed NaN or infinity (damaged weights), or every token was forbidden."""
 

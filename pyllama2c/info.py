@@ -26,7 +26,7 @@ def describe(llama: Llama) -> dict[str, Any]:
         "memory": {
             "weights": os.path.getsize(llama.path),
             "weights_read_per_token": llama.sweep_bytes,
-            "session_at_full_context": int(lib.l2c_session_bytes(llama._model, 1, 0)),
+            "session_at_full_context": int(lib.l2c_session_bytes(llama._engine.model, 1, 0)),
         },
         "cpu": {"available": available_cpus(), "features": cpu_features()},
         "threads": llama.threads,
@@ -60,6 +60,9 @@ def to_text(facts: dict[str, Any]) -> str:
             "cpu",
             f"{cpu['available']} available; {' '.join(cpu['features']) or 'nothing to use'}",
         ),
-        ("computes with", f"{facts['dtype']}, {facts['threads']} thread(s), {facts['kernels']} kernels"),
+        (
+            "computes with",
+            f"{facts['dtype']}, {facts['threads']} thread(s), {facts['kernels']} kernels",
+        ),
     ]
     return "\n".join(f"{name:<14} {value}" for name, value in rows)

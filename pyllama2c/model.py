@@ -4,36 +4,30 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
-from pyllama2c import hub
-from pyllama2c._ffi import check, dtype_number, ffi, isa_name, lib, new_error, resolve_isa
-from pyllama2c.config import read_config
+from pyllama2c import cache_file, hub
+from pyllama2c._ffi import lib
+from pyllama2c.batch import Completion, run_batch
+from pyllama2c.engine import Engine, open_buffer, open_file
 from pyllama2c.errors import (
     CheckpointWarning,
-    ClosedError,
     ContextLengthError,
     TokenizerError,
     TokenizerNotFoundError,
 )
-from pyllama2c.draft import WORTH_DRAFTING, Draft
 from pyllama2c.generation import Generation
-from pyllama2c.request import make_request
+from pyllama2c.request import Request, batch_requests, make_request
 from pyllama2c.score import Score, make_score
-from pyllama2c.session import PREFILL_ROWS, Sessions
+from pyllama2c.session import MAX_ROWS, PREFILL_ROWS
 from pyllama2c.tokenizer import Tokenizer
-from pyllama2c.workers import default_threads
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from pyllama2c.request import LogitsProcessor
-
-_BUFFERS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-"""model handle -> the memory it was opened from"""
 
 
 class Llama:
@@ -45,10 +39,10 @@ class Llama:
     model, the one beside the checkpoint, or Llama 2's where the vocabulary has its size.
     `dtype` is what weights are computed with: "float32", "int8" and "int4" (quantized when the file
     is opened), "auto" keeps what the file holds. `speculative` lets an int8 copy of float32 weights
-    draft tokens that the model then checks, several at a time: the same story, faster ("auto": where
-    it pays; it takes a quarter more memory). `threads` counts all that compute (default: by model size and processors); `isa` forces the
-    kernels ("scalar", "avx2", "avx512"; default: $PYLLAMA2C_ISA, else the fastest). Neither
-    changes a single bit of the result.
+    draft tokens that the model then checks, several at a time: the same story, faster ("auto":
+    where it pays; it takes a quarter more memory). `threads` counts all that compute (default: by
+    model size and processors); `isa` forces the kernels ("scalar", "avx2", "avx512", "neon";
+    default: $PYLLAMA2C_ISA, else the fastest). Neither changes a single bit of the result.
 
     One Llama may be used from many threads at once; forward passes take turns in its worker pool.
     """
@@ -65,9 +59,8 @@ class Llama:
     ):
         files = hub.find_model(model, tokenizer)
         self.path = str(files.checkpoint)
-        out, err = ffi.new("l2c_model **"), new_error()
-        check(lib.l2c_model_open(os.fsencode(self.path), dtype_number(dtype), out, err), err, self.path)
-        self._set_up(ffi.gc(out[0], lib.l2c_model_free), speculative, threads, isa)
+        self._engine = Engine(open_file(self.path, dtype), speculative, threads, isa)
+        self._set_up()
         self._find_tokenizer = files.tokenizer
         self._tokenizer = Tokenizer(tokenizer, self.config.vocab_size) if tokenizer else None
 
@@ -88,34 +81,19 @@ class Llama:
         """
         self = cls.__new__(cls)
         self.path = "<memory>"
-        buffer = ffi.from_buffer(checkpoint)
-        out, err = ffi.new("l2c_model **"), new_error()
-        number = dtype_number(dtype)
-        check(lib.l2c_model_open_memory(buffer, len(buffer), number, out, err), err, self.path)
-        handle = ffi.gc(out[0], lib.l2c_model_free)
-        # Tied to the handle, not to self: a session holds the handle and may outlive the Llama.
-        _BUFFERS[handle] = buffer
-        self._set_up(handle, speculative, threads, isa)
+        self._engine = Engine(open_buffer(checkpoint, dtype), speculative, threads, isa)
+        self._set_up()
         self._find_tokenizer = hub.no_tokenizer(self.path)
         self._tokenizer = Tokenizer(tokenizer, self.config.vocab_size) if tokenizer else None
         return self
 
-    def _set_up(
-        self, handle: Any, speculative: bool | str, threads: int | None, isa: str | None
-    ) -> None:
-        self._model: Any = handle
-        self.config = read_config(handle)
-        self.n_parameters = int(lib.l2c_model_parameters(handle))
-        self.sweep_bytes = int(lib.l2c_model_sweep_bytes(handle))
+    def _set_up(self) -> None:
+        engine = self._engine
+        self.config = engine.config
+        self.n_parameters = int(lib.l2c_model_parameters(engine.model))
+        self.sweep_bytes = engine.sweep_bytes
         """bytes of weights that decoding one token reads"""
-        self._isa = resolve_isa(isa)
-        self.isa = isa_name(self._isa)
-        self.threads = default_threads(self.sweep_bytes) if threads is None else threads
-        out, err = ffi.new("l2c_pool **"), new_error()
-        check(lib.l2c_pool_create(self.threads, out, err), err)
-        self._pool: Any = ffi.gc(out[0], lib.l2c_pool_free)
-        self._sessions = Sessions(handle, self._pool, self._isa)
-        self._draft = Draft(handle, self._pool, self._isa) if self._drafts(speculative) else None
+        self.isa, self.threads = engine.isa, engine.threads
         if self.config.group_size and self.config.hidden_dim % self.config.group_size:
             warnings.warn(
                 f"{self.path}: group_size {self.config.group_size} does not divide hidden_dim "
@@ -125,19 +103,10 @@ class Llama:
                 stacklevel=3,
             )
 
-    def _drafts(self, speculative: bool | str) -> bool:
-        if speculative not in (True, False, "auto"):
-            raise ValueError(f"speculative is {speculative!r}; it must be True, False or 'auto'")
-        if speculative == "auto":
-            return self.config.dtype == "float32" and self.sweep_bytes >= WORTH_DRAFTING
-        if speculative and self.config.dtype != "float32":
-            raise ValueError(f"speculative decoding is for float32 weights, not {self.config.dtype}")
-        return bool(speculative)
-
     @property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer, loaded on first use."""
-        self._check_open()
+        assert self._engine.model  # raises once it is closed
         if self._tokenizer is None:
             path = self._find_tokenizer(self.config.vocab_size)
             self._tokenizer = Tokenizer(path, self.config.vocab_size)
@@ -170,6 +139,7 @@ class Llama:
         Nothing runs until the result is iterated, but wrong arguments raise at once: ValueError,
         ContextLengthError for a prompt that does not fit, TokenizerError for ids out of range.
         """
+        engine = self._engine
         request = make_request(
             self._tokens(prompt),
             self.config.seq_len,
@@ -183,7 +153,41 @@ class Llama:
             stop=stop,
             logits_processor=logits_processor,
         )
-        return Generation(request, self.tokenizer, self._sessions, self._draft)
+        return Generation(request, self.tokenizer, engine.sessions, engine.draft)
+
+    def generate_batch(
+        self,
+        prompts: Iterable[str | bytes | Sequence[int]],
+        *,
+        n: int = 1,
+        max_batch: int = 64,
+        in_order: bool = False,
+        **parameters: Any,
+    ) -> Iterator[Completion] | list[Completion]:
+        """`n` stories of each prompt, up to `max_batch` (1 to 256) at a time: the same stories as
+        one by one, and faster by far.
+
+        Gives Completions as they end or, with `in_order`, a list in the order of the prompts (the n
+        of a prompt side by side). `parameters` are those of `generate`; each may be a list with one
+        value a prompt. Story number k uses seed + k, where `seed` is one number; the j-th of prompt
+        i uses seed[i] + j, where it is a list. A prompt that is wrong fails alone: its Completion
+        has the `error`, and the finish reason "error".
+        """
+        if not 1 <= max_batch <= MAX_ROWS:
+            raise ValueError(f"max_batch is {max_batch}; it must be 1 to {MAX_ROWS}")
+        engine = self._engine
+        requests = list(batch_requests(prompts, n, parameters, self._tokens, self.config.seq_len))
+        longest = max((r.n_ctx for _, r in requests if isinstance(r, Request)), default=1)
+        stories = run_batch(
+            engine.model,
+            engine.batch_pool(),
+            engine.isa_number,
+            self.tokenizer,
+            requests,
+            min(max_batch, max(1, len(requests))),
+            longest,
+        )
+        return sorted(stories, key=lambda story: story.number) if in_order else stories
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """float32 (len(tokens), vocab_size): row i scores what may follow token i."""
@@ -193,7 +197,7 @@ class Llama:
         self._check_fits(len(tokens))
         vocab_size = self.config.vocab_size
         out = np.empty((len(tokens), vocab_size), np.float32)
-        with self._sessions.lent() as session:
+        with self._engine.sessions.lent() as session:
             for start in range(0, len(tokens), PREFILL_ROWS):
                 chunk = tokens[start : start + PREFILL_ROWS]
                 session.feed(chunk, start, want_logits=len(chunk))
@@ -205,7 +209,7 @@ class Llama:
         tokens = self._tokens(text)
         self._check_fits(len(tokens))
         logprobs: list[float | None] = [None] if tokens else []
-        with self._sessions.lent() as session:
+        with self._engine.sessions.lent() as session:
             for start in range(0, len(tokens) - 1, PREFILL_ROWS):
                 chunk = tokens[start : min(start + PREFILL_ROWS, len(tokens) - 1)]
                 session.feed(chunk, start, want_logits=len(chunk))
@@ -216,6 +220,25 @@ class Llama:
         except TokenizerNotFoundError:
             n_bytes = 0  # ids need no tokenizer; only bits per byte do
         return make_score(tokens, logprobs, n_bytes)
+
+    def save_cache(self, path: str | os.PathLike[str], prompt: str | bytes | Sequence[int]) -> None:
+        """Computes a prompt, unless it is cached, and writes its keys and values to a file."""
+        tokens = self._tokens(prompt)
+        self._check_fits(len(tokens))
+        with self._engine.sessions.lent(tokens) as session:
+            start = session.cached(tokens)
+            for at in range(start, len(tokens), PREFILL_ROWS):
+                session.feed(tokens[at : min(at + PREFILL_ROWS, len(tokens))], at, want_logits=0)
+            cache_file.save(path, session, len(tokens), self.config, self._engine.fingerprint)
+
+    def load_cache(self, path: str | os.PathLike[str]) -> list[int]:
+        """Reads such a file and returns its tokens: a prompt that begins with them starts sooner.
+
+        CacheFileError for a file that is damaged or was made by another model.
+        """
+        with self._engine.sessions.lent() as session:
+            cache_file.load(path, session, self.config, self._engine.fingerprint)
+            return list(session.fed)
 
     def _tokens(self, text: str | bytes | Sequence[int]) -> list[int]:
         """Text as BOS and its ids; ids as they are, checked."""
@@ -240,17 +263,12 @@ class Llama:
 
     # ---- life ----
 
-    def _check_open(self) -> None:
-        if self._model is None:
-            raise ClosedError("the model is closed")
-
     def close(self) -> None:
         """Gives the memory back; further use raises ClosedError.
 
         Stories that are being told keep what they need until they end.
         """
-        self._sessions.close()
-        self._model = self._pool = self._draft = None
+        self._engine.close()
 
     def __enter__(self) -> Llama:
         return self

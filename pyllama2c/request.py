@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyllama2c.errors import ContextLengthError
@@ -24,6 +24,11 @@ class Request(NamedTuple):
     seed: int
     stop: list[str]
     logits_processor: LogitsProcessor | None
+
+    @property
+    def n_ctx(self) -> int:
+        """positions of the context that the whole story needs; its last token is not fed"""
+        return max(1, len(self.prompt_tokens) + self.max_tokens - 1)
 
 
 def make_request(
@@ -72,8 +77,49 @@ def make_request(
     )
 
 
-def as_prompts(prompts: Iterable[Any]) -> Sequence[Any]:
-    """A list of prompts; a lone string would be taken letter by letter."""
+def batch_requests(
+    prompts: Iterable[Any],
+    n: int,
+    parameters: dict[str, Any],
+    tokenize: Callable[[Any], list[int]],
+    seq_len: int,
+) -> Iterator[tuple[int, Request | Exception]]:
+    """The request of every story of a batch, by number, or what is wrong with it."""
     if isinstance(prompts, (str, bytes)):
         raise ValueError("prompts is one text; give a list of prompts")
-    return list(prompts)
+    if n < 1:
+        raise ValueError(f"n is {n}; it must be 1 or more")
+    prompts = list(prompts)
+    unknown = set(parameters) - set(make_request.__kwdefaults__ or {})
+    if unknown:
+        raise TypeError(f"generate_batch has no parameter {', '.join(sorted(unknown))}")
+    listed = {name for name, value in parameters.items() if _one_a_prompt(name, value)}
+    for name in listed:
+        if len(parameters[name]) != len(prompts):
+            count = len(parameters[name])
+            raise ValueError(f"{name} has {count} values for {len(prompts)} prompts")
+    for i, prompt in enumerate(prompts):
+        own = {name: v[i] if name in listed else v for name, v in parameters.items()}
+        seed = own.pop("seed", None)
+        try:
+            tokens: list[int] | Exception = tokenize(prompt)
+        except Exception as error:
+            tokens = error
+        for j in range(n):
+            number = i * n + j
+            if isinstance(tokens, Exception):
+                yield number, tokens
+                continue
+            nth = j if "seed" in listed else number
+            try:
+                story_seed = None if seed is None else (seed + nth) % 2**64
+                yield number, make_request(tokens, seq_len, seed=story_seed, **own)
+            except (ValueError, TypeError) as error:
+                yield number, error
+
+
+def _one_a_prompt(name: str, value: Any) -> bool:
+    """Whether a parameter has a value for each prompt; a list of stop strings is one value."""
+    if name == "stop":
+        return isinstance(value, list) and any(not isinstance(v, str) for v in value)
+    return isinstance(value, (list, tuple))

@@ -12,12 +12,14 @@ from pyllama2c.errors import ClosedError
 
 MAX_ROWS: int = lib.L2C_MAX_ROWS
 PREFILL_ROWS = 64
-"""of a prompt at a time: enough to share the reading of weights, few enough to stop soon at Ctrl-C"""
+"""of a prompt at a time: many share the reading of weights, few enough to stop soon at Ctrl-C"""
 
 MAX_DRAFT = 16
 """tokens that a draft model proposes at most"""
 
-_IDLE_SESSIONS = 2  # kept for the next story, so that it finds its memory warm and its prefix cached
+_IDLE_SESSIONS = (
+    2  # kept for the next story, so that it finds its memory warm and its prefix cached
+)
 
 
 class Session:
@@ -44,7 +46,7 @@ class Session:
         return next((i for i, (a, b) in enumerate(pairs) if a != b), n)
 
     def feed(self, tokens: Sequence[int], position: int, want_logits: int = 1) -> None:
-        """One sweep: up to PREFILL_ROWS tokens from `position` on; logits of the last `want_logits`.
+        """One sweep: at most PREFILL_ROWS tokens from `position` on, logits of the last few.
 
         The classifier is the largest matrix of a small model: rows that need no logits skip it.
         """

@@ -57,7 +57,7 @@ class StoryText:
         return self._finder.found
 
     def feed(self, token: int) -> str:
-        """The text that is certain with this token; half characters and half stops are held back."""
+        """The text that is certain with this token; half a character, half a stop is held back."""
         piece = self._tokenizer.piece(token)
         if self._strip_space:
             piece, self._strip_space = piece.removeprefix(b" "), False

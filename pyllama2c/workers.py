@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
+
+from pyllama2c._ffi import check, ffi, lib, new_error
 
 _SMALL = 4 << 20
 """bytes of weights a token that one core reads from its own cache faster than two can agree"""
@@ -29,3 +32,14 @@ def available_cpus() -> int:
 
 def default_threads(sweep_bytes: int) -> int:
     return 1 if sweep_bytes < _SMALL else min(available_cpus(), _ENOUGH)
+
+
+def batch_threads() -> int:
+    return min(available_cpus(), _ENOUGH)
+
+
+def new_pool(threads: int) -> Any:
+    """A worker pool of that many threads, the caller's included."""
+    out, err = ffi.new("l2c_pool **"), new_error()
+    check(lib.l2c_pool_create(threads, out, err), err)
+    return ffi.gc(out[0], lib.l2c_pool_free)

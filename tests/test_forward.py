@@ -26,7 +26,18 @@ class Sequences:
     def __init__(self, llama: Llama, n_sequences: int, n_ctx: int = 0):
         out, err = ffi.new("l2c_session **"), new_error()
         create = lib.l2c_session_create
-        check(create(llama._model, llama._pool, n_sequences, n_ctx, llama._isa, out, err), err)
+        check(
+            create(
+                llama._engine.model,
+                llama._engine.pool,
+                n_sequences,
+                n_ctx,
+                llama._engine.isa_number,
+                out,
+                err,
+            ),
+            err,
+        )
         self.handle = ffi.gc(out[0], lib.l2c_session_free)
         self.vocab_size = llama.config.vocab_size
 

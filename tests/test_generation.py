@@ -200,7 +200,7 @@ def test_closing_from_within_a_logits_processor(llama: Llama) -> None:
     stories.append(llama.generate("ab", seed=1, logits_processor=close))
     stories[0].read()
     assert stories[0].finish_reason == "cancelled" and len(stories[0].tokens) == 1
-    assert not llama._sessions.in_use
+    assert not llama._engine.sessions.in_use
 
 
 def test_stats(llama: Llama) -> None:

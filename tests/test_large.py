@@ -32,7 +32,7 @@ def test_offsets_past_4_gib(tmp_path: Path) -> None:
         f.write(image[28 + row :])
     expected = tiny.logits([1, 0, 1])
     with Llama(path) as llama:
-        session = llama._sessions.lease()
+        session = llama._engine.sessions.lease()
         for position, token in enumerate((last, 0, last)):
             session.feed([token], position, want_logits=int(position == 2))
         logits = session.logits(1, vocab_size)[0]

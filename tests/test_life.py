@@ -154,7 +154,7 @@ def test_weights_are_held_once(tmp_path: Path) -> None:
         kind, limit = sys.argv[2], int(sys.argv[3])
         before = resident(kind)
         llama = Llama(sys.argv[1], threads=1)
-        llama._sessions.lease().feed([5], 0)
+        llama._engine.sessions.lease().feed([5], 0)
         assert resident(kind) - before < limit, (resident(kind), before, limit)
     """
     model = TinyLlama.random(Shape(dim=256, vocab_size=40_000, group_size=64))
@@ -180,9 +180,9 @@ def test_a_story_in_a_cycle_gives_its_session_back_whole(tiny_path: Path) -> Non
             del story, cycle
             gc.collect()
             assert llama.generate("ab", seed=3, max_tokens=9).read() == expected
-        assert not llama._sessions.in_use
+        assert not llama._engine.sessions.in_use
         abandoned = llama.generate("ab", seed=3)
         next(abandoned)
-        assert llama._sessions.in_use
+        assert llama._engine.sessions.in_use
         del abandoned
-        assert not llama._sessions.in_use  # at once, without the collector
+        assert not llama._engine.sessions.in_use  # at once, without the collector

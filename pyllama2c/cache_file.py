@@ -1,0 +1,77 @@
+"""A computed prompt on disk: tokens with their keys and values, for the same model later.
+
+Little-endian: b"l2ccache", version (uint32), n tokens (uint32), the model's fingerprint (uint64),
+the tokens (int32), and float32 keys, then values, each (n_layers, n_kv_heads, n, head_size).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+from array import array
+from pathlib import Path
+
+from pyllama2c._ffi import check, ffi, lib, new_error
+from pyllama2c.config import Config
+from pyllama2c.errors import CacheFileError
+from pyllama2c.session import Session
+
+_HEADER = struct.Struct("<8sIIQ")
+_MAGIC, _VERSION = b"l2ccache", 1
+
+
+def _state_bytes(config: Config, n: int) -> int:
+    return 4 * 2 * config.n_layers * config.n_kv_heads * n * config.head_size
+
+
+def save(
+    path: str | os.PathLike[str], session: Session, n: int, config: Config, fingerprint: int
+) -> None:
+    """Writes the first n positions; the file appears under its name when it is whole."""
+    tokens = array("i", session.fed[:n])
+    if sys.byteorder == "big":
+        tokens.byteswap()
+    state = ffi.new("float[]", _state_bytes(config, len(tokens)) // 4)
+    err = new_error()
+    check(lib.l2c_session_save(session.handle, len(tokens), state, err), err)
+    target = Path(path)
+    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
+    try:
+        with partial.open("wb") as file:
+            file.write(_HEADER.pack(_MAGIC, _VERSION, len(tokens), fingerprint))
+            file.write(tokens.tobytes())
+            file.write(ffi.buffer(state))
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike[str], session: Session, config: Config, fingerprint: int) -> None:
+    """Reads such a file into `session`; CacheFileError for anything else, before it is changed."""
+    with Path(path).open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(_HEADER.size)
+        if len(head) < _HEADER.size or head[:8] != _MAGIC:
+            raise CacheFileError(f"{path}: not a prompt cache of pyllama2c")
+        _, version, n, made_by = _HEADER.unpack(head)
+        if version != _VERSION:
+            raise CacheFileError(f"{path}: version is {version}; version {_VERSION} is known")
+        if made_by != fingerprint:
+            raise CacheFileError(f"{path}: made by another model, or in another dtype")
+        if n > config.seq_len:
+            raise CacheFileError(f"{path}: {n} tokens; the model's context is {config.seq_len}")
+        expected = _HEADER.size + 4 * n + _state_bytes(config, n)
+        if size != expected:
+            raise CacheFileError(f"{path}: {size} bytes; {n} tokens need {expected}")
+        tokens = array("i", file.read(4 * n))
+        if sys.byteorder == "big":
+            tokens.byteswap()
+        if any(not 0 <= token < config.vocab_size for token in tokens):
+            raise CacheFileError(f"{path}: a token is outside the vocabulary")
+        state = ffi.from_buffer("float[]", bytearray(file.read()))
+    if len(state) * 4 != _state_bytes(config, n):
+        raise CacheFileError(f"{path}: changed while it was read")
+    err = new_error()
+    check(lib.l2c_session_load(session.handle, n, state, err), err)
+    session.fed = list(tokens)

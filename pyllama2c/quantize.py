@@ -1,0 +1,114 @@
+"""float32 checkpoints to int8: llama2.c's version 2, which runq.c reads as well."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from math import gcd
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyllama2c.config import Config
+from pyllama2c.errors import CheckpointError, UnsupportedError
+from pyllama2c.model import Llama
+
+_MAGIC = 0x616B3432
+_HEADER = {0: 28, 1: 256}
+_CHUNK = 1 << 22
+"""weights at a time: memory does not grow with the model"""
+
+
+def group_size(config: Config) -> int:
+    """The largest of 32, 16, ... that divides every row: groups must not straddle rows."""
+    return gcd(32, config.dim, config.hidden_dim)
+
+
+def quantize_groups(
+    x: NDArray[np.float32], size: int
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """int8 values and a float32 scale for each `size` of them, as the engine's csrc/quantize.c."""
+    groups = x.reshape(-1, size)
+    largest = np.abs(groups).max(axis=1)
+    if not np.isfinite(largest).all():
+        raise CheckpointError("a weight is NaN or infinite, which int8 has no value for")
+    inverse = np.divide(
+        np.float32(127), largest, out=np.zeros_like(largest), where=largest >= np.float32(1e-30)
+    )
+    q = np.rint(groups * inverse[:, None]).astype(np.int8)
+    return q.reshape(-1), largest / np.float32(127)
+
+
+def _tensors(path: Path, c: Config) -> dict[str, NDArray[np.float32]]:
+    """The file's tensors as views of it (layers first)."""
+    kv, layers = c.n_kv_heads * c.head_size, c.n_layers
+    shapes = {
+        "embedding": (1, c.vocab_size * c.dim),
+        "attention_norm": (layers, c.dim),
+        "wq": (layers, c.dim * c.dim),
+        "wk": (layers, kv * c.dim),
+        "wv": (layers, kv * c.dim),
+        "wo": (layers, c.dim * c.dim),
+        "ffn_norm": (layers, c.dim),
+        "w1": (layers, c.hidden_dim * c.dim),
+        "w2": (layers, c.hidden_dim * c.dim),
+        "w3": (layers, c.hidden_dim * c.dim),
+        "final_norm": (1, c.dim),
+        "rope": (1, c.seq_len * c.head_size),
+        "classifier": (1, c.vocab_size * c.dim),
+    }
+    order = list(shapes)
+    if c.version == 1:
+        norms = ["attention_norm", "ffn_norm", "final_norm"]
+        order = [*norms, *(name for name in order if name not in [*norms, "rope"])]
+    if c.shared_classifier:
+        order.remove("classifier")
+    out: dict[str, NDArray[np.float32]] = {}
+    at = _HEADER[c.version]
+    for name in order:
+        n_layers, size = shapes[name]
+        out[name] = np.memmap(path, np.float32, "r", at, (n_layers, size))
+        at += 4 * n_layers * size
+    return out
+
+
+def _pieces(path: Path, c: Config, size: int) -> Iterator[bytes]:
+    """The version 2 file, piece by piece."""
+    fields = (c.dim, c.hidden_dim, c.n_layers, c.n_heads, c.n_kv_heads, c.vocab_size, c.seq_len)
+    header = struct.pack("<Ii7iBi", _MAGIC, 2, *fields, c.shared_classifier, size)
+    yield header.ljust(256, b"\0")
+    tensors = _tensors(path, c)
+    for name in ("attention_norm", "ffn_norm", "final_norm"):
+        yield tensors[name].tobytes()
+    for name in ("embedding", "wq", "wk", "wv", "wo", "w1", "w2", "w3", "classifier"):
+        for layer in tensors.get(name, ()):
+            scales = []
+            for start in range(0, len(layer), _CHUNK):
+                q, s = quantize_groups(np.asarray(layer[start : start + _CHUNK]), size)
+                scales.append(s)
+                yield q.tobytes()
+            yield np.concatenate(scales).tobytes()
+
+
+def quantize_file(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> int:
+    """Writes `source`, a float32 checkpoint, as int8 to `target`; returns the bytes written.
+
+    The file appears under its name when it is whole. CheckpointError for a source that is not a
+    checkpoint, UnsupportedError for one that is int8 already.
+    """
+    source, target = Path(source), Path(target)
+    with Llama(source, speculative=False) as llama:  # every check on the file is the engine's
+        config = llama.config
+    if config.dtype != "float32":
+        raise UnsupportedError(f"{source} holds {config.dtype} weights; only float32 is quantized")
+    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
+    try:
+        with partial.open("wb") as file:
+            for piece in _pieces(source, config, group_size(config)):
+                file.write(piece)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return target.stat().st_size
