@@ -140,7 +140,7 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
     /* x (n, dim): the residual stream begins as the token embeddings */
     for (size_t r = (size_t)thread; r < n; r += (size_t)n_threads)
         l2c_matrix_row(s->x + r * dim, &m->token_embedding, (size_t)p->rows[r].token);
-    l2c_pool_barrier(s->pool);
+    l2c_pool_barrier(s->pool, thread);
 
     for (size_t l = 0; l < (size_t)c->n_layers; l++) {
         const l2c_layer *w = &m->layers[l];
@@ -150,7 +150,7 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
             rmsnorm(s, xb + r * dim, s->x + r * dim, w->attention_norm);
             quantize(s, &s->xq, own + r, xb + r * dim);
         }
-        if (!alone) l2c_pool_barrier(s->pool);
+        if (!alone) l2c_pool_barrier(s->pool, thread);
 
         /* q (n, n_heads * head_size), k and v (n, n_kv_heads * head_size); keys and values of all
          * rows go into the cache before any row looks back */
@@ -159,7 +159,7 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
         linear(s, s->v, xb, &s->xq, own, n, &w->wv, kv_part);
         for (size_t r = 0; r < n; r++) remember(s, &p->rows[r], r, l, kv_part);
         if (thread == 0) p->cancelled = atomic_load_explicit(&s->cancel, memory_order_relaxed);
-        l2c_pool_barrier(s->pool);
+        l2c_pool_barrier(s->pool, thread);
         if (p->cancelled) return;
 
         /* att (n, n_heads * head_size): each head's mixture of the values it attends to */
@@ -173,21 +173,21 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
             attend(s->kernels, s->att + r * dim + h * head_size, scores, query, keys, values,
                    (size_t)row->position + 1, head_size);
         }
-        l2c_pool_barrier(s->pool);
+        l2c_pool_barrier(s->pool, thread);
         for (size_t r = rows.begin; r < rows.end; r++) quantize(s, &s->xq, own + r, s->att + r * dim);
-        if (!alone && s->xq.q != NULL) l2c_pool_barrier(s->pool);
+        if (!alone && s->xq.q != NULL) l2c_pool_barrier(s->pool, thread);
 
         /* x += attention's output (n, dim), for which the queries' memory is free now */
         linear(s, s->q, s->att, &s->xq, own, n, &w->wo, dim_part);
         add(s->x, s->q, n, dim, dim_part);
-        l2c_pool_barrier(s->pool);
+        l2c_pool_barrier(s->pool, thread);
 
         /* xb (n, dim): what the feed-forward network reads */
         for (size_t r = rows.begin; r < rows.end; r++) {
             rmsnorm(s, xb + r * dim, s->x + r * dim, w->ffn_norm);
             quantize(s, &s->xq, own + r, xb + r * dim);
         }
-        if (!alone) l2c_pool_barrier(s->pool);
+        if (!alone) l2c_pool_barrier(s->pool, thread);
 
         /* SwiGLU (Shazeer 2020): hb (n, hidden_dim) = silu(xb w1^T) * (xb w3^T) */
         linear(s, s->hb, xb, &s->xq, own, n, &w->w1, hidden_part);
@@ -195,14 +195,14 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
         for (size_t r = 0; r < n; r++)
             s->kernels->swiglu(s->hb + r * hidden + hidden_part.begin, s->up + r * hidden + hidden_part.begin,
                                hidden_part.end - hidden_part.begin);
-        l2c_pool_barrier(s->pool);
+        l2c_pool_barrier(s->pool, thread);
         for (size_t r = rows.begin; r < rows.end; r++) quantize(s, &s->hq, own + r, s->hb + r * hidden);
-        if (!alone && s->hq.q != NULL) l2c_pool_barrier(s->pool);
+        if (!alone && s->hq.q != NULL) l2c_pool_barrier(s->pool, thread);
 
         /* x += the network's output (n, dim) */
         linear(s, s->q, s->hb, &s->hq, own, n, &w->w2, dim_part);
         add(s->x, s->q, n, dim, dim_part);
-        l2c_pool_barrier(s->pool);
+        l2c_pool_barrier(s->pool, thread);
     }
 
     /* xb (n_logits, dim): the last norm, of the rows whose logits are wanted, moved together */
@@ -215,7 +215,7 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
         }
         n_logits++;
     }
-    if (!alone) l2c_pool_barrier(s->pool);
+    if (!alone) l2c_pool_barrier(s->pool, thread);
 
     /* logits (n_logits, vocab_size) */
     if (n_logits > 0)

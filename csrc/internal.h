@@ -57,8 +57,8 @@ void l2c_memory_free(void *memory);
 typedef void (*l2c_task)(void *arg, int thread, int n_threads);
 void l2c_pool_run(l2c_pool *pool, l2c_task task, void *arg);
 
-/* Within a task: waits until every thread of the pool is here. */
-void l2c_pool_barrier(l2c_pool *pool);
+/* Within a task, by its thread number: waits until every thread of the pool is here. */
+void l2c_pool_barrier(l2c_pool *pool, int thread);
 
 /* Threads the pool was made for. */
 int l2c_pool_size(const l2c_pool *pool);

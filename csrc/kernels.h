@@ -91,7 +91,7 @@ typedef struct {
     /* out[j] = exp(x[j]) */
     void (*exp)(float *out, const float *x, size_t n);
 
-    /* x[j] = exp(x[j] - max); returns the sum of those, which is NaN if any x is NaN or inf */
+    /* x[j] = exp(x[j] - max); returns the sum of those, which is NaN if any x is NaN or infinity */
     float (*exp_sum)(float *x, size_t n);
 
     /* the same, then x[j] /= sum */

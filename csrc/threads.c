@@ -3,14 +3,15 @@
  *
  * One wake-up a forward pass; inside it, threads meet at barriers that cost a fraction of a
  * microsecond. Waiting starts as spinning, because the next barrier or token is usually that near,
- * and ends parked in the kernel, so that an idle machine is left alone and, where there are more
- * threads than processors, those that are waited for get to run.
+ * goes on yielding, so that where there are more threads than processors those that are waited for
+ * get to run, and ends parked in the kernel, so that an idle machine is left alone.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "internal.h"
@@ -26,8 +27,10 @@
 
 enum {
     MAX_THREADS = 256,
-    SPINS = 4000,             /* before parking: about 50 microseconds */
+    SPINS = 2000,              /* before yielding: some 20 microseconds */
     SPINS_OVERSUBSCRIBED = 20, /* with fewer processors than threads */
+    YIELDS = 16,               /* between looks at the clock */
+    PARK_AFTER = 2000000,      /* nanoseconds of yielding before parking */
     CACHE_LINE = 64
 };
 
@@ -37,11 +40,21 @@ typedef struct {
     pthread_t id;
 } worker;
 
+/* Where a thread of the pool last ran, written at every barrier: on a line of its own. */
+typedef struct {
+    _Alignas(CACHE_LINE) atomic_int cpu;
+    int confined; /* by move_away */
+} place;
+
 struct l2c_pool {
     int n_threads; /* the caller included */
     int n_started; /* workers that run, n_threads - 1 unless the system refused some */
     atomic_long owner; /* the process that the workers live in; 0 while they are being started */
     worker *workers;
+    place *places; /* (n_threads) */
+#if defined(__linux__)
+    cpu_set_t allowed; /* where the program lets its threads run */
+#endif
     pthread_mutex_t run_lock; /* one job at a time */
     pthread_mutex_t park_lock;
     pthread_cond_t wake;
@@ -58,12 +71,65 @@ struct l2c_pool {
     _Alignas(CACHE_LINE) atomic_int quit;
 };
 
-/* Returns when *word is no longer what it was. */
-static void wait_for_change(l2c_pool *pool, atomic_uint *word, unsigned was) {
+static int64_t nanoseconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+#if defined(__linux__)
+static void note_place(l2c_pool *pool, int thread) {
+    atomic_store_explicit(&pool->places[thread].cpu, sched_getcpu(), memory_order_relaxed);
+}
+
+/*
+ * Kernels sometimes leave two threads that wait for each other on one processor beside an idle one,
+ * and each then waits for the other's time slice at every barrier. A worker that finds itself there
+ * confines itself to processors where no other of the pool was seen, until it parks.
+ */
+static void move_away(l2c_pool *pool, int thread) {
+    cpu_set_t others = pool->allowed;
+    int here = sched_getcpu(), shared = 0;
+    if (thread == 0) return; /* the caller's thread is not ours to move */
+    for (int i = 0; i < pool->n_threads; i++) {
+        int cpu = atomic_load_explicit(&pool->places[i].cpu, memory_order_relaxed);
+        if (i == thread || cpu < 0 || cpu >= CPU_SETSIZE) continue;
+        shared |= cpu == here;
+        CPU_CLR(cpu, &others);
+    }
+    if (shared && CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0)
+        pool->places[thread].confined = 1;
+}
+
+static void set_free(l2c_pool *pool, int thread) {
+    if (!pool->places[thread].confined) return;
+    sched_setaffinity(0, sizeof pool->allowed, &pool->allowed);
+    pool->places[thread].confined = 0;
+}
+#else
+static void note_place(l2c_pool *pool, int thread) { (void)pool, (void)thread; }
+static void move_away(l2c_pool *pool, int thread) { (void)pool, (void)thread; }
+static void set_free(l2c_pool *pool, int thread) { (void)pool, (void)thread; }
+#endif
+
+/*
+ * Returns when *word is no longer what it was. Waking a parked thread takes 50 microseconds and more,
+ * above all in a virtual machine, and one that parks before its partner has woken makes the partner
+ * park as well, at every barrier from then on. So parking is for when nothing comes for long; until
+ * then, yielding lets others have the processor, should this thread's partner be among them.
+ */
+static void wait_for_change(l2c_pool *pool, int thread, atomic_uint *word, unsigned was) {
     for (int spins = 0; spins < pool->spins; spins++) {
         if (atomic_load_explicit(word, memory_order_acquire) != was) return;
         RELAX();
     }
+    move_away(pool, thread);
+    for (int64_t end = nanoseconds() + PARK_AFTER; nanoseconds() < end;)
+        for (int i = 0; i < YIELDS; i++) {
+            if (atomic_load_explicit(word, memory_order_acquire) != was) return;
+            sched_yield();
+        }
+    set_free(pool, thread);
     pthread_mutex_lock(&pool->park_lock);
     atomic_fetch_add(&pool->n_parked, 1);
     while (atomic_load(word) == was) pthread_cond_wait(&pool->wake, &pool->park_lock);
@@ -81,15 +147,16 @@ static void change(l2c_pool *pool, atomic_uint *word) {
     pthread_mutex_unlock(&pool->park_lock);
 }
 
-void l2c_pool_barrier(l2c_pool *pool) {
+void l2c_pool_barrier(l2c_pool *pool, int thread) {
     unsigned n = (unsigned)pool->n_active;
     if (n == 1) return;
+    note_place(pool, thread);
     unsigned phase = atomic_load_explicit(&pool->phase, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&pool->arrived, 1, memory_order_acq_rel) == n - 1) {
         atomic_store_explicit(&pool->arrived, 0, memory_order_relaxed);
         change(pool, &pool->phase);
     } else {
-        wait_for_change(pool, &pool->phase, phase);
+        wait_for_change(pool, thread, &pool->phase, phase);
     }
 }
 
@@ -98,11 +165,11 @@ static void *worker_main(void *arg) {
     l2c_pool *pool = self->pool;
     unsigned last = 0;
     for (;;) {
-        wait_for_change(pool, &pool->job, last);
+        wait_for_change(pool, self->index, &pool->job, last);
         last++;
         if (atomic_load(&pool->quit)) return NULL;
         pool->task(pool->arg, self->index, pool->n_active);
-        l2c_pool_barrier(pool);
+        l2c_pool_barrier(pool, self->index);
     }
 }
 
@@ -119,6 +186,10 @@ static void start_workers(l2c_pool *pool) {
     atomic_init(&pool->arrived, 0);
     atomic_init(&pool->phase, 0);
     atomic_init(&pool->quit, 0);
+    for (int i = 0; i < pool->n_threads; i++) atomic_init(&pool->places[i].cpu, -1);
+#if defined(__linux__)
+    if (sched_getaffinity(0, sizeof pool->allowed, &pool->allowed) != 0) CPU_ZERO(&pool->allowed);
+#endif
     /* Signals belong to the program's own threads. */
     sigset_t all, before;
     sigfillset(&all);
@@ -139,13 +210,16 @@ l2c_status l2c_pool_create(int32_t n_threads, l2c_pool **pool, l2c_error *err) {
         return l2c_fail(err, L2C_ARG, "threads is %d; it must be 1 to %d", n_threads, MAX_THREADS);
     l2c_pool *p = l2c_memory_zeroed(1, sizeof *p);
     worker *workers = calloc((size_t)n_threads, sizeof *workers);
-    if (p == NULL || workers == NULL) {
+    place *places = l2c_memory_zeroed((size_t)n_threads, sizeof *places);
+    if (p == NULL || workers == NULL || places == NULL) {
         l2c_memory_free(p);
+        l2c_memory_free(places);
         free(workers);
         return l2c_fail(err, L2C_NOMEM, "out of memory for a pool of %d threads", n_threads);
     }
     p->n_threads = n_threads;
     p->workers = workers;
+    p->places = places;
     start_workers(p);
     *pool = p;
     return L2C_OK;
@@ -172,7 +246,7 @@ void l2c_pool_run(l2c_pool *pool, l2c_task task, void *arg) {
     pool->n_active = pool->n_started + 1;
     if (pool->n_active > 1) change(pool, &pool->job);
     task(arg, 0, pool->n_active);
-    l2c_pool_barrier(pool); /* nobody still uses arg */
+    l2c_pool_barrier(pool, 0); /* nobody still uses arg */
     pthread_mutex_unlock(&pool->run_lock);
 }
 
@@ -187,5 +261,6 @@ void l2c_pool_free(l2c_pool *pool) {
         pthread_mutex_destroy(&pool->run_lock);
     }
     free(pool->workers);
+    l2c_memory_free(pool->places);
     l2c_memory_free(pool);
 }

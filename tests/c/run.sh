@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Runs the C engine under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, then
-# fuzzes its two file formats for FUZZ_SECONDS each (default 30). A crash leaves its input behind
-# in CRASH_FOLDER (default: the current folder).
+# Runs the C engine under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, and with
+# the kernels of other processors in emulators; then fuzzes its two file formats for FUZZ_SECONDS
+# each (default 30). A crash leaves its input behind in CRASH_FOLDER (default: the current folder).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -29,6 +29,37 @@ if echo 'int main(void) { return 0; }' | gcc -fsanitize=thread -x c - -o "$build
     "$build/harness_threads" threads
 else
     echo "skipped: gcc -fsanitize=thread does not work here"
+fi
+
+simde=/usr/include/simde/x86/avx512.h
+have_arm() { command -v aarch64-linux-gnu-gcc >/dev/null && command -v qemu-aarch64 >/dev/null; }
+if [[ ${CI:-} == true ]] && ! { have_arm && [[ -e $simde ]]; }; then
+    apt-get update -qq && apt-get install -y -qq gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user libsimde-dev || true
+fi
+emulated=("${flags[@]}" -O3 "${strict[@]}" -I"$build") # -O3 as _build.py has it
+
+echo "== harness: AVX-512 as SIMDe computes it"
+if [[ $(uname -m) == x86_64 && -e $simde ]]; then
+    for part in kernels quantized; do
+        gcc "${emulated[@]}" -Itests/c/simde -Wno-psabi -c "csrc/${part}_avx512.c" -o "$build/$part.o"
+    done
+    mapfile -t others < <(printf '%s\n' "${engine[@]}" | grep -v _avx512)
+    gcc "${emulated[@]}" -Wl,--wrap=l2c_isa_resolve tests/c/simde/resolve.c "$build"/{kernels,quantized}.o \
+        "${others[@]}" "${harness[@]}" -o "$build/harness_avx512" -lm
+    "$build/harness_avx512"
+else
+    echo "skipped: needs an x86-64 machine with SIMDe (Debian: apt install libsimde-dev)"
+fi
+
+echo "== harness: 64-bit ARM in qemu"
+if have_arm; then
+    # The A53 has no dot product instructions. Without the test that ThreadSanitizer is spared too: qemu
+    # does not follow a process of many threads into a forked child.
+    aarch64-linux-gnu-gcc "${emulated[@]}" -static -D__SANITIZE_THREAD__ "${harness[@]}" "${engine[@]}" \
+        -o "$build/harness_arm" -lm
+    qemu-aarch64 -cpu cortex-a53 "$build/harness_arm"
+else
+    echo "skipped: no aarch64-linux-gnu-gcc or qemu-aarch64 (Debian: apt install gcc-aarch64-linux-gnu qemu-user)"
 fi
 
 # Prints the first clang that has libFuzzer and the sanitizers' libraries.

@@ -6,11 +6,13 @@
  */
 #define _GNU_SOURCE
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "harness.h"
+#include "quantized.h"
 
 enum { LONGEST = 70, MOST_ROWS = 9, ROOM = 16384 /* floats; a multiple of every page's */ };
 
@@ -119,10 +121,18 @@ static void check_products(buffers *m, l2c_isa isa, size_t n) {
     }
 }
 
-void test_kernels_at_guard_page(void) {
+/* Those that the machine runs, which the fastest is one of. */
+static size_t kernels_to_test(l2c_isa *isas) {
+    l2c_isa fastest;
+    CHECK(l2c_isa_resolve(L2C_ISA_AUTO, &fastest, NULL) == L2C_OK);
+    size_t n = available_isas(isas), found = 0;
+    for (size_t i = 0; i < n; i++) found += isas[i] == fastest;
+    CHECK(found == 1);
+    return n;
+}
+
+static void check_floats(const l2c_isa *isas, size_t n_isas) {
     buffers m = {guarded_make(), guarded_make(), guarded_make(), guarded_make(), 41};
-    l2c_isa isas[MAX_ISAS];
-    size_t n_isas = available_isas(isas);
     for (size_t i = 0; i < n_isas; i++)
         for (size_t n = 1; n <= LONGEST; n++) {
             check_vectors(&m, isas[i], n);
@@ -134,12 +144,216 @@ void test_kernels_at_guard_page(void) {
     guarded_free(m.expected);
 }
 
-/* ---- Special values -------------------------------------------------------------------------------- */
-
 /* Equal bits, or both NaN: which NaN is for the processor to choose. */
 static void check_same_or_nan(const float *a, const float *b, size_t n) {
     for (size_t i = 0; i < n; i++) CHECK((isnan(a[i]) && isnan(b[i])) || memcmp(&a[i], &b[i], sizeof *a) == 0);
 }
+
+/* ---- Integers ------------------------------------------------------------------------------------ */
+
+static void *bytes_of(guarded g, size_t size) {
+    CHECK(size <= ROOM * sizeof *g.end);
+    return (char *)g.end - size;
+}
+
+/* Rows of quantized activations, each array at the end of a buffer of its own. */
+typedef struct {
+    guarded q, pairs, scales, sums;
+} activations;
+
+static activations activations_make(void) {
+    return (activations){guarded_make(), guarded_make(), guarded_make(), guarded_make()};
+}
+
+static void activations_free(activations a) {
+    guarded_free(a.q);
+    guarded_free(a.pairs);
+    guarded_free(a.scales);
+    guarded_free(a.sums);
+}
+
+static l2c_quantized quantized_of(activations a, size_t rows, size_t cols, size_t group) {
+    l2c_quantized x = {.cols = cols, .width = (cols + group - 1) / group * group, .group = group};
+    x.q = bytes_of(a.q, rows * x.width);
+    x.pairs = bytes_of(a.pairs, rows * x.width * sizeof *x.pairs);
+    x.scales = bytes_of(a.scales, rows * (x.width / group) * sizeof *x.scales);
+    x.sums = bytes_of(a.sums, rows * (x.width / group) * sizeof *x.sums);
+    memset(x.q, 77, rows * x.width);
+    memset(x.sums, 77, rows * (x.width / group) * sizeof *x.sums);
+    for (size_t i = 0; i < rows * (x.width / group); i++) x.scales[i] = CANARY;
+    return x;
+}
+
+/* A value of a group; one of each group is `chosen`. */
+static float value_to_quantize(int kind, int chosen, uint64_t *random) {
+    static const float not_finite[] = {NAN, INFINITY, -INFINITY};
+    static const float tiny[] = {0.0f, -0.0f, 1e-45f, -1e-38f, 9.9999e-31f, -9.9999e-31f};
+    switch (kind) {
+    case 0: case 1: case 2: return chosen ? not_finite[kind] : random_float(random);
+    case 3: return tiny[random_below(random, 6)];
+    case 4: return chosen ? L2C_QUANTIZE_LEAST : tiny[random_below(random, 6)];
+    case 5: return tiny[random_below(random, 2)];
+    case 6: return chosen ? 127.0f : (float)(random_below(random, 508) - 254) * 0.5f; /* halves round to even */
+    case 7: return 3.4e38f * random_float(random);
+    default: return 10.0f * random_float(random);
+    }
+}
+
+/* The second of two rows, whose groups are of all kinds, against the scalar quantizer. */
+static void check_quantize(const l2c_kernels *kernels, guarded values, activations a, activations b, size_t group,
+                           size_t n, uint64_t *random) {
+    float *x = out_of(values, n);
+    int kind = 0, chosen = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (i % group == 0) {
+            kind = random_below(random, 12);
+            chosen = random_below(random, (int32_t)group);
+        }
+        x[i] = value_to_quantize(kind, i % group == (size_t)chosen, random);
+    }
+    l2c_quantized out = quantized_of(a, 2, n, group), expected = quantized_of(b, 2, n, group);
+    kernels->quantize(&out, 1, x, n);
+    l2c_kernels_scalar.quantize(&expected, 1, x, n);
+    CHECK(memcmp(out.q, expected.q, 2 * out.width) == 0);
+    CHECK(memcmp(out.sums, expected.sums, 2 * (out.width / group) * sizeof *out.sums) == 0);
+    check_same_or_nan(out.scales, expected.scales, 2 * (out.width / group));
+    for (size_t g = 0; g < out.width / group; g++) {
+        int finite = 1;
+        for (size_t i = g * group; i < n && i < (g + 1) * group; i++) finite &= isfinite(x[i]) != 0;
+        CHECK(isnan(out.scales[out.width / group + g]) == !finite);
+    }
+}
+
+/* A packed matrix whose data, spare rows and columns included, are partly replaced by the extremes of
+ * its type; or all bytes are `fill`, which then is not negative. */
+static l2c_matrix weights_of(guarded g, l2c_weights type, size_t rows, size_t cols, size_t group, int fill,
+                             uint64_t *random) {
+    l2c_matrix w = l2c_matrix_packed(type, rows, cols, group);
+    size_t bytes = l2c_matrix_bytes(&w), head = l2c_block_scale_bytes(type, w.padded / group);
+    unsigned char *memory = bytes_of(g, bytes);
+    float *values = malloc(rows * cols * sizeof *values);
+    CHECK(values != NULL);
+    for (size_t i = 0; i < rows * cols; i++) values[i] = random_float(random);
+    l2c_matrix plain = {.type = L2C_WEIGHTS_F32, .rows = rows, .cols = cols, .data = values};
+    memset(memory, 0, bytes);
+    CHECK(l2c_matrix_pack(&w, memory, &plain, 0, rows) == L2C_OK);
+    free(values);
+    static const unsigned char extremes[2][2] = {{0x80, 0x7F}, {0x00, 0xFF}};
+    for (size_t at = 0; at < bytes; at++) {
+        if (at % w.block_bytes < head) continue;
+        if (fill >= 0) memory[at] = (unsigned char)fill;
+        else if (random_below(random, 4) == 0) memory[at] = extremes[type == L2C_WEIGHTS_Q4][random_below(random, 2)];
+    }
+    w.data = memory;
+    return w;
+}
+
+/* Every product as the values say, in double. */
+static void check_plainly(const float *out, size_t out_stride, const l2c_quantized *x, size_t first, size_t n_rows,
+                          const l2c_matrix *w) {
+    float *row = malloc(w->cols * sizeof *row);
+    CHECK(row != NULL);
+    for (size_t i = 0; i < w->rows; i++) {
+        l2c_matrix_row(row, w, i);
+        for (size_t r = 0; r < n_rows; r++) {
+            double sum = 0.0, size = 0.0;
+            for (size_t j = 0; j < w->cols; j++) {
+                size_t at = (first + r) * x->width + j;
+                double term = (double)row[j] * x->q[at] * x->scales[at / x->group];
+                sum += term;
+                size += fabs(term);
+            }
+            CHECK(fabs(out[r * out_stride + i] - sum) <= 1e-5 * size);
+        }
+    }
+    free(row);
+}
+
+typedef struct {
+    guarded weights, values, out, expected;
+    activations x, y; /* y: the scalar quantizer's */
+    uint64_t random;
+} integers;
+
+/* n_rows rows of x, after `first` others, times all of w and times a part; or x is all ones. */
+static void check_rows(integers *m, l2c_isa isa, const l2c_matrix *w, size_t first, size_t n_rows, int ones) {
+    const l2c_kernels *kernels = l2c_kernels_for(isa);
+    l2c_integer_matmul *matmul = w->type == L2C_WEIGHTS_Q4 ? kernels->matmul_q4 : kernels->matmul_q8;
+    l2c_integer_matmul *plain = w->type == L2C_WEIGHTS_Q4 ? l2c_scalar_matmul_q4 : l2c_scalar_matmul_q8;
+    l2c_quantized x = quantized_of(m->x, first + n_rows, w->cols, w->group);
+    l2c_quantized y = quantized_of(m->y, first + n_rows, w->cols, w->group);
+    for (size_t r = 0; r < first + n_rows; r++) {
+        float *values = random_of(m->values, w->cols, 3.0f, &m->random);
+        for (size_t j = 0; ones && j < w->cols; j++) values[j] = 1.0f;
+        kernels->quantize(&x, r, values, w->cols);
+        l2c_scalar_quantize(&y, r, values, w->cols);
+    }
+    enum { WIDER = 3 };
+    size_t stride = w->rows + WIDER, size = (n_rows - 1) * stride + w->rows, blocks = (w->rows + 15) / 16;
+    for (int part = 0; part < 3; part++) {
+        size_t begin = part ? 16 * (size_t)random_below(&m->random, (int32_t)blocks) : 0, end = w->rows;
+        if (part == 2) end = begin + 16 * (1 + (size_t)random_below(&m->random, (int32_t)(blocks - begin / 16)));
+        if (end > w->rows) end = w->rows;
+        float *out = out_of(m->out, size), *expected = out_of(m->expected, size);
+        matmul(out, stride, &x, first, n_rows, w, begin, end);
+        plain(expected, stride, &y, first, n_rows, w, begin, end);
+        check_same(out, expected, size);
+        if (part == 0 && isa == L2C_ISA_SCALAR) check_plainly(out, stride, &x, first, n_rows, w);
+    }
+    /* A group that is not finite makes its row NaN, and no other. */
+    x.scales[first * (x.width / x.group)] = y.scales[first * (y.width / y.group)] = NAN;
+    float *out = out_of(m->out, size), *expected = out_of(m->expected, size);
+    matmul(out, stride, &x, first, n_rows, w, 0, w->rows);
+    plain(expected, stride, &y, first, n_rows, w, 0, w->rows);
+    check_same_or_nan(out, expected, size);
+    for (size_t i = 0; i < w->rows; i++) CHECK(isnan(out[i]));
+}
+
+static void check_integers(const l2c_isa *isas, size_t n_isas) {
+    static const size_t rows[] = {1, 15, 16, 17, 40, 100}, cols[] = {4, 32, 36, 172, 288}, groups[] = {4, 32, 64};
+    static const size_t all_groups[] = {4, 16, 32, 64, 128};
+    integers m = {guarded_make(), guarded_make(), guarded_make(), guarded_make(),
+                  activations_make(), activations_make(), 47};
+    for (size_t i = 0; i < n_isas; i++) {
+        for (size_t g = 0; g < sizeof all_groups / sizeof *all_groups; g++)
+            for (size_t n = 1; n <= 3 * all_groups[g]; n++)
+                for (int round = 0; round < (n % all_groups[g] ? 4 : 200); round++)
+                    check_quantize(l2c_kernels_for(isas[i]), m.values, m.x, m.y, all_groups[g], n, &m.random);
+        for (size_t d = 0; d < sizeof rows / sizeof *rows; d++)
+            for (size_t c = 0; c < sizeof cols / sizeof *cols; c++)
+                for (size_t g = 0; g <= sizeof groups / sizeof *groups; g++) { /* the last: int4 */
+                    l2c_weights type = g < sizeof groups / sizeof *groups ? L2C_WEIGHTS_Q8 : L2C_WEIGHTS_Q4;
+                    size_t group = type == L2C_WEIGHTS_Q8 ? groups[g] : L2C_Q4_GROUP;
+                    l2c_matrix w = weights_of(m.weights, type, rows[d], cols[c], group, -1, &m.random);
+                    for (size_t n = 1; n <= MOST_ROWS; n++) check_rows(&m, isas[i], &w, n % 3, n, 0);
+                    check_rows(&m, isas[i], &w, 0, 33, 0);
+                }
+        /* As large as sums get. */
+        static const int fills[] = {0x80, 0x7F, 0x00, 0xFF};
+        for (size_t f = 0; f < sizeof fills / sizeof *fills; f++)
+            for (size_t n = 1; n <= 5; n++) {
+                l2c_matrix q8 = weights_of(m.weights, L2C_WEIGHTS_Q8, 35, 512, L2C_MAX_PACKED_GROUP, fills[f], &m.random);
+                check_rows(&m, isas[i], &q8, 0, n, 1);
+                l2c_matrix q4 = weights_of(m.weights, L2C_WEIGHTS_Q4, 35, 512, L2C_Q4_GROUP, fills[f], &m.random);
+                check_rows(&m, isas[i], &q4, 0, n, 1);
+            }
+    }
+    guarded_free(m.weights);
+    guarded_free(m.values);
+    guarded_free(m.out);
+    guarded_free(m.expected);
+    activations_free(m.x);
+    activations_free(m.y);
+}
+
+void test_kernels_at_guard_page(void) {
+    l2c_isa isas[MAX_ISAS];
+    size_t n_isas = kernels_to_test(isas);
+    check_floats(isas, n_isas);
+    check_integers(isas, n_isas);
+}
+
+/* ---- Special values -------------------------------------------------------------------------------- */
 
 void test_kernels_special_values(void) {
     static const float special[] = {
