@@ -30,12 +30,22 @@ def available_cpus() -> int:
     return count
 
 
+def _wanted() -> int | None:
+    """$PYLLAMA2C_THREADS."""
+    wanted = os.environ.get("PYLLAMA2C_THREADS")
+    if not wanted:
+        return None
+    if not wanted.isdecimal() or int(wanted) < 1:
+        raise ValueError(f"PYLLAMA2C_THREADS is {wanted!r}; it must be a number, 1 or more")
+    return int(wanted)
+
+
 def default_threads(sweep_bytes: int) -> int:
-    return 1 if sweep_bytes < _SMALL else min(available_cpus(), _ENOUGH)
+    return _wanted() or (1 if sweep_bytes < _SMALL else min(available_cpus(), _ENOUGH))
 
 
 def batch_threads() -> int:
-    return min(available_cpus(), _ENOUGH)
+    return _wanted() or min(available_cpus(), _ENOUGH)
 
 
 def new_pool(threads: int) -> Any:

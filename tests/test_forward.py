@@ -194,3 +194,15 @@ def test_cancel_from_another_thread() -> None:
             stop.set()
             thread.join()
         assert session.feed(rows).tobytes() == expected.tobytes()
+
+
+def test_threads_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYLLAMA2C_THREADS", "3")
+    with model(Shape()) as llama:
+        assert llama.threads == 3
+    with model(Shape(), threads=2) as llama:
+        assert llama.threads == 2
+    for wrong in ("0", "-1", "many"):
+        monkeypatch.setenv("PYLLAMA2C_THREADS", wrong)
+        with pytest.raises(ValueError, match="PYLLAMA2C_THREADS is"):
+            model(Shape())
