@@ -285,6 +285,8 @@ uint64_t l2c_model_parameters(const l2c_model *model) {
     return table * (c->shared_classifier ? 1 : 2) + (uint64_t)c->n_layers * per_layer(c) + norms;
 }
 
+uint64_t l2c_model_bytes(const l2c_model *model) { return model->mapping.size + model->packed.size; }
+
 uint64_t l2c_model_sweep_bytes(const l2c_model *model) {
     const l2c_config *c = &model->config;
     uint64_t bytes = l2c_matrix_bytes(&model->classifier) + 4 * (2 * (uint64_t)c->n_layers + 1) * (uint64_t)c->dim;

@@ -135,8 +135,9 @@ const l2c_config *l2c_model_config(const l2c_model *model);
 /* A number that differs between models of different weights: of a sample of every matrix. */
 uint64_t l2c_model_fingerprint(const l2c_model *model);
 
-/* Number of parameters; bytes of weights that decoding one token reads. */
+/* Number of parameters; bytes that the weights are held in; bytes of them that decoding one token reads. */
 uint64_t l2c_model_parameters(const l2c_model *model);
+uint64_t l2c_model_bytes(const l2c_model *model);
 uint64_t l2c_model_sweep_bytes(const l2c_model *model);
 
 void l2c_model_free(l2c_model *model);

@@ -24,7 +24,7 @@ def describe(llama: Llama) -> dict[str, Any]:
         "parameters": llama.n_parameters,
         "config": c._asdict(),
         "memory": {
-            "weights": os.path.getsize(llama.path),
+            "weights": int(lib.l2c_model_bytes(llama._engine.model)),
             "weights_read_per_token": llama.sweep_bytes,
             "session_at_full_context": int(lib.l2c_session_bytes(llama._engine.model, 1, 0)),
         },

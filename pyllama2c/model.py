@@ -41,8 +41,9 @@ class Llama:
     is opened), "auto" keeps what the file holds. `speculative` lets an int8 copy of float32 weights
     draft tokens that the model then checks, several at a time: the same story, faster ("auto":
     where it pays; it takes a quarter more memory). `threads` counts all that compute (default:
-    $PYLLAMA2C_THREADS, else by model size and processors); `isa` forces the kernels ("scalar", "avx2", "avx512", "neon";
-    default: $PYLLAMA2C_ISA, else the fastest). Neither changes a single bit of the result.
+    $PYLLAMA2C_THREADS, else by model size and processors); `isa` forces the kernels ("scalar",
+    "avx2", "avx512", "neon"; default: $PYLLAMA2C_ISA, else the fastest). Neither changes a single
+    bit of the result.
 
     One Llama may be used from many threads at once; forward passes take turns in its worker pool.
     """

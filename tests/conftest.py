@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +19,11 @@ from pyllama2c.hub import Registry, cache_folder
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 DATA = Path(__file__).resolve().parent / "data"
-ISAS = ("scalar", "avx2", "avx512")
+ISAS = (
+    ("scalar", "neon")
+    if platform.machine() in ("aarch64", "arm64")
+    else ("scalar", "avx2", "avx512")
+)
 
 
 def real_file(name: str) -> Path:
