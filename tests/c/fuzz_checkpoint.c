@@ -51,26 +51,31 @@ static void run(const l2c_model *model, int32_t n_ctx, l2c_isa isa, float *logit
     l2c_pool_free(pool);
 }
 
+/* The fastest kernels against the oracle. */
+static void compare(const l2c_model *model) {
+    const l2c_config *c = l2c_model_config(model);
+    int32_t n_ctx = c->seq_len < 8 ? c->seq_len : 8; /* v1 and v2 files claim any length */
+    if (l2c_session_bytes(model, 2, n_ctx) > MOST_BYTES) return;
+    size_t n = ROWS * (size_t)c->vocab_size;
+    float *scalar = malloc(n * sizeof *scalar), *fastest = malloc(n * sizeof *fastest);
+    require(scalar != NULL && fastest != NULL);
+    run(model, n_ctx, L2C_ISA_SCALAR, scalar);
+    run(model, n_ctx, L2C_ISA_AUTO, fastest);
+    for (size_t i = 0; i < n; i++) /* which NaN is for the processor to choose */
+        require((isnan(scalar[i]) && isnan(fastest[i])) || memcmp(&scalar[i], &fastest[i], sizeof(float)) == 0);
+    free(scalar);
+    free(fastest);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     unsigned char *copy = malloc(size + (size == 0)); /* aligned, and of exactly the size */
     require(copy != NULL);
     if (size > 0) memcpy(copy, data, size);
-    l2c_model *model;
-    if (l2c_model_open_memory(copy, size, L2C_DTYPE_AUTO, &model, NULL) == L2C_OK) {
-        const l2c_config *c = l2c_model_config(model);
-        int32_t n_ctx = c->seq_len < 8 ? c->seq_len : 8; /* v1 and v2 files claim any length */
-        if (l2c_session_bytes(model, 2, n_ctx) <= MOST_BYTES) {
-            size_t n = ROWS * (size_t)c->vocab_size;
-            float *scalar = malloc(n * sizeof *scalar), *fastest = malloc(n * sizeof *fastest);
-            require(scalar != NULL && fastest != NULL);
-            run(model, n_ctx, L2C_ISA_SCALAR, scalar);
-            run(model, n_ctx, L2C_ISA_AUTO, fastest);
-            for (size_t i = 0; i < n; i++) /* which NaN is for the processor to choose */
-                require((isnan(scalar[i]) && isnan(fastest[i])) || memcmp(&scalar[i], &fastest[i], sizeof(float)) == 0);
-            free(scalar);
-            free(fastest);
-        }
+    for (l2c_dtype dtype = L2C_DTYPE_AUTO; dtype <= L2C_DTYPE_INT4; dtype++) {
+        l2c_model *model;
+        if (l2c_model_open_memory(copy, size, dtype, &model, NULL) != L2C_OK) continue;
+        compare(model);
         l2c_model_free(model);
     }
     free(copy);
