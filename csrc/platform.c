@@ -68,7 +68,7 @@ l2c_status l2c_memory_map(size_t size, l2c_mapping *mapping) {
     if (block == MAP_FAILED) return L2C_NOMEM;
     char *start = block + (HUGE_PAGE - (uintptr_t)block % HUGE_PAGE) % HUGE_PAGE;
 #if defined(MADV_HUGEPAGE)
-    madvise(start, room, MADV_HUGEPAGE); /* a wish */
+    if (size >= HUGE_PAGE) madvise(start, room, MADV_HUGEPAGE); /* a wish; clearing one takes a while */
 #endif
     *mapping = (l2c_mapping){(unsigned char *)start, size, block, room + HUGE_PAGE};
     return L2C_OK;
