@@ -128,18 +128,8 @@ static int any_at_least(const float *e, float floor) {
     return any;
 }
 
-/* Over the most probable tokens that top_k, top_p and min_p keep, in falling order. */
-static int32_t pick_prefix(const l2c_sampler *s, const float *e, int32_t n, float sum_e, float coin,
-                           l2c_candidate *c) {
-    int nucleus = s->top_p > 0.0f && s->top_p < 1.0f;
-    float largest = 1.0f / sum_e; /* the largest logit's exponential is exactly 1 */
-    float floor = s->min_p * largest;
-    /* llama2.c: a token below (1 - top_p) / (n - 1) cannot be in the nucleus. Not so once top_k
-     * has made the other probabilities count for more. */
-    if (nucleus && s->top_k == 0 && n > 1) {
-        float cutoff = (1.0f - s->top_p) / (float)(n - 1);
-        if (cutoff > floor) floor = cutoff;
-    }
+/* Makes a heap of the tokens whose probability is at least `floor`; returns how many. */
+static size_t collect(const float *e, int32_t n, float sum_e, float floor, l2c_candidate *c) {
     size_t count = 0;
     float roughly = floor * sum_e * 0.9999f; /* lets a few too many through, and saves dividing all */
     for (int32_t i = 0; i < n; i += BLOCK) {
@@ -152,9 +142,16 @@ static int32_t pick_prefix(const l2c_sampler *s, const float *e, int32_t n, floa
             count += p >= floor && p > 0.0f;
         }
     }
-    if (count == 0) return first_largest(e, n, 1.0f); /* flat logits and a tiny top_p */
     for (size_t i = count / 2; i-- > 0;) sift_down(c, count, i);
+    return count;
+}
 
+enum { NOT_ENOUGH = -2 };
+
+/* Takes tokens from a heap of `count` candidates until the prefix is known, and picks one of it. Returns
+ * NOT_ENOUGH where there are `more` candidates and the nucleus goes on with them, -1 for no candidates. */
+static int32_t pick_from(const l2c_sampler *s, l2c_candidate *c, size_t count, int nucleus, float coin, int more) {
+    if (count == 0) return more ? NOT_ENOUGH : -1;
     /* Popping leaves the prefix, most probable first, at the end of the array, backwards. */
     size_t limit = s->top_k > 0 && (size_t)s->top_k < count ? (size_t)s->top_k : count;
     float mass = 1.0f;
@@ -172,8 +169,12 @@ static int32_t pick_prefix(const l2c_sampler *s, const float *e, int32_t n, floa
     while (length < limit) {
         if (length == kept) POP();
         sum += KEPT(length++).p;
-        if (nucleus && sum > s->top_p * mass) break; /* the crossing token belongs to the nucleus */
+        if (nucleus && sum > s->top_p * mass) { /* the crossing token belongs to the nucleus */
+            more = 0;
+            break;
+        }
     }
+    if (more) return NOT_ENOUGH;
 
     float target = coin * sum, running = 0.0f;
     for (size_t i = 0; i < length; i++) {
@@ -183,6 +184,25 @@ static int32_t pick_prefix(const l2c_sampler *s, const float *e, int32_t n, floa
     return KEPT(length - 1).token; /* rounding */
 #undef POP
 #undef KEPT
+}
+
+/* Over the most probable tokens that top_k, top_p and min_p keep, in falling order. */
+static int32_t pick_prefix(const l2c_sampler *s, const float *e, int32_t n, float sum_e, float coin,
+                           l2c_candidate *c) {
+    int nucleus = s->top_p > 0.0f && s->top_p < 1.0f;
+    float largest = 1.0f / sum_e; /* the largest logit's exponential is exactly 1 */
+    float floor = s->min_p * largest;
+    /* llama2.c: a token below (1 - top_p) / (n - 1) cannot be in the nucleus. Not so once top_k
+     * has made the other probabilities count for more. */
+    if (nucleus && s->top_k == 0 && n > 1) {
+        float cutoff = (1.0f - s->top_p) / (float)(n - 1);
+        if (cutoff > floor) floor = cutoff;
+    }
+    /* Most nuclei end long before that: try with few tokens first. */
+    float first = nucleus && s->top_k == 0 && largest / 256.0f > floor ? largest / 256.0f : floor;
+    int32_t token = pick_from(s, c, collect(e, n, sum_e, first, c), nucleus, coin, first > floor);
+    if (token == NOT_ENOUGH) token = pick_from(s, c, collect(e, n, sum_e, floor, c), nucleus, coin, 0);
+    return token >= 0 ? token : first_largest(e, n, 1.0f); /* flat logits and a tiny top_p */
 }
 
 l2c_status l2c_sampler_pick(l2c_sampler *s, const l2c_kernels *kernels, float *logits, int32_t n,
