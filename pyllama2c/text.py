@@ -18,6 +18,8 @@ class StopFinder:
 
     def feed(self, text: str) -> str:
         """The part of the text so far that is certainly before any stop string."""
+        if not self._stop:
+            return text
         held = self._held + text
         ends = [at for at in (held.find(s) for s in self._stop) if at >= 0]
         if ends:

@@ -31,6 +31,7 @@ class Tokenizer:
         check(status, err, self.path, TOKENIZER)
         self._handle: Any = ffi.gc(out[0], lib.l2c_tokenizer_free)
         self.vocab_size: int = lib.l2c_tokenizer_vocab_size(self._handle)
+        self._pieces: dict[int, bytes] = {}  # those seen so far
 
     bos_id = BOS
     eos_id = EOS
@@ -55,11 +56,15 @@ class Tokenizer:
 
     def piece(self, token: int) -> bytes:
         """The bytes that one token stands for: none for BOS and EOS, one for a byte piece."""
-        data, length = ffi.new("char **"), ffi.new("size_t *")
         handle = self._open_handle()
+        known = self._pieces.get(token)
+        if known is not None:
+            return known
+        data, length = ffi.new("char **"), ffi.new("size_t *")
         if not 0 <= token < self.vocab_size or lib.l2c_tokenizer_piece(handle, token, data, length):
             raise TokenizerError(f"token {token} is outside the vocabulary of {self.vocab_size}")
-        return bytes(ffi.buffer(data[0], length[0]))
+        self._pieces[token] = piece = bytes(ffi.buffer(data[0], length[0]))
+        return piece
 
     def decode_bytes(self, tokens: Sequence[int]) -> bytes:
         """The bytes that `tokens` stand for, without the space that `encode` put in front."""
