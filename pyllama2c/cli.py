@@ -1,4 +1,4 @@
-"""The command line: generate (the default), chat, bench, info, download, quantize."""
+"""The command line: generate (the default), chat, bench, info, download, quantize, eval."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyllama2c.errors import Llama2cError
 if TYPE_CHECKING:
     from pyllama2c.model import Llama
 
-COMMANDS = ("generate", "chat", "bench", "info", "download", "quantize")
+COMMANDS = ("generate", "chat", "bench", "info", "download", "quantize", "eval")
 
 # Control characters that a model could use to play with the terminal; run.c leaves them out, too.
 _CONTROL = dict.fromkeys([*range(9), *range(14, 32), 127, *range(128, 160)])
@@ -26,9 +26,9 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
+def _add_model(parser: argparse.ArgumentParser, *name: str) -> None:
     parser.add_argument(
-        "model",
+        *(name or ("model",)),
         nargs="?",
         help="path of a llama2.c checkpoint, or a known model's name; default: the embedded one",
     )
@@ -114,6 +114,10 @@ def build_parser() -> argparse.ArgumentParser:
     quantize.add_argument("source", metavar="IN")
     quantize.add_argument("target", metavar="OUT")
     quantize.add_argument("--dtype", choices=("int8",), default="int8")
+    evaluate = commands.add_parser("eval", help="bits per byte and perplexity of texts")
+    evaluate.add_argument("text", help="a file: passages with <|endoftext|> between them, or JSON")
+    _add_model(evaluate, "-M", "--model")
+    evaluate.add_argument("--json", action="store_true")
     return parser
 
 
@@ -251,6 +255,17 @@ def _quantize(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _evaluate(arguments: argparse.Namespace) -> int:
+    import json
+
+    from pyllama2c.evaluate import evaluate, read_passages, to_text
+
+    passages = read_passages(arguments.text)  # before the model is opened
+    result = evaluate(_load(arguments), passages)
+    print(json.dumps(result._asdict(), indent=2) if arguments.json else to_text(result))
+    return 0
+
+
 _RUN = {
     "generate": _generate,
     "chat": _chat,
@@ -258,6 +273,7 @@ _RUN = {
     "info": _info,
     "download": _download,
     "quantize": _quantize,
+    "eval": _evaluate,
 }
 
 
