@@ -15,6 +15,7 @@ from pathlib import Path
 from pyllama2c._ffi import check, ffi, lib, new_error
 from pyllama2c.config import Config
 from pyllama2c.errors import CacheFileError
+from pyllama2c.files import whole_file
 from pyllama2c.session import Session
 
 _HEADER = struct.Struct("<8sIIQ")
@@ -35,16 +36,10 @@ def save(
     state = ffi.new("float[]", _state_bytes(config, len(tokens)) // 4)
     err = new_error()
     check(lib.l2c_session_save(session.handle, len(tokens), state, err), err)
-    target = Path(path)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
-        with partial.open("wb") as file:
-            file.write(_HEADER.pack(_MAGIC, _VERSION, len(tokens), fingerprint))
-            file.write(tokens.tobytes())
-            file.write(ffi.buffer(state))
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(Path(path)) as file:
+        file.write(_HEADER.pack(_MAGIC, _VERSION, len(tokens), fingerprint))
+        file.write(tokens.tobytes())
+        file.write(ffi.buffer(state))
 
 
 def load(path: str | os.PathLike[str], session: Session, config: Config, fingerprint: int) -> None:

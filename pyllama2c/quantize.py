@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pyllama2c.config import Config
 from pyllama2c.errors import CheckpointError, UnsupportedError
+from pyllama2c.files import whole_file
 from pyllama2c.model import Llama
 
 _MAGIC = 0x616B3432
@@ -103,12 +104,7 @@ def quantize_file(source: str | os.PathLike[str], target: str | os.PathLike[str]
         config = llama.config
     if config.dtype != "float32":
         raise UnsupportedError(f"{source} holds {config.dtype} weights; only float32 is quantized")
-    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
-        with partial.open("wb") as file:
-            for piece in _pieces(source, config, group_size(config)):
-                file.write(piece)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(target) as file:
+        for piece in _pieces(source, config, group_size(config)):
+            file.write(piece)
     return target.stat().st_size
