@@ -1,0 +1,109 @@
+"""What the command line understands: commands and flags, run.c's own among them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+COMMANDS = ("generate", "chat", "bench", "info", "download", "quantize", "eval")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def _add_model(parser: argparse.ArgumentParser, *name: str) -> None:
+    parser.add_argument(
+        *(name or ("model",)),
+        nargs="?",
+        help="path of a llama2.c checkpoint, or a known model's name; default: the embedded one",
+    )
+    parser.add_argument("-z", "--tokenizer", metavar="PATH", help="tokenizer.bin of the model")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "int8", "int4"),
+        default="auto",
+        help="what weights are computed with; auto: what the file holds",
+    )
+    parser.add_argument(
+        "--no-speculative",
+        action="store_true",
+        help="do not let an int8 copy draft tokens; the story is the same",
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="default: by model size")
+    parser.add_argument(
+        "--isa", choices=("auto", "scalar", "avx2", "avx512", "neon"), help="kernels"
+    )
+
+
+def _add_story(parser: argparse.ArgumentParser, steps: int) -> None:
+    add = parser.add_argument
+    add("-t", "--temperature", type=float, default=1.0, metavar="T", help="0 is greedy [1.0]")
+    add("-p", "--top-p", type=float, default=0.9, metavar="P", help="nucleus; 0 and 1: off [0.9]")
+    add("-s", "--seed", type=int, default=0, metavar="N", help="0: a new one each time [0]")
+    add(
+        "-n",
+        "--steps",
+        type=int,
+        default=steps,
+        metavar="N",
+        help=f"positions, prompt included; 0: the whole context [{steps}]",
+    )
+    add("-i", "--prompt", default=None, metavar="TEXT", help="what the story begins with")
+    add("-m", "--mode", choices=("generate", "chat"), help="as in llama2.c")
+    add("-y", "--system-prompt", metavar="TEXT", help="system prompt of a chat")
+    add("--top-k", type=int, default=0, metavar="K", help="keep the K most probable; 0: off")
+    add("--min-p", type=float, default=0.0, metavar="P", help="keep p >= P * largest p; 0: off")
+    add("--repetition-penalty", type=float, default=1.0, metavar="X", help="1: off")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="pyllama2c",
+        description="Llama inference in pure C. `generate` is the default command.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    generate = commands.add_parser("generate", help="tell a story")
+    _add_model(generate)
+    _add_story(generate, steps=256)
+    generate.add_argument("-N", "--stories", type=int, metavar="N", help="so many, into --jsonl")
+    generate.add_argument(
+        "--jsonl",
+        type=Path,
+        metavar="PATH",
+        help="one story a line; what is missing is appended to a file that exists",
+    )
+    generate.add_argument(
+        "--batch", type=int, default=64, metavar="N", help="stories told side by side [64]"
+    )
+    chat = commands.add_parser("chat", help="talk to a chat model, in Llama 2's template")
+    _add_model(chat)
+    _add_story(chat, steps=0)
+    bench = commands.add_parser("bench", help="measure tokens per second")
+    _add_model(bench)
+    bench.add_argument(
+        "--synthetic",
+        metavar="SHAPE",
+        help="random weights of a known shape: stories15M, stories42M, stories110M, llama2-7b",
+    )
+    bench.add_argument("--prompt", type=int, default=64, metavar="N", help="prompt tokens [64]")
+    bench.add_argument("--tokens", type=int, default=128, metavar="N", help="new tokens [128]")
+    bench.add_argument("--rounds", type=int, default=9, metavar="N", help="medians over these [9]")
+    bench.add_argument("--greedy", action="store_true", help="temperature 0 instead of 1")
+    bench.add_argument("--json", action="store_true")
+    info = commands.add_parser("info", help="what a model file is and what it needs")
+    _add_model(info)
+    info.add_argument("--json", action="store_true")
+    download = commands.add_parser("download", help="fetch a known model into the cache")
+    download.add_argument("name")
+    quantize = commands.add_parser("quantize", help="write a float32 checkpoint as int8 (v2)")
+    quantize.add_argument("source", metavar="IN")
+    quantize.add_argument("target", metavar="OUT")
+    quantize.add_argument("--dtype", choices=("int8",), default="int8")
+    evaluate = commands.add_parser("eval", help="bits per byte and perplexity of texts")
+    evaluate.add_argument("text", help="a file: passages with <|endoftext|> between them, or JSON")
+    _add_model(evaluate, "-M", "--model")
+    evaluate.add_argument("--json", action="store_true")
+    return parser
