@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -58,7 +58,8 @@ def evaluate(llama: Llama, passages: Iterable[str]) -> Evaluation:
     """Scores every passage; see Evaluation."""
     n = cut = n_tokens = n_bytes = 0
     totals: list[float] = []
-    for tokens in _encoded(llama, passages):
+    for passage in passages:
+        tokens = llama.tokenizer.encode(passage, bos=True)
         fitting = tokens[: llama.config.seq_len]
         score = llama.score(fitting)
         n += 1
@@ -75,11 +76,6 @@ def evaluate(llama: Llama, passages: Iterable[str]) -> Evaluation:
         bits_per_byte=total / math.log(2) / n_bytes if n_bytes else math.nan,
         perplexity=math.exp(total / n_tokens) if n_tokens else math.nan,
     )
-
-
-def _encoded(llama: Llama, passages: Iterable[str]) -> Iterator[list[int]]:
-    for passage in passages:
-        yield llama.tokenizer.encode(passage, bos=True)
 
 
 def to_text(result: Evaluation) -> str:

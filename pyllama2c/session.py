@@ -17,9 +17,8 @@ PREFILL_ROWS = 64
 MAX_DRAFT = 16
 """tokens that a draft model proposes at most"""
 
-_IDLE_SESSIONS = (
-    2  # kept for the next story, so that it finds its memory warm and its prefix cached
-)
+_IDLE_SESSIONS = 2
+"""kept for the next story, so that it finds its memory warm and its prefix cached"""
 
 
 class Session:
