@@ -2,8 +2,8 @@
  * kernels_avx512.c - kernels.h's definitions with 512-bit registers (AVX-512 F, DQ).
  *
  * The 16 lanes of a sum are one register. Tails are read under a mask, which gives the zeros that
- * the definition asks for and touches no byte past the end. Several rows of x share the
- * loads of 4 weight rows.
+ * the definition asks for and touches no byte past the end. Up to 4 rows
+ * of x share the loads of 4 weight rows.
  */
 #include "quantized.h"
 
@@ -18,6 +18,8 @@
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,avx512f,avx512dq,avx512bw,avx512vl")
 #endif
+
+#define INLINE static inline __attribute__((always_inline))
 
 enum { LANES = 16 };
 
@@ -54,62 +56,63 @@ static float avx512_dot(const float *a, const float *b, size_t n) {
     return sum_lanes(sum);
 }
 
-/* 4 weight rows, w_stride apart, against one row of x and against 4 rows, x_stride apart. Results
- * of neighbouring weight rows go out_step apart, of neighbouring rows of x out_stride apart. */
-static inline void dot_4x1(float *out, size_t out_step, const float *x, const float *w, size_t w_stride, size_t n) {
-    __m512 s[4];
-    UNROLL for (int i = 0; i < 4; i++) s[i] = _mm512_setzero_ps();
-    size_t j = 0;
-    for (; j + LANES <= n; j += LANES) {
-        __m512 xj = _mm512_loadu_ps(x + j);
-        UNROLL for (int i = 0; i < 4; i++)
-            s[i] = _mm512_fmadd_ps(_mm512_loadu_ps(w + (size_t)i * w_stride + j), xj, s[i]);
+/* 4 weight rows, w_stride apart, against `rows` rows of x, x_stride apart. Results of neighbouring
+ * weight rows go out_step apart, of neighbouring rows of x out_stride apart. Meanwhile fetches the
+ * first n_next elements of 4 more weight rows at `next`. */
+INLINE void dot_step(__m512 sums[][4], const float *x, size_t x_stride, const float *w, size_t w_stride,
+                     __mmask16 mask, int rows) {
+    __m512 wj[4];
+    UNROLL for (int i = 0; i < 4; i++) wj[i] = _mm512_maskz_loadu_ps(mask, w + (size_t)i * w_stride);
+    UNROLL for (int r = 0; r < rows; r++) {
+        __m512 xj = _mm512_maskz_loadu_ps(mask, x + (size_t)r * x_stride);
+        UNROLL for (int i = 0; i < 4; i++) sums[r][i] = _mm512_fmadd_ps(wj[i], xj, sums[r][i]);
     }
-    if (j < n) {
-        __mmask16 mask = tail_mask(n);
-        __m512 xj = _mm512_maskz_loadu_ps(mask, x + j);
-        UNROLL for (int i = 0; i < 4; i++)
-            s[i] = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, w + (size_t)i * w_stride + j), xj, s[i]);
-    }
-    float sums[4];
-    _mm_storeu_ps(sums, sum_lanes_4(s[0], s[1], s[2], s[3]));
-    UNROLL for (int i = 0; i < 4; i++) out[(size_t)i * out_step] = sums[i];
 }
 
-static inline void dot_4x4(float *out, size_t out_step, size_t out_stride, const float *x, size_t x_stride,
-                           const float *w, size_t w_stride, size_t n) {
-    __m512 s[4][4];
-    UNROLL for (int r = 0; r < 4; r++)
-        UNROLL for (int i = 0; i < 4; i++) s[r][i] = _mm512_setzero_ps();
-    for (size_t j = 0; j < n; j += LANES) {
-        __mmask16 mask = j + LANES <= n ? (__mmask16)0xFFFF : tail_mask(n);
-        __m512 wj[4];
-        UNROLL for (int i = 0; i < 4; i++) wj[i] = _mm512_maskz_loadu_ps(mask, w + (size_t)i * w_stride + j);
-        UNROLL for (int r = 0; r < 4; r++) {
-            __m512 xj = _mm512_maskz_loadu_ps(mask, x + (size_t)r * x_stride + j);
-            UNROLL for (int i = 0; i < 4; i++) s[r][i] = _mm512_fmadd_ps(wj[i], xj, s[r][i]);
-        }
+INLINE void dot_tile(float *out, size_t out_step, size_t out_stride, const float *x, size_t x_stride, const float *w,
+                     size_t w_stride, size_t n, const float *next, size_t n_next, int rows) {
+    const __mmask16 all = 0xFFFF;
+    __m512 sums[4][4];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int i = 0; i < 4; i++) sums[r][i] = _mm512_setzero_ps();
+    size_t j = 0;
+    for (; j + LANES <= n_next; j += LANES) {
+        UNROLL for (int i = 0; i < 4; i++) _mm_prefetch((const char *)(next + (size_t)i * w_stride + j), _MM_HINT_T0);
+        dot_step(sums, x + j, x_stride, w + j, w_stride, all, rows);
     }
-    UNROLL for (int r = 0; r < 4; r++) {
-        float sums[4];
-        _mm_storeu_ps(sums, sum_lanes_4(s[r][0], s[r][1], s[r][2], s[r][3]));
-        UNROLL for (int i = 0; i < 4; i++) out[(size_t)r * out_stride + (size_t)i * out_step] = sums[i];
+    for (; j + LANES <= n; j += LANES) dot_step(sums, x + j, x_stride, w + j, w_stride, all, rows);
+    if (j < n) dot_step(sums, x + j, x_stride, w + j, w_stride, tail_mask(n), rows);
+    UNROLL for (int r = 0; r < rows; r++) {
+        float four[4];
+        _mm_storeu_ps(four, sum_lanes_4(sums[r][0], sums[r][1], sums[r][2], sums[r][3]));
+        UNROLL for (int i = 0; i < 4; i++) out[(size_t)r * out_stride + (size_t)i * out_step] = four[i];
     }
 }
 
 /* Weights outside, rows inside: each weight comes from memory once. The 4 weight rows of a step are
  * a quarter of the matrix apart. Each is then a stream of its own that the hardware prefetcher
  * follows, and 4 streams bring a third more from memory than one; neighbouring rows side by side,
- * which share pages, confuse it and bring half. */
+ * which share pages, confuse it and bring half.
+ *
+ * With several rows of x, the streams rest while a weight row is used again, and the prefetcher loses
+ * them. So each tile fetches its share of a weight row to come: the next but one, as the next is too
+ * near, unless rows are so long that it would be gone from the cache again. */
+enum { SHORT_ROW = 1000 };
+
 static void avx512_matmul(float *out, size_t out_stride, const float *x, size_t x_stride,
                           size_t n_rows, const float *w, size_t n, size_t begin, size_t end) {
-    size_t quarter = (end - begin) / 4, i = begin;
+    size_t quarter = (end - begin) / 4, i = begin, tiles = (n_rows + 3) / 4;
+    size_t part = n_rows == 1 ? 0 : (n / LANES + tiles - 1) / tiles * LANES, ahead = n < SHORT_ROW ? 2 * n : n;
+#define TILE(rows) dot_tile(out + r * out_stride + i, quarter, out_stride, x + r * x_stride, x_stride, \
+                            w + i * n, quarter * n, n, w + i * n + ahead + r / 4 * part, part, rows)
     for (; i < begin + quarter; i++) {
         size_t r = 0;
-        for (; r + 4 <= n_rows; r += 4)
-            dot_4x4(out + r * out_stride + i, quarter, out_stride, x + r * x_stride, x_stride, w + i * n, quarter * n, n);
-        for (; r < n_rows; r++) dot_4x1(out + r * out_stride + i, quarter, x + r * x_stride, w + i * n, quarter * n, n);
+        for (; r + 4 <= n_rows; r += 4) TILE(4);
+        if (n_rows - r == 3) TILE(3);
+        else if (n_rows - r == 2) TILE(2);
+        else if (n_rows - r == 1) TILE(1);
     }
+#undef TILE
     for (i = begin + 4 * quarter; i < end; i++)
         for (size_t r = 0; r < n_rows; r++) out[r * out_stride + i] = avx512_dot(w + i * n, x + r * x_stride, n);
 }

@@ -7,8 +7,10 @@
  * the start. int4 weights are unsigned as they lie, plus 8. Sums wrap around 32 bits on the way, but
  * end in range.
  *
- * One row of x takes 4 blocks at once, because the instruction's result is only ready 4 or 5 cycles
- * later; several rows take 2.
+ * The instruction's result is ready 4 cycles later and two can start each cycle, so 8 sums are under
+ * way at once: one row of x takes 4 blocks of weights, whose memory is its limit anyway; 4 rows take 2
+ * or, at an odd end, 3. The 8 steps of 32 columns are unrolled: as a loop, gcc copies all sums from
+ * register to register at every step.
  */
 #include "quantized.h"
 
@@ -26,7 +28,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-enum { TILE = 4, BLOCKS = 4 };
+enum { TILE = 4, BLOCKS = 4, UNROLLED = 32 };
 
 INLINE __m512i broadcast(const int8_t *four_bytes) {
     int32_t value;
@@ -43,13 +45,24 @@ INLINE void store(float *out, size_t out_stride, __m512 sums[][BLOCKS], int tile
         }
 }
 
+/* s += 4 columns of `blocks` blocks times those of `tile` rows of x. */
+INLINE void step_q8(__m512i s[][BLOCKS], const unsigned char *data, size_t block_bytes, const int8_t *q,
+                    size_t width, int tile, int blocks) {
+    __m512i weights[BLOCKS];
+    UNROLL for (int b = 0; b < blocks; b++)
+        weights[b] = _mm512_xor_si512(_mm512_load_si512(data + (size_t)b * block_bytes), _mm512_set1_epi8((char)0x80));
+    UNROLL for (int t = 0; t < tile; t++) {
+        __m512i xj = broadcast(q + (size_t)t * width);
+        UNROLL for (int b = 0; b < blocks; b++) s[t][b] = _mm512_dpbusd_epi32(s[t][b], weights[b], xj);
+    }
+}
+
 /* `blocks` blocks of 16 rows against `tile` rows of x from row r on. */
 INLINE void tile_q8(float *out, size_t out_stride, const l2c_quantized *x, size_t r, const l2c_matrix *w,
                     const unsigned char *block, int tile, int blocks, size_t valid) {
     size_t group = w->group, groups = w->padded / group;
     const unsigned char *data = block + l2c_block_scale_bytes(L2C_WEIGHTS_Q8, groups);
     const int8_t *q = x->q + r * x->width;
-    const __m512i flip = _mm512_set1_epi8((char)0x80);
     __m512 sums[TILE][BLOCKS];
     UNROLL for (int t = 0; t < tile; t++)
         UNROLL for (int b = 0; b < blocks; b++) sums[t][b] = _mm512_setzero_ps();
@@ -59,15 +72,11 @@ INLINE void tile_q8(float *out, size_t out_stride, const l2c_quantized *x, size_
             __m512i start = _mm512_set1_epi32(-128 * x->sums[(r + (size_t)t) * groups + g]);
             UNROLL for (int b = 0; b < blocks; b++) s[t][b] = start;
         }
-        for (size_t j = 0; j < group; j += 4, data += 64, q += 4) {
-            __m512i weights[BLOCKS];
-            UNROLL for (int b = 0; b < blocks; b++)
-                weights[b] = _mm512_xor_si512(_mm512_load_si512(data + (size_t)b * w->block_bytes), flip);
-            UNROLL for (int t = 0; t < tile; t++) {
-                __m512i xj = broadcast(q + (size_t)t * x->width);
-                UNROLL for (int b = 0; b < blocks; b++) s[t][b] = _mm512_dpbusd_epi32(s[t][b], weights[b], xj);
-            }
-        }
+        size_t j = 0;
+        for (; j + UNROLLED <= group; j += UNROLLED)
+            UNROLL for (int k = 0; k < UNROLLED; k += 4, data += 64, q += 4)
+                step_q8(s, data, w->block_bytes, q, x->width, tile, blocks);
+        for (; j < group; j += 4, data += 64, q += 4) step_q8(s, data, w->block_bytes, q, x->width, tile, blocks);
         UNROLL for (int t = 0; t < tile; t++) {
             __m512 scale = _mm512_set1_ps(x->scales[(r + (size_t)t) * groups + g]);
             UNROLL for (int b = 0; b < blocks; b++) {
@@ -94,7 +103,7 @@ INLINE void tile_q4(float *out, size_t out_stride, const l2c_quantized *x, size_
             __m512i start = _mm512_set1_epi32(-8 * x->sums[(r + (size_t)t) * groups + g]);
             UNROLL for (int b = 0; b < blocks; b++) s[t][b] = start;
         }
-        for (size_t j = 0; j < 16; j += 4, data += 64) {
+        UNROLL for (size_t j = 0; j < 16; j += 4, data += 64) {
             __m512i low[BLOCKS], high[BLOCKS];
             UNROLL for (int b = 0; b < blocks; b++) {
                 __m512i both = _mm512_load_si512(data + (size_t)b * w->block_bytes);
@@ -124,24 +133,27 @@ INLINE void tile_q4(float *out, size_t out_stride, const l2c_quantized *x, size_
     TILE_FUNCTION(out + r * out_stride + i, out_stride, x, first + r, w, l2c_block(w, i), tile, blocks,   \
                   end - i)
 
+/* All rows of x against `blocks` blocks from row i of w on. */
+#define ROWS(TILE_FUNCTION, blocks)                              \
+    do {                                                         \
+        size_t r = 0;                                            \
+        for (; r + 4 <= n_rows; r += 4) CALL(TILE_FUNCTION, 4, blocks); \
+        if (n_rows - r == 3) CALL(TILE_FUNCTION, 3, blocks);     \
+        else if (n_rows - r == 2) CALL(TILE_FUNCTION, 2, blocks); \
+        else if (n_rows - r == 1) CALL(TILE_FUNCTION, 1, blocks); \
+    } while (0)
+
 #define MATMUL(TILE_FUNCTION)                                                        \
-    size_t i = begin;                                                                \
+    size_t i = begin, left = (end - begin + L2C_BLOCK_ROWS - 1) / L2C_BLOCK_ROWS;    \
     if (n_rows == 1) {                                                               \
         size_t r = 0;                                                                \
-        for (; i + 4 * L2C_BLOCK_ROWS <= end; i += 4 * L2C_BLOCK_ROWS) CALL(TILE_FUNCTION, 1, 4); \
-        for (; i < end; i += L2C_BLOCK_ROWS) CALL(TILE_FUNCTION, 1, 1);              \
+        for (; left >= 4; left -= 4, i += 4 * L2C_BLOCK_ROWS) CALL(TILE_FUNCTION, 1, 4); \
+        for (; left > 0; left--, i += L2C_BLOCK_ROWS) CALL(TILE_FUNCTION, 1, 1);     \
         return;                                                                      \
     }                                                                                \
-    for (; i + 2 * L2C_BLOCK_ROWS <= end; i += 2 * L2C_BLOCK_ROWS) {                 \
-        size_t r = 0;                                                                \
-        for (; r + 4 <= n_rows; r += 4) CALL(TILE_FUNCTION, 4, 2);                   \
-        for (; r < n_rows; r++) CALL(TILE_FUNCTION, 1, 2);                           \
-    }                                                                                \
-    for (; i < end; i += L2C_BLOCK_ROWS) {                                           \
-        size_t r = 0;                                                                \
-        for (; r + 4 <= n_rows; r += 4) CALL(TILE_FUNCTION, 4, 1);                   \
-        for (; r < n_rows; r++) CALL(TILE_FUNCTION, 1, 1);                           \
-    }
+    for (; left >= 2 && left != 3; left -= 2, i += 2 * L2C_BLOCK_ROWS) ROWS(TILE_FUNCTION, 2); \
+    if (left == 3) ROWS(TILE_FUNCTION, 3);                                           \
+    if (left == 1) ROWS(TILE_FUNCTION, 1);
 
 void l2c_avx512_matmul_q8(float *out, size_t out_stride, const l2c_quantized *x, size_t first, size_t n_rows,
                           const l2c_matrix *w, size_t begin, size_t end) {
