@@ -37,7 +37,7 @@ static range share(size_t count, size_t grain, int thread, int n_threads) {
 static void rmsnorm(const l2c_session *s, float *out, const float *x, const float *weight) {
     size_t dim = (size_t)s->model->config.dim;
     float scale = 1.0f / sqrtf(s->kernels->dot(x, x, dim) / (float)dim + 1e-5f);
-    for (size_t i = 0; i < dim; i++) out[i] = weight[i] * (scale * x[i]);
+    s->kernels->norm(out, x, weight, scale, dim);
 }
 
 /* Where the weights are int8 or int4, a matrix product wants its input rows in int8 as well. */
@@ -63,13 +63,8 @@ static void linear(const l2c_session *s, float *out, const float *x, const l2c_q
  * [begin, end) of one head. */
 static void rotate(const l2c_session *s, float *pairs, size_t begin, size_t end, int32_t position) {
     size_t per_head = (size_t)s->model->config.head_size / 2;
-    const float *cosine = s->rope_cos + (size_t)position * per_head;
-    const float *sine = s->rope_sin + (size_t)position * per_head;
-    for (size_t j = begin; j < end; j++, pairs += 2) {
-        float a = pairs[0], b = pairs[1];
-        pairs[0] = a * cosine[j] - b * sine[j];
-        pairs[1] = a * sine[j] + b * cosine[j];
-    }
+    size_t at = (size_t)position * per_head + begin;
+    s->kernels->rotate(pairs, s->rope_cos + at, s->rope_sin + at, end - begin);
 }
 
 /* Where a (sequence, layer, kv_head) has its (n_ctx, head_size) keys or values in a cache. */
@@ -100,16 +95,16 @@ static void remember(const l2c_session *s, const l2c_row *row, size_t r, size_t 
 static void attend(const l2c_kernels *kernels, float *out, float *scores, const float *query,
                    const float *keys, const float *values, size_t n_keys, size_t head_size) {
     kernels->matmul(scores, 0, query, 0, 1, keys, head_size, 0, n_keys);
-    float divisor = sqrtf((float)head_size);
-    for (size_t t = 0; t < n_keys; t++) scores[t] /= divisor;
+    kernels->divide(scores, sqrtf((float)head_size), n_keys);
     kernels->softmax(scores, n_keys);
     kernels->mix(out, scores, values, n_keys, head_size);
 }
 
 /* x += delta, both (n, dim), for the columns in `part` */
-static void add(float *x, const float *delta, size_t n, size_t dim, range part) {
-    for (size_t r = 0; r < n; r++)
-        for (size_t i = part.begin; i < part.end; i++) x[r * dim + i] += delta[r * dim + i];
+static void add(const l2c_session *s, float *x, const float *delta, size_t n, range part) {
+    size_t dim = (size_t)s->model->config.dim;
+    for (size_t i = part.begin; i < part.begin + n * dim; i += dim)
+        s->kernels->add(x + i, delta + i, part.end - part.begin);
 }
 
 /* ---- The pass --------------------------------------------------------------------------------- */
@@ -179,7 +174,7 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
 
         /* x += attention's output (n, dim), for which the queries' memory is free now */
         linear(s, s->q, s->att, &s->xq, own, n, &w->wo, dim_part);
-        add(s->x, s->q, n, dim, dim_part);
+        add(s, s->x, s->q, n, dim_part);
         l2c_pool_barrier(s->pool, thread);
 
         /* xb (n, dim): what the feed-forward network reads */
@@ -201,7 +196,7 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
 
         /* x += the network's output (n, dim) */
         linear(s, s->q, s->hb, &s->hq, own, n, &w->w2, dim_part);
-        add(s->x, s->q, n, dim, dim_part);
+        add(s, s->x, s->q, n, dim_part);
         l2c_pool_barrier(s->pool, thread);
     }
 

@@ -51,6 +51,10 @@ int l2c_cpu_count(void);
 void *l2c_memory_zeroed(size_t count, size_t size);
 void l2c_memory_free(void *memory);
 
+/* Asks for huge pages for memory of l2c_memory_zeroed's that has not been touched yet: where much of
+ * it will be, they save most of the page faults and of the misses in address translation. */
+void l2c_memory_wish_huge(void *memory, size_t size);
+
 /* ---- threads.c ------------------------------------------------------------------------------- */
 
 /* Runs task(arg, thread, n_threads) once on each thread of the pool; the caller is thread 0. */

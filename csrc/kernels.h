@@ -58,7 +58,7 @@ typedef struct {
     size_t block_bytes;          /* of a packed matrix */
 } l2c_matrix;
 
-enum { L2C_BLOCK_ROWS = 16, L2C_Q4_GROUP = 32 };
+enum { L2C_BLOCK_ROWS = 16, L2C_Q4_GROUP = 32, L2C_SKIP_BLOCK = 64 };
 
 /* Rows of activations as int8 products take them: a group of x is scale * q, |q| <= 127. */
 typedef struct {
@@ -106,6 +106,19 @@ typedef struct {
 
     /* out[i] = sum of weights[t] * rows[t * width + i] over t < n, fused, in rising order of t */
     void (*mix)(float *out, const float *weights, const float *rows, size_t n, size_t width);
+
+    /* out[i] = weight[i] * (scale * x[i]) */
+    void (*norm)(float *out, const float *x, const float *weight, float scale, size_t n);
+
+    /* x[i] += delta[i]; x[i] /= divisor */
+    void (*add)(float *x, const float *delta, size_t n);
+    void (*divide)(float *x, float divisor, size_t n);
+
+    /* RoPE: turns the n neighbouring pairs, pair j by the angle of this cosine[j] and sine[j] */
+    void (*rotate)(float *pairs, const float *cosine, const float *sine, size_t n);
+
+    /* how many elements from the first on, in whole blocks of L2C_SKIP_BLOCK, are all below floor */
+    size_t (*skip_below)(const float *x, size_t n, float floor);
 
     l2c_quantizer *quantize;
     l2c_integer_matmul *matmul_q8, *matmul_q4;

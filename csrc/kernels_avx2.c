@@ -18,6 +18,8 @@
 #pragma GCC target("avx2,fma")
 #endif
 
+#include "kernels_plain.h"
+
 enum { HALF = 8, LANES = 16 };
 
 /* The first n of 8 lanes; n may be more than 8 or less than 0. */
@@ -265,6 +267,7 @@ const l2c_kernels l2c_kernels_avx2 = {
     .max = avx2_max,
     .swiglu = avx2_swiglu,
     .mix = avx2_mix,
+    L2C_PLAIN_KERNELS,
     .quantize = l2c_avx2_quantize,
     .matmul_q8 = l2c_avx2_matmul_q8,
     .matmul_q4 = l2c_avx2_matmul_q4,

@@ -19,6 +19,8 @@
 #pragma GCC target("avx2,fma,avx512f,avx512dq,avx512bw,avx512vl")
 #endif
 
+#include "kernels_plain.h"
+
 #define INLINE static inline __attribute__((always_inline))
 
 enum { LANES = 16 };
@@ -159,8 +161,14 @@ static float avx512_max(const float *x, size_t n) {
 
 static float avx512_exp_sum(float *x, size_t n) {
     __m512 m = _mm512_set1_ps(avx512_max(x, n)), sums = _mm512_setzero_ps();
-    for (size_t j = 0; j < n; j += LANES) {
-        __mmask16 mask = j + LANES <= n ? (__mmask16)0xFFFF : tail_mask(n);
+    size_t j = 0;
+    for (; j + LANES <= n; j += LANES) {
+        __m512 e = exp_16(_mm512_sub_ps(_mm512_loadu_ps(x + j), m));
+        _mm512_storeu_ps(x + j, e);
+        sums = _mm512_add_ps(sums, e);
+    }
+    if (j < n) {
+        __mmask16 mask = tail_mask(n);
         __m512 e = exp_16(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, x + j), m));
         _mm512_mask_storeu_ps(x + j, mask, e);
         sums = _mm512_mask_add_ps(sums, mask, sums, e);
@@ -187,24 +195,33 @@ static void avx512_swiglu(float *gate, const float *up, size_t n) {
     }
 }
 
-/* Sums of up to 64 neighbouring columns stay in registers over all rows. */
-static void avx512_mix(float *out, const float *weights, const float *rows, size_t n,
-                       size_t width) {
+/* Sums of `registers` * 16 neighbouring columns, the last ones under a mask, stay in registers over all
+ * rows. */
+INLINE void mix_columns(float *out, const float *weights, const float *rows, size_t n, size_t width,
+                        __mmask16 last, int registers) {
+    __m512 s[4];
+    UNROLL for (int k = 0; k < registers; k++) s[k] = _mm512_setzero_ps();
+    for (size_t t = 0; t < n; t++, rows += width) {
+        __m512 weight = _mm512_set1_ps(weights[t]);
+        UNROLL for (int k = 0; k < registers; k++) {
+            __m512 row = k + 1 < registers ? _mm512_loadu_ps(rows + k * LANES) : _mm512_maskz_loadu_ps(last, rows + k * LANES);
+            s[k] = _mm512_fmadd_ps(weight, row, s[k]);
+        }
+    }
+    UNROLL for (int k = 0; k + 1 < registers; k++) _mm512_storeu_ps(out + k * LANES, s[k]);
+    _mm512_mask_storeu_ps(out + (registers - 1) * LANES, last, s[registers - 1]);
+}
+
+static void avx512_mix(float *out, const float *weights, const float *rows, size_t n, size_t width) {
     for (size_t i = 0; i < width; i += 4 * LANES) {
-        __mmask16 mask[4]; /* empty for columns past the end: those loads touch nothing */
-        __m512 s[4];
-        UNROLL for (size_t k = 0; k < 4; k++) {
-            size_t first = i + k * LANES;
-            mask[k] = first >= width ? 0 : first + LANES <= width ? 0xFFFF : tail_mask(width);
-            s[k] = _mm512_setzero_ps();
-        }
-        for (size_t t = 0; t < n; t++) {
-            __m512 weight = _mm512_set1_ps(weights[t]);
-            const float *row = rows + t * width + i;
-            UNROLL for (int k = 0; k < 4; k++)
-                s[k] = _mm512_fmadd_ps(weight, _mm512_maskz_loadu_ps(mask[k], row + k * LANES), s[k]);
-        }
-        UNROLL for (int k = 0; k < 4; k++) _mm512_mask_storeu_ps(out + i + k * LANES, mask[k], s[k]);
+        size_t left = width - i < 4 * LANES ? width - i : 4 * LANES;
+        __mmask16 last = left % LANES == 0 ? (__mmask16)0xFFFF : tail_mask(left);
+#define MIX(registers) mix_columns(out + i, weights, rows + i, n, width, last, registers)
+        if (left > 3 * LANES) MIX(4);
+        else if (left > 2 * LANES) MIX(3);
+        else if (left > LANES) MIX(2);
+        else MIX(1);
+#undef MIX
     }
 }
 
@@ -218,6 +235,7 @@ const l2c_kernels l2c_kernels_avx512 = {
     .max = avx512_max,
     .swiglu = avx512_swiglu,
     .mix = avx512_mix,
+    L2C_PLAIN_KERNELS,
     .quantize = l2c_avx2_quantize,
     .matmul_q8 = l2c_avx512_matmul_q8,
     .matmul_q4 = l2c_avx512_matmul_q4,

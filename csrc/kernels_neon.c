@@ -24,6 +24,8 @@
 #pragma GCC optimize("no-schedule-insns")
 #endif
 
+#include "kernels_plain.h"
+
 #define INLINE static inline __attribute__((always_inline))
 
 enum { QUAD = 4, LANES = 16 };
@@ -301,6 +303,7 @@ const l2c_kernels l2c_kernels_neon = {
     .max = neon_max,
     .swiglu = neon_swiglu,
     .mix = neon_mix,
+    L2C_PLAIN_KERNELS,
     .quantize = l2c_neon_quantize,
     .matmul_q8 = l2c_neon_matmul_q8,
     .matmul_q4 = l2c_neon_matmul_q4,

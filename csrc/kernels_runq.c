@@ -14,6 +14,8 @@
 
 #include "quantized.h"
 
+#include "kernels_plain.h"
+
 static float runq_dot(const float *a, const float *b, size_t n) {
     float sum = 0.0f;
     for (size_t j = 0; j < n; j++) sum += a[j] * b[j];
@@ -120,6 +122,7 @@ const l2c_kernels l2c_kernels_runq = {
     .max = runq_max,
     .swiglu = runq_swiglu,
     .mix = runq_mix,
+    L2C_PLAIN_KERNELS,
     .quantize = l2c_runq_quantize,
     .matmul_q8 = l2c_runq_matmul,
 };

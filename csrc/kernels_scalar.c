@@ -7,6 +7,8 @@
 
 #include "quantized.h"
 
+#include "kernels_plain.h"
+
 enum { LANES = 16 };
 
 static float sum_lanes(float *lane) {
@@ -113,6 +115,7 @@ const l2c_kernels l2c_kernels_scalar = {
     .max = scalar_max,
     .swiglu = scalar_swiglu,
     .mix = scalar_mix,
+    L2C_PLAIN_KERNELS,
     .quantize = l2c_scalar_quantize,
     .matmul_q8 = l2c_scalar_matmul_q8,
     .matmul_q4 = l2c_scalar_matmul_q4,

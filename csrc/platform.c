@@ -113,6 +113,16 @@ void *l2c_memory_zeroed(size_t count, size_t size) {
     return memory;
 }
 
+void l2c_memory_wish_huge(void *memory, size_t size) {
+#if defined(MADV_HUGEPAGE)
+    size_t skip = (HUGE_PAGE - (uintptr_t)memory % HUGE_PAGE) % HUGE_PAGE;
+    if (size >= skip + HUGE_PAGE)
+        madvise((char *)memory + skip, (size - skip) / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
+#else
+    (void)memory, (void)size;
+#endif
+}
+
 void l2c_memory_free(void *memory) {
     if (memory != NULL) free(((void **)memory)[-1]);
 }

@@ -119,26 +119,17 @@ static void sift_down(l2c_candidate *heap, size_t n, size_t i) {
     heap[i] = moving;
 }
 
-enum { BLOCK = 32 };
-
-/* Of a block; without branches, so that compilers make it a few instructions. */
-static int any_at_least(const float *e, float floor) {
-    int any = 0;
-    for (int i = 0; i < BLOCK; i++) any |= e[i] >= floor;
-    return any;
-}
-
 /* Makes a heap of the tokens whose probability is at least `floor`; returns how many. */
-static size_t collect(const float *e, int32_t n, float sum_e, float floor, l2c_candidate *c) {
+static size_t collect(const l2c_kernels *kernels, const float *e, int32_t n, float sum_e, float floor,
+                      l2c_candidate *c) {
     size_t count = 0;
     float roughly = floor * sum_e * 0.9999f; /* lets a few too many through, and saves dividing all */
-    for (int32_t i = 0; i < n; i += BLOCK) {
-        int32_t end = n - i < BLOCK ? n : i + BLOCK;
-        if (end - i == BLOCK && !any_at_least(e + i, roughly)) continue;
-        for (int32_t j = i; j < end; j++) {
-            if (!(e[j] >= roughly)) continue;
-            float p = e[j] / sum_e;
-            c[count] = (l2c_candidate){p, j};
+    for (size_t i = 0, size = (size_t)n; i < size;) {
+        i += kernels->skip_below(e + i, size - i, roughly);
+        for (size_t end = size - i < L2C_SKIP_BLOCK ? size : i + L2C_SKIP_BLOCK; i < end; i++) {
+            if (!(e[i] >= roughly)) continue;
+            float p = e[i] / sum_e;
+            c[count] = (l2c_candidate){p, (int32_t)i};
             count += p >= floor && p > 0.0f;
         }
     }
@@ -187,8 +178,8 @@ static int32_t pick_from(const l2c_sampler *s, l2c_candidate *c, size_t count, i
 }
 
 /* Over the most probable tokens that top_k, top_p and min_p keep, in falling order. */
-static int32_t pick_prefix(const l2c_sampler *s, const float *e, int32_t n, float sum_e, float coin,
-                           l2c_candidate *c) {
+static int32_t pick_prefix(const l2c_sampler *s, const l2c_kernels *kernels, const float *e, int32_t n, float sum_e,
+                           float coin, l2c_candidate *c) {
     int nucleus = s->top_p > 0.0f && s->top_p < 1.0f;
     float largest = 1.0f / sum_e; /* the largest logit's exponential is exactly 1 */
     float floor = s->min_p * largest;
@@ -200,8 +191,8 @@ static int32_t pick_prefix(const l2c_sampler *s, const float *e, int32_t n, floa
     }
     /* Most nuclei end long before that: try with few tokens first. */
     float first = nucleus && s->top_k == 0 && largest / 256.0f > floor ? largest / 256.0f : floor;
-    int32_t token = pick_from(s, c, collect(e, n, sum_e, first, c), nucleus, coin, first > floor);
-    if (token == NOT_ENOUGH) token = pick_from(s, c, collect(e, n, sum_e, floor, c), nucleus, coin, 0);
+    int32_t token = pick_from(s, c, collect(kernels, e, n, sum_e, first, c), nucleus, coin, first > floor);
+    if (token == NOT_ENOUGH) token = pick_from(s, c, collect(kernels, e, n, sum_e, floor, c), nucleus, coin, 0);
     return token >= 0 ? token : first_largest(e, n, 1.0f); /* flat logits and a tiny top_p */
 }
 
@@ -226,6 +217,6 @@ l2c_status l2c_sampler_pick(l2c_sampler *s, const l2c_kernels *kernels, float *l
     if (!(sum >= 1.0f)) return fail_unusable(err); /* NaN, as exp_sum promises for unusable logits */
     float coin = random_f32(&s->rng_state);
     int all = (s->top_p <= 0.0f || s->top_p >= 1.0f) && s->top_k == 0 && s->min_p == 0.0f;
-    *token = all ? pick_any(logits, n, sum, coin) : pick_prefix(s, logits, n, sum, coin, candidates);
+    *token = all ? pick_any(logits, n, sum, coin) : pick_prefix(s, kernels, logits, n, sum, coin, candidates);
     return L2C_OK;
 }
