@@ -91,7 +91,7 @@ def make_kernels(shape: str) -> list[Kernel]:
     weights, rows_of_values = np.full(seq_len, 1 / seq_len, np.float32), normal(seq_len, head)
     arrays = (np.empty(head, np.float32), weights, rows_of_values)
     n_bytes = sum(array.nbytes for array in arrays)
-    sizes = ("p", "p", "p", seq_len, head)
+    sizes = ("p", "p", 1, 0, "p", seq_len, head)
     made.append(kernel("mix", f"{seq_len} x {head}", arrays, sizes, n_bytes, 2 * seq_len * head))
     return made
 

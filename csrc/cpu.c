@@ -128,7 +128,7 @@ void l2c_kernel_swiglu(l2c_isa isa, float *gate, const float *up, size_t n) {
     l2c_kernels_for(isa)->swiglu(gate, up, n);
 }
 
-void l2c_kernel_mix(l2c_isa isa, float *out, const float *weights, const float *rows, size_t n,
-                    size_t width) {
-    l2c_kernels_for(isa)->mix(out, weights, rows, n, width);
+void l2c_kernel_mix(l2c_isa isa, float *out, const float *weights, size_t n_rows, size_t step, const float *rows,
+                    size_t n, size_t width) {
+    l2c_kernels_for(isa)->mix(out, width, weights, n + (n_rows - 1) * step, n_rows, step, rows, n, width);
 }

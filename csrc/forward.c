@@ -90,14 +90,80 @@ static void remember(const l2c_session *s, const l2c_row *row, size_t r, size_t 
     }
 }
 
-/* One query head attends to all positions of its sequence up to its own:
- * out (head_size) = softmax(query keys^T / sqrt(head_size)) values */
-static void attend(const l2c_kernels *kernels, float *out, float *scores, const float *query,
-                   const float *keys, const float *values, size_t n_keys, size_t head_size) {
-    kernels->matmul(scores, 0, query, 0, 1, keys, head_size, 0, n_keys);
-    kernels->divide(scores, sqrtf((float)head_size), n_keys);
-    kernels->softmax(scores, n_keys);
-    kernels->mix(out, scores, values, n_keys, head_size);
+/* Queries that attend to the same keys and values: those of neighbouring positions of a sequence, or
+ * the heads of one position that share a key head (grouped-query attention). */
+typedef struct {
+    float *query, *out;          /* of the first */
+    const float *keys, *values;  /* (n_keys + (n - 1) * step, head_size) */
+    size_t n, stride;            /* how many, and how far apart in q and att */
+    size_t n_keys, step;         /* query i attends to the first n_keys + i * step */
+    int32_t position;            /* and is at this one + i * step */
+} queries;
+
+/* out (n, head_size) = softmax(query keys^T / sqrt(head_size)) values */
+static void attend(const l2c_session *s, const queries *a, float *scores) {
+    const l2c_kernels *kernels = s->kernels;
+    size_t head_size = (size_t)s->model->config.head_size, n_ctx = (size_t)s->n_ctx;
+    for (size_t i = 0; i < a->n; i++)
+        rotate(s, a->query + i * a->stride, 0, head_size / 2, a->position + (int32_t)(i * a->step));
+    kernels->matmul(scores, n_ctx, a->query, a->stride, a->n, a->keys, head_size, 0, a->n_keys + (a->n - 1) * a->step);
+    for (size_t i = 0; i < a->n; i++) {
+        kernels->divide(scores + i * n_ctx, sqrtf((float)head_size), a->n_keys + i * a->step);
+        kernels->softmax(scores + i * n_ctx, a->n_keys + i * a->step);
+    }
+    kernels->mix(a->out, a->stride, scores, n_ctx, a->n, a->step, a->values, a->n_keys, head_size);
+}
+
+/* Asks for the first keys and values, which another story's since then have driven from the cache. What
+ * follows them the processor finds by itself. */
+static void fetch(const l2c_session *s, const queries *a) {
+    enum { LINE = 16, MOST = 2048 };
+    size_t n = a->n_keys * (size_t)s->model->config.head_size;
+    for (size_t i = 0; i < n && i < MOST; i += LINE) {
+        L2C_PREFETCH(a->keys + i);
+        L2C_PREFETCH(a->values + i);
+    }
+}
+
+/* How many rows from row r on are neighbouring positions of one sequence, up to a tile. */
+static size_t run_of_rows(const pass *p, size_t r) {
+    size_t n = 1;
+    while (n < L2C_TILE && r + n < p->n && p->rows[r + n].sequence == p->rows[r].sequence) n++;
+    return n;
+}
+
+/* att (n, n_heads * head_size): each head's mixture of the values it attends to */
+static void attention(const pass *p, size_t layer, int thread, int n_threads, float *scores) {
+    const l2c_session *s = p->s;
+    const l2c_config *c = &s->model->config;
+    size_t n_heads = (size_t)c->n_heads, per_kv = n_heads / (size_t)c->n_kv_heads, head_size = (size_t)c->head_size;
+    size_t turn = 0, dim = n_heads * head_size;
+    queries ready = {0}; /* one is worked on while the next one's memory is on its way */
+    for (size_t r = 0, n_rows; r < p->n; r += n_rows) {
+        n_rows = run_of_rows(p, r);
+        for (size_t h = 0, n_queries; h < n_heads; h += n_queries) {
+            /* side by side: rows if there are several, else heads */
+            size_t left = per_kv - h % per_kv;
+            n_queries = n_rows > 1 ? 1 : left < L2C_TILE ? left : L2C_TILE;
+            if (turn++ % (size_t)n_threads != (size_t)thread) continue;
+            const l2c_row *row = &p->rows[r];
+            queries tile = {
+                .query = s->q + r * dim + h * head_size,
+                .out = s->att + r * dim + h * head_size,
+                .keys = cached(s, s->key_cache, row->sequence, layer, h / per_kv),
+                .values = cached(s, s->value_cache, row->sequence, layer, h / per_kv),
+                .n = n_rows > 1 ? n_rows : n_queries,
+                .stride = n_rows > 1 ? dim : head_size,
+                .n_keys = (size_t)row->position + 1,
+                .step = n_rows > 1,
+                .position = row->position,
+            };
+            fetch(s, &tile);
+            if (ready.n > 0) attend(s, &ready, scores);
+            ready = tile;
+        }
+    }
+    if (ready.n > 0) attend(s, &ready, scores);
 }
 
 /* x += delta, both (n, dim), for the columns in `part` */
@@ -115,15 +181,14 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
     const l2c_model *m = s->model;
     const l2c_config *c = &m->config;
     size_t n = p->n, dim = (size_t)c->dim, hidden = (size_t)c->hidden_dim;
-    size_t n_heads = (size_t)c->n_heads, n_kv_heads = (size_t)c->n_kv_heads, head_size = (size_t)c->head_size;
-    size_t queries_per_kv = n_heads / n_kv_heads; /* grouped-query attention shares keys and values */
+    size_t n_kv_heads = (size_t)c->n_kv_heads, head_size = (size_t)c->head_size;
 
     /* A thread's columns of a (., dim), (., kv_dim), (., hidden_dim) product, in steps of a cache
      * line, so that no two threads write the same one, and of a packed block of rows. */
     range dim_part = share(dim, 16, thread, n_threads);
     range kv_part = share(n_kv_heads * head_size, 16, thread, n_threads);
     range hidden_part = share(hidden, 16, thread, n_threads);
-    float *scores = s->scores + (size_t)thread * (size_t)s->n_ctx;
+    float *scores = s->scores + (size_t)thread * L2C_TILE * (size_t)s->n_ctx;
 
     /* What works on whole rows is split by rows. A single row every thread works out for itself, in
      * row `own` of xb, xq and hq: the little that is done twice costs less than waiting for it. */
@@ -157,17 +222,7 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
         l2c_pool_barrier(s->pool, thread);
         if (p->cancelled) return;
 
-        /* att (n, n_heads * head_size): each head's mixture of the values it attends to */
-        for (size_t i = (size_t)thread; i < n * n_heads; i += (size_t)n_threads) {
-            size_t r = i / n_heads, h = i % n_heads;
-            const l2c_row *row = &p->rows[r];
-            float *query = s->q + r * dim + h * head_size;
-            const float *keys = cached(s, s->key_cache, row->sequence, l, h / queries_per_kv);
-            const float *values = cached(s, s->value_cache, row->sequence, l, h / queries_per_kv);
-            rotate(s, query, 0, head_size / 2, row->position);
-            attend(s->kernels, s->att + r * dim + h * head_size, scores, query, keys, values,
-                   (size_t)row->position + 1, head_size);
-        }
+        attention(p, l, thread, n_threads, scores);
         l2c_pool_barrier(s->pool, thread);
         for (size_t r = rows.begin; r < rows.end; r++) quantize(s, &s->xq, own + r, s->att + r * dim);
         if (!alone && s->xq.q != NULL) l2c_pool_barrier(s->pool, thread);

@@ -116,7 +116,10 @@ void l2c_matrix_row(float *x, const l2c_matrix *matrix, size_t row);
 
 /* ---- session.c --------------------------------------------------------------------------------------- */
 
-enum { L2C_SESSION_BLOCKS = 28 };
+enum {
+    L2C_SESSION_BLOCKS = 28,
+    L2C_TILE = 4 /* queries that go through the same keys and values side by side */
+};
 
 struct l2c_session {
     const l2c_model *model;
@@ -140,7 +143,7 @@ struct l2c_session {
     float *q;            /* (L2C_MAX_ROWS, dim) queries; then what a block adds to x */
     float *k, *v;        /* (L2C_MAX_ROWS, n_kv_heads * head_size) */
     float *up;           /* (L2C_MAX_ROWS, hidden_dim) w3's output */
-    float *scores;       /* (pool threads, n_ctx) attention weights of one head */
+    float *scores;       /* (pool threads, L2C_TILE, n_ctx) attention weights of a few queries */
     float *logits;       /* (L2C_MAX_ROWS, vocab_size) */
     size_t n_logits;     /* rows of logits that are valid */
     void *candidates;    /* (pool threads, vocab_size) l2c_candidate, for the sampler */

@@ -31,6 +31,13 @@
 #define UNROLL
 #endif
 
+/* A hint that this address is going to be read. */
+#if defined(__GNUC__) || defined(__clang__)
+#define L2C_PREFETCH(address) __builtin_prefetch(address)
+#else
+#define L2C_PREFETCH(address) ((void)(address))
+#endif
+
 /* What the elements of a weight matrix are. */
 typedef enum {
     L2C_WEIGHTS_F32,  /* row-major float32 */
@@ -79,6 +86,9 @@ typedef void l2c_integer_matmul(float *out, size_t out_stride, const l2c_quantiz
 /* row `row` of `to` = x (n), n <= to->width, zeros after it */
 typedef void l2c_quantizer(const l2c_quantized *to, size_t row, const float *x, size_t n);
 
+typedef void l2c_mixer(float *out, size_t out_stride, const float *weights, size_t weights_stride, size_t n_rows,
+                       size_t step, const float *rows, size_t n, size_t width);
+
 typedef struct {
     const char *name;
 
@@ -104,8 +114,9 @@ typedef struct {
     /* gate[j] = gate[j] * (1 / (1 + exp(-gate[j]))) * up[j] */
     void (*swiglu)(float *gate, const float *up, size_t n);
 
-    /* out[i] = sum of weights[t] * rows[t * width + i] over t < n, fused, in rising order of t */
-    void (*mix)(float *out, const float *weights, const float *rows, size_t n, size_t width);
+    /* out[r * out_stride + i] = sum of weights[r * weights_stride + t] * rows[t * width + i] over
+     * t < n + r * step, fused, in rising order of t; r < n_rows */
+    l2c_mixer *mix;
 
     /* out[i] = weight[i] * (scale * x[i]) */
     void (*norm)(float *out, const float *x, const float *weight, float scale, size_t n);

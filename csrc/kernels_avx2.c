@@ -243,7 +243,7 @@ static void avx2_swiglu(float *gate, const float *up, size_t n) {
 /* Sums of `registers` * 8 neighbouring columns stay in registers over all rows. */
 #define MIX_COLUMNS(registers)                                                                          do {                                                                                                    __m256 s[registers];                                                                                UNROLL for (int k = 0; k < registers; k++) s[k] = _mm256_setzero_ps();                              for (size_t t = 0; t < n; t++) {                                                                        __m256 weight = _mm256_set1_ps(weights[t]);                                                         const float *row = rows + t * width + i;                                                            UNROLL for (int k = 0; k < registers; k++)                                                              s[k] = _mm256_fmadd_ps(weight, _mm256_loadu_ps(row + k * HALF), s[k]);                      }                                                                                                   UNROLL for (int k = 0; k < registers; k++) _mm256_storeu_ps(out + i + k * HALF, s[k]);              i += registers * HALF;                                                                          } while (0)
 
-static void avx2_mix(float *out, const float *weights, const float *rows, size_t n, size_t width) {
+static void mix_row(float *out, const float *weights, const float *rows, size_t n, size_t width) {
     size_t i = 0;
     while (i + 8 * HALF <= width) MIX_COLUMNS(8);
     if (i + 6 * HALF <= width) MIX_COLUMNS(6);
@@ -255,6 +255,12 @@ static void avx2_mix(float *out, const float *weights, const float *rows, size_t
             s = _mm256_fmadd_ps(_mm256_set1_ps(weights[t]), load_part(rows + t * width + i, width - i), s);
         store_part(out + i, s, width - i);
     }
+}
+
+static void avx2_mix(float *out, size_t out_stride, const float *weights, size_t weights_stride, size_t n_rows,
+                     size_t step, const float *rows, size_t n, size_t width) {
+    for (size_t r = 0; r < n_rows; r++)
+        mix_row(out + r * out_stride, weights + r * weights_stride, rows, n + r * step, width);
 }
 
 const l2c_kernels l2c_kernels_avx2 = {

@@ -195,33 +195,52 @@ static void avx512_swiglu(float *gate, const float *up, size_t n) {
     }
 }
 
-/* Sums of `registers` * 16 neighbouring columns, the last ones under a mask, stay in registers over all
- * rows. */
-INLINE void mix_columns(float *out, const float *weights, const float *rows, size_t n, size_t width,
-                        __mmask16 last, int registers) {
-    __m512 s[4];
-    UNROLL for (int k = 0; k < registers; k++) s[k] = _mm512_setzero_ps();
-    for (size_t t = 0; t < n; t++, rows += width) {
-        __m512 weight = _mm512_set1_ps(weights[t]);
-        UNROLL for (int k = 0; k < registers; k++) {
-            __m512 row = k + 1 < registers ? _mm512_loadu_ps(rows + k * LANES) : _mm512_maskz_loadu_ps(last, rows + k * LANES);
-            s[k] = _mm512_fmadd_ps(weight, row, s[k]);
-        }
-    }
-    UNROLL for (int k = 0; k + 1 < registers; k++) _mm512_storeu_ps(out + k * LANES, s[k]);
-    _mm512_mask_storeu_ps(out + (registers - 1) * LANES, last, s[registers - 1]);
+/* s += weights[t] * rows[t] for `registers` * 16 neighbouring columns, the last ones under a mask. */
+INLINE void mix_step(__m512 s[4], float weight, const float *row, __mmask16 last, int registers) {
+    __m512 w = _mm512_set1_ps(weight);
+    UNROLL for (int k = 0; k + 1 < registers; k++) s[k] = _mm512_fmadd_ps(w, _mm512_loadu_ps(row + k * LANES), s[k]);
+    int k = registers - 1;
+    s[k] = _mm512_fmadd_ps(w, _mm512_maskz_loadu_ps(last, row + k * LANES), s[k]);
 }
 
-static void avx512_mix(float *out, const float *weights, const float *rows, size_t n, size_t width) {
-    for (size_t i = 0; i < width; i += 4 * LANES) {
-        size_t left = width - i < 4 * LANES ? width - i : 4 * LANES;
-        __mmask16 last = left % LANES == 0 ? (__mmask16)0xFFFF : tail_mask(left);
-#define MIX(registers) mix_columns(out + i, weights, rows + i, n, width, last, registers)
-        if (left > 3 * LANES) MIX(4);
-        else if (left > 2 * LANES) MIX(3);
-        else if (left > LANES) MIX(2);
-        else MIX(1);
+/* The sums of these columns stay in registers over all rows, those of up to 4 rows of weights at once:
+ * they share the loads, and one alone would wait for its own additions. */
+INLINE void mix_columns(float *out, size_t out_stride, const float *weights, size_t weights_stride, size_t step,
+                        const float *rows, size_t n, size_t width, __mmask16 last, int registers, int n_rows) {
+    __m512 s[4][4];
+    UNROLL for (int r = 0; r < n_rows; r++)
+        UNROLL for (int k = 0; k < registers; k++) s[r][k] = _mm512_setzero_ps();
+    for (size_t t = 0; t < n; t++)
+        UNROLL for (int r = 0; r < n_rows; r++)
+            mix_step(s[r], weights[(size_t)r * weights_stride + t], rows + t * width, last, registers);
+    UNROLL for (int r = 1; r < n_rows; r++)
+        for (size_t t = n; t < n + (size_t)r * step; t++)
+            mix_step(s[r], weights[(size_t)r * weights_stride + t], rows + t * width, last, registers);
+    UNROLL for (int r = 0; r < n_rows; r++) {
+        float *to = out + (size_t)r * out_stride;
+        UNROLL for (int k = 0; k + 1 < registers; k++) _mm512_storeu_ps(to + k * LANES, s[r][k]);
+        _mm512_mask_storeu_ps(to + (registers - 1) * LANES, last, s[r][registers - 1]);
+    }
+}
+
+static void avx512_mix(float *out, size_t out_stride, const float *weights, size_t weights_stride, size_t n_rows,
+                       size_t step, const float *rows, size_t n, size_t width) {
+    for (size_t r = 0, some; r < n_rows; r += some) {
+        some = n_rows - r >= 4 ? 4 : 1;
+        for (size_t i = 0; i < width; i += 4 * LANES) {
+            size_t left = width - i < 4 * LANES ? width - i : 4 * LANES;
+            __mmask16 last = left % LANES == 0 ? (__mmask16)0xFFFF : tail_mask(left);
+#define MIX(registers, n_rows)                                                                              \
+    mix_columns(out + r * out_stride + i, out_stride, weights + r * weights_stride, weights_stride, step,  \
+                rows + i, n + r * step, width, last, registers, n_rows)
+#define MIX_ROWS(registers) do { if (some == 4) MIX(registers, 4); else MIX(registers, 1); } while (0)
+            if (left > 3 * LANES) MIX_ROWS(4);
+            else if (left > 2 * LANES) MIX_ROWS(3);
+            else if (left > LANES) MIX_ROWS(2);
+            else MIX_ROWS(1);
+#undef MIX_ROWS
 #undef MIX
+        }
     }
 }
 

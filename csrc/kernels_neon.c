@@ -280,7 +280,7 @@ INLINE void mix_columns(float *out, const float *weights, const float *rows, siz
     *i += (size_t)registers * QUAD;
 }
 
-static void neon_mix(float *out, const float *weights, const float *rows, size_t n, size_t width) {
+static void mix_row(float *out, const float *weights, const float *rows, size_t n, size_t width) {
     size_t i = 0;
     while (i + 16 * QUAD <= width) mix_columns(out, weights, rows, n, width, &i, 16);
     if (i + 12 * QUAD <= width) mix_columns(out, weights, rows, n, width, &i, 12);
@@ -291,6 +291,12 @@ static void neon_mix(float *out, const float *weights, const float *rows, size_t
         for (size_t t = 0; t < n; t++) s = fmaf(weights[t], rows[t * width + i], s);
         out[i] = s;
     }
+}
+
+static void neon_mix(float *out, size_t out_stride, const float *weights, size_t weights_stride, size_t n_rows,
+                     size_t step, const float *rows, size_t n, size_t width) {
+    for (size_t r = 0; r < n_rows; r++)
+        mix_row(out + r * out_stride, weights + r * weights_stride, rows, n + r * step, width);
 }
 
 const l2c_kernels l2c_kernels_neon = {

@@ -60,10 +60,16 @@ static void runq_swiglu(float *gate, const float *up, size_t n) {
     }
 }
 
-static void runq_mix(float *out, const float *weights, const float *rows, size_t n, size_t width) {
+static void mix_row(float *out, const float *weights, const float *rows, size_t n, size_t width) {
     memset(out, 0, width * sizeof *out);
     for (size_t t = 0; t < n; t++)
         for (size_t i = 0; i < width; i++) out[i] += weights[t] * rows[t * width + i];
+}
+
+static void runq_mix(float *out, size_t out_stride, const float *weights, size_t weights_stride, size_t n_rows,
+                     size_t step, const float *rows, size_t n, size_t width) {
+    for (size_t r = 0; r < n_rows; r++)
+        mix_row(out + r * out_stride, weights + r * weights_stride, rows, n + r * step, width);
 }
 
 void l2c_runq_quantize(const l2c_quantized *to, size_t row, const float *x, size_t n) {

@@ -294,15 +294,15 @@ void l2c_tokenizer_free(l2c_tokenizer *tokenizer);
 /* ---- Kernels by themselves: for tests and benchmarks ------------------------------------------- */
 
 /* isa is one that l2c_isa_resolve returned. out (n_rows, d) = x (n_rows, n) times w (d, n)
- * transposed; exp of n values; softmax in place; gate = silu(gate) * up; out (width) = weights (n)
- * times rows (n, width). */
+ * transposed; exp of n values; softmax in place; gate = silu(gate) * up; row r of out (n_rows, width) =
+ * the first n + r * step of row r of weights (n_rows, m) times rows (m, width), m = n + (n_rows - 1) * step. */
 void l2c_kernel_matmul(l2c_isa isa, float *out, const float *x, size_t n_rows, const float *w,
                        size_t n, size_t d);
 void l2c_kernel_exp(l2c_isa isa, float *out, const float *x, size_t n);
 void l2c_kernel_softmax(l2c_isa isa, float *x, size_t n);
 void l2c_kernel_swiglu(l2c_isa isa, float *gate, const float *up, size_t n);
-void l2c_kernel_mix(l2c_isa isa, float *out, const float *weights, const float *rows, size_t n,
-                    size_t width);
+void l2c_kernel_mix(l2c_isa isa, float *out, const float *weights, size_t n_rows, size_t step, const float *rows,
+                    size_t n, size_t width);
 
 /* cdef-end */
 

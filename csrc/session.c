@@ -45,7 +45,7 @@ static int list_blocks(l2c_session *s, const l2c_config *c, uint64_t n_sequences
     BLOCK(k, f, rows, kv_heads, head, 1, 1);
     BLOCK(v, f, rows, kv_heads, head, 1, 1);
     BLOCK(up, f, rows, hidden, 1, 1, 1);
-    BLOCK(scores, f, n_threads, n_ctx, 1, 1, 1);
+    BLOCK(scores, f, n_threads, L2C_TILE, n_ctx, 1, 1);
     BLOCK(logits, f, rows, vocab, 1, 1, 1);
     BLOCK(candidates, sizeof(l2c_candidate), n_threads, vocab, 1, 1, 1);
     BLOCK(seen, 1, n_threads, vocab, 1, 1, 1);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 import mmap
 from fractions import Fraction
@@ -92,17 +93,20 @@ def test_elementwise_bits(name: str, n: int, isa: str) -> None:
 @pytest.mark.parametrize("width", [1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100, 128])
 def test_mix_bits(width: int, isa: str) -> None:
     rng = np.random.default_rng(width)
-    for n in (1, 2, 19):
-        weights = rng.random(n).astype(np.float32)
-        rows = rng.normal(size=(n, width)).astype(np.float32)
+    for n, n_rows, step in itertools.product((1, 2, 19), (1, 2, 3, 4, 5, 8), (0, 1)):
+        m = n + (n_rows - 1) * step
+        weights = rng.random((n_rows, m)).astype(np.float32)
+        rows = rng.normal(size=(m, width)).astype(np.float32)
         outs = []
         for number in (ISA_NAMES[isa], SCALAR):
-            out = np.full(width, np.nan, np.float32)
-            args = (pointer(out), pointer(weights), pointer(rows), n, width)
+            out = np.full((n_rows, width), np.nan, np.float32)
+            args = (pointer(out), pointer(weights), n_rows, step, pointer(rows), n, width)
             lib.l2c_kernel_mix(number, *args)
             outs.append(out)
         assert same_bits(*outs)
-        np.testing.assert_allclose(outs[0], weights.astype(float) @ rows, rtol=0, atol=1e-5)
+        seen = np.arange(m) < n + np.arange(n_rows)[:, None] * step
+        truth = np.where(seen, weights, 0).astype(float) @ rows
+        np.testing.assert_allclose(outs[0], truth, rtol=0, atol=1e-5)
 
 
 def test_exp_over_the_full_range(isa: str) -> None:
@@ -157,7 +161,7 @@ def test_nothing_past_the_end_is_read(n: int, isa: str) -> None:
     lib.l2c_kernel_matmul(number, pointer(out), pointer(x), 1, pointer(x), n, 1)
     assert out[0] == (np.arange(n, dtype=np.float64) ** 2).sum()
     lib.l2c_kernel_exp(number, pointer(out), pointer(x), n)
-    lib.l2c_kernel_mix(number, pointer(out), pointer(x[:1]), pointer(x), 1, n)
+    lib.l2c_kernel_mix(number, pointer(out), pointer(x[:1]), 1, 0, pointer(x), 1, n)
     lib.l2c_kernel_swiglu(number, pointer(x), pointer(x), n)
     lib.l2c_kernel_softmax(number, pointer(x), n)
     assert abs(float(x.sum()) - 1) < 1e-5

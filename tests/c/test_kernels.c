@@ -94,8 +94,8 @@ static void check_products(buffers *m, l2c_isa isa, size_t n) {
             const float *weights = random_of(m->a, rows, 1.0f, &m->random);
             const float *values = random_of(m->b, rows * width, 1.0f, &m->random);
             float *out = out_of(m->out, width), *expected = out_of(m->expected, width);
-            l2c_kernel_mix(isa, out, weights, values, rows, width);
-            l2c_kernel_mix(scalar, expected, weights, values, rows, width);
+            l2c_kernel_mix(isa, out, weights, 1, 0, values, rows, width);
+            l2c_kernel_mix(scalar, expected, weights, 1, 0, values, rows, width);
             check_same(out, expected, width);
         }
         for (size_t d = 1; d <= MOST_ROWS; d++) {
@@ -387,8 +387,8 @@ void test_kernels_special_values(void) {
             l2c_kernel_matmul(isas[i], out, x, 1, up, n, 1);
             l2c_kernel_matmul(L2C_ISA_SCALAR, expected, x, 1, up, n, 1);
             check_same_or_nan(out, expected, 1);
-            l2c_kernel_mix(isas[i], out, x, up, n, 1);
-            l2c_kernel_mix(L2C_ISA_SCALAR, expected, x, up, n, 1);
+            l2c_kernel_mix(isas[i], out, x, 1, 0, up, n, 1);
+            l2c_kernel_mix(L2C_ISA_SCALAR, expected, x, 1, 0, up, n, 1);
             check_same_or_nan(out, expected, 1);
         }
 }
