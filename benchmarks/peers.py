@@ -175,7 +175,7 @@ class LlamaCpp(Engine):
 
 
 class OpenVino(Engine):
-    def __init__(self, s: Setup, path: Path):
+    def __init__(self, s: Setup, path: Path, precision: str | None):
         from openvino import Core, opset13
 
         core = Core()
@@ -185,7 +185,12 @@ class OpenVino(Engine):
         last = opset13.gather(classifier.input_value(0), np.array([-1]), np.array(1))
         classifier.input(0).replace_source_output(last.output(0))
         model.validate_nodes_and_infer_types()
-        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": s.threads}
+        options: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": s.threads,
+        }
+        if precision is not None:
+            options["INFERENCE_PRECISION_HINT"] = precision
         self.request = core.compile_model(model, "CPU", options).create_infer_request()
 
     def batch(self, prompts: list[list[int]], n: int, seed: int | None) -> list[list[int]]:
@@ -279,10 +284,19 @@ def entries(arguments: argparse.Namespace, int8_model: Path) -> dict[str, Entry]
         out[f"llama.cpp {kind}"] = Entry(
             LlamaCpp, needs=("llama_cpp", "gguf"), conversion=("gguf", kind), exact=kind == "F32"
         )
-    for kind in ("float32", "int8"):
-        needs, files = ("openvino", "optimum.intel", "torch"), ("openvino", kind)
-        exact = kind == "float32"
-        out[f"OpenVINO {kind}"] = Entry(OpenVino, needs=needs, conversion=files, exact=exact)
+    # Left to itself, OpenVINO computes in bfloat16 where the processor can, float32 weights too.
+    for name, kind, precision in (
+        ("float32", "float32", "f32"),
+        ("bf16", "float32", "bf16"),
+        ("int8", "int8", None),
+    ):
+        out[f"OpenVINO {name}"] = Entry(
+            OpenVino,
+            (precision,),
+            needs=("openvino", "optimum.intel", "torch"),
+            conversion=("openvino", kind),
+            exact=precision == "f32",
+        )
     needs = ("transformers", "torch")
     out["CTranslate2 int8"] = Entry(
         CTranslate2, ("int8",), needs=("ctranslate2", *needs), conversion=("ctranslate2",)
