@@ -132,8 +132,9 @@ static size_t run_of_rows(const pass *p, size_t r) {
     return n;
 }
 
-/* att (n, n_heads * head_size): each head's mixture of the values it attends to */
-static void attention(const pass *p, size_t layer, int thread, int n_threads, float *scores) {
+/* att (n, n_heads * head_size): each head's mixture of the values it attends to. Of these heads
+ * of all rows, each of n_threads threads takes its turns. */
+static void attention(const pass *p, size_t layer, range heads, int thread, int n_threads, float *scores) {
     const l2c_session *s = p->s;
     const l2c_config *c = &s->model->config;
     size_t n_heads = (size_t)c->n_heads, per_kv = n_heads / (size_t)c->n_kv_heads, head_size = (size_t)c->head_size;
@@ -141,7 +142,7 @@ static void attention(const pass *p, size_t layer, int thread, int n_threads, fl
     queries ready = {0}; /* one is worked on while the next one's memory is on its way */
     for (size_t r = 0, n_rows; r < p->n; r += n_rows) {
         n_rows = run_of_rows(p, r);
-        for (size_t h = 0, n_queries; h < n_heads; h += n_queries) {
+        for (size_t h = heads.begin, n_queries; h < heads.end; h += n_queries) {
             /* side by side: rows if there are several, else heads */
             size_t left = per_kv - h % per_kv;
             n_queries = n_rows > 1 ? 1 : left < L2C_TILE ? left : L2C_TILE;
@@ -188,6 +189,10 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
     range dim_part = share(dim, 16, thread, n_threads);
     range kv_part = share(n_kv_heads * head_size, 16, thread, n_threads);
     range hidden_part = share(hidden, 16, thread, n_threads);
+
+    /* Where these parts are whole heads with their keys, a thread attends with its own heads and need not
+     * wait for the others'. */
+    int own_heads = n_kv_heads % (size_t)n_threads == 0 && head_size % 16 == 0;
     float *scores = s->scores + (size_t)thread * L2C_TILE * (size_t)s->n_ctx;
 
     /* What works on whole rows is split by rows. A single row every thread works out for itself, in
@@ -213,17 +218,22 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
         if (!alone) l2c_pool_barrier(s->pool, thread);
 
         /* q (n, n_heads * head_size), k and v (n, n_kv_heads * head_size); keys and values of all
-         * rows go into the cache before any row looks back */
+         * rows go into the cache before any row looks back at them */
         linear(s, s->q, xb, &s->xq, own, n, &w->wq, dim_part);
         linear(s, s->k, xb, &s->xq, own, n, &w->wk, kv_part);
         linear(s, s->v, xb, &s->xq, own, n, &w->wv, kv_part);
         for (size_t r = 0; r < n; r++) remember(s, &p->rows[r], r, l, kv_part);
         if (thread == 0) p->cancelled = atomic_load_explicit(&s->cancel, memory_order_relaxed);
+
+        if (own_heads) {
+            size_t heads = (size_t)c->n_heads / (size_t)n_threads;
+            attention(p, l, (range){heads * (size_t)thread, heads * ((size_t)thread + 1)}, 0, 1, scores);
+        } else {
+            l2c_pool_barrier(s->pool, thread);
+            attention(p, l, (range){0, (size_t)c->n_heads}, thread, n_threads, scores);
+        }
         l2c_pool_barrier(s->pool, thread);
         if (p->cancelled) return;
-
-        attention(p, l, thread, n_threads, scores);
-        l2c_pool_barrier(s->pool, thread);
         for (size_t r = rows.begin; r < rows.end; r++) quantize(s, &s->xq, own + r, s->att + r * dim);
         if (!alone && s->xq.q != NULL) l2c_pool_barrier(s->pool, thread);
 

@@ -28,7 +28,19 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-enum { TILE = 4, BLOCKS = 4, UNROLLED = 32 };
+enum {
+    TILE = 4,
+    BLOCKS = 4,
+    UNROLLED = 32,
+    AHEAD = 3072 /* bytes: a single row of x, which reads weights as fast as they come, asks for them early */
+};
+
+/* 64 bytes of weights of block b. */
+INLINE __m512i load_weights(const unsigned char *data, size_t block_bytes, int b, int tile) {
+    data += (size_t)b * block_bytes;
+    if (tile == 1) L2C_PREFETCH(data + AHEAD);
+    return _mm512_load_si512(data);
+}
 
 INLINE __m512i broadcast(const int8_t *four_bytes) {
     int32_t value;
@@ -50,7 +62,7 @@ INLINE void step_q8(__m512i s[][BLOCKS], const unsigned char *data, size_t block
                     size_t width, int tile, int blocks) {
     __m512i weights[BLOCKS];
     UNROLL for (int b = 0; b < blocks; b++)
-        weights[b] = _mm512_xor_si512(_mm512_load_si512(data + (size_t)b * block_bytes), _mm512_set1_epi8((char)0x80));
+        weights[b] = _mm512_xor_si512(load_weights(data, block_bytes, b, tile), _mm512_set1_epi8((char)0x80));
     UNROLL for (int t = 0; t < tile; t++) {
         __m512i xj = broadcast(q + (size_t)t * width);
         UNROLL for (int b = 0; b < blocks; b++) s[t][b] = _mm512_dpbusd_epi32(s[t][b], weights[b], xj);
@@ -106,7 +118,7 @@ INLINE void tile_q4(float *out, size_t out_stride, const l2c_quantized *x, size_
         UNROLL for (size_t j = 0; j < 16; j += 4, data += 64) {
             __m512i low[BLOCKS], high[BLOCKS];
             UNROLL for (int b = 0; b < blocks; b++) {
-                __m512i both = _mm512_load_si512(data + (size_t)b * w->block_bytes);
+                __m512i both = load_weights(data, w->block_bytes, b, tile);
                 low[b] = _mm512_and_si512(both, half);
                 high[b] = _mm512_and_si512(_mm512_srli_epi16(both, 4), half);
             }
