@@ -27,7 +27,7 @@
 
 enum {
     MAX_THREADS = 256,
-    SPINS = 2000,              /* before yielding: some 20 microseconds */
+    SPINS = 20000,             /* before yielding, which gives others a whole time slice: some 200 microseconds */
     SPINS_OVERSUBSCRIBED = 20, /* with fewer processors than threads */
     YIELDS = 16,               /* between looks at the clock */
     PARK_AFTER = 2000000,      /* nanoseconds of yielding before parking */
