@@ -43,7 +43,6 @@ typedef struct {
 /* Where a thread of the pool last ran, written at every barrier: on a line of its own. */
 typedef struct {
     _Alignas(CACHE_LINE) atomic_int cpu;
-    int confined; /* by move_away */
 } place;
 
 struct l2c_pool {
@@ -83,13 +82,13 @@ static void note_place(l2c_pool *pool, int thread) {
 }
 
 /*
- * Kernels sometimes leave two threads that wait for each other on one processor beside an idle one,
- * and each then waits for the other's time slice at every barrier. A worker that finds itself there
- * confines itself to processors where no other of the pool was seen, until it parks.
+ * Kernels sometimes put two threads that wait for each other on one processor beside an idle one, above
+ * all when one wakes the other, and each then waits for the other's time slice. A worker that finds itself
+ * there, or is about to park, confines itself to processors where no other of the pool was seen.
  */
-static void move_away(l2c_pool *pool, int thread) {
+static void move_away(l2c_pool *pool, int thread, int even_if_alone) {
     cpu_set_t others = pool->allowed;
-    int here = sched_getcpu(), shared = 0;
+    int here = sched_getcpu(), shared = even_if_alone;
     if (thread == 0) return; /* the caller's thread is not ours to move */
     for (int i = 0; i < pool->n_threads; i++) {
         int cpu = atomic_load_explicit(&pool->places[i].cpu, memory_order_relaxed);
@@ -97,19 +96,11 @@ static void move_away(l2c_pool *pool, int thread) {
         shared |= cpu == here;
         CPU_CLR(cpu, &others);
     }
-    if (shared && CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0)
-        pool->places[thread].confined = 1;
-}
-
-static void set_free(l2c_pool *pool, int thread) {
-    if (!pool->places[thread].confined) return;
-    sched_setaffinity(0, sizeof pool->allowed, &pool->allowed);
-    pool->places[thread].confined = 0;
+    if (shared && CPU_COUNT(&others) > 0) sched_setaffinity(0, sizeof others, &others);
 }
 #else
 static void note_place(l2c_pool *pool, int thread) { (void)pool, (void)thread; }
-static void move_away(l2c_pool *pool, int thread) { (void)pool, (void)thread; }
-static void set_free(l2c_pool *pool, int thread) { (void)pool, (void)thread; }
+static void move_away(l2c_pool *pool, int thread, int even_if_alone) { (void)pool, (void)thread, (void)even_if_alone; }
 #endif
 
 /*
@@ -123,13 +114,13 @@ static void wait_for_change(l2c_pool *pool, int thread, atomic_uint *word, unsig
         if (atomic_load_explicit(word, memory_order_acquire) != was) return;
         RELAX();
     }
-    move_away(pool, thread);
+    move_away(pool, thread, 0);
     for (int64_t end = nanoseconds() + PARK_AFTER; nanoseconds() < end;)
         for (int i = 0; i < YIELDS; i++) {
             if (atomic_load_explicit(word, memory_order_acquire) != was) return;
             sched_yield();
         }
-    set_free(pool, thread);
+    move_away(pool, thread, 1);
     pthread_mutex_lock(&pool->park_lock);
     atomic_fetch_add(&pool->n_parked, 1);
     while (atomic_load(word) == was) pthread_cond_wait(&pool->wake, &pool->park_lock);
