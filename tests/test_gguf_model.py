@@ -268,6 +268,18 @@ def test_matrices_of_several_types(tied: bool, isa: str) -> None:
     close_as_int8(got, truth.logits(tokens, int8_activations=True, float32=float32))
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks into /proc")
+@pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_1"])
+def test_a_packed_file_is_closed(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="needs the gguf package")
+    path = tmp_path / "packed.gguf"
+    path.write_bytes(model_file(TinyLlama.random(WIDE), {"w1": kind}).build())
+    with Llama(path, speculative=False) as llama:
+        assert "packed.gguf" not in Path("/proc/self/maps").read_text()
+        path.write_bytes(b"")
+        assert np.isfinite(llama.logits([1, 2, 3])).all()
+
+
 def test_speculation_is_for_float32_alone() -> None:
     pytest.importorskip("gguf", reason="needs the gguf package")
     file = model_file(TinyLlama.random(WIDE), {"w3": "Q8_0"})
