@@ -28,17 +28,13 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-enum {
-    TILE = 4,
-    BLOCKS = 4,
-    UNROLLED = 32,
-    AHEAD = 3072 /* bytes: a single row of x, which reads weights as fast as they come, asks for them early */
-};
+enum { TILE = 4, BLOCKS = 4, UNROLLED = 32 };
 
-/* 64 bytes of weights of block b. */
-INLINE __m512i load_weights(const unsigned char *data, size_t block_bytes, int b, int tile) {
+/* 64 bytes of weights of block b of several. Few rows of x read weights as fast as they come, so the first
+ * to read some asks for those of the next blocks. */
+INLINE __m512i load_weights(const unsigned char *data, size_t block_bytes, int b, int blocks, int first) {
     data += (size_t)b * block_bytes;
-    if (tile == 1) L2C_PREFETCH(data + AHEAD);
+    if (first) L2C_PREFETCH(data + (size_t)blocks * block_bytes);
     return _mm512_load_si512(data);
 }
 
@@ -59,10 +55,10 @@ INLINE void store(float *out, size_t out_stride, __m512 sums[][BLOCKS], int tile
 
 /* s += 4 columns of `blocks` blocks times those of `tile` rows of x. */
 INLINE void step_q8(__m512i s[][BLOCKS], const unsigned char *data, size_t block_bytes, const int8_t *q,
-                    size_t width, int tile, int blocks) {
+                    size_t width, int tile, int blocks, int first) {
     __m512i weights[BLOCKS];
     UNROLL for (int b = 0; b < blocks; b++)
-        weights[b] = _mm512_xor_si512(load_weights(data, block_bytes, b, tile), _mm512_set1_epi8((char)0x80));
+        weights[b] = _mm512_xor_si512(load_weights(data, block_bytes, b, blocks, first), _mm512_set1_epi8((char)0x80));
     UNROLL for (int t = 0; t < tile; t++) {
         __m512i xj = broadcast(q + (size_t)t * width);
         UNROLL for (int b = 0; b < blocks; b++) s[t][b] = _mm512_dpbusd_epi32(s[t][b], weights[b], xj);
@@ -71,7 +67,7 @@ INLINE void step_q8(__m512i s[][BLOCKS], const unsigned char *data, size_t block
 
 /* `blocks` blocks of 16 rows against `tile` rows of x from row r on. */
 INLINE void tile_q8(float *out, size_t out_stride, const l2c_quantized *x, size_t r, const l2c_matrix *w,
-                    const unsigned char *block, int tile, int blocks, size_t valid) {
+                    const unsigned char *block, int tile, int blocks, int first, size_t valid) {
     size_t group = w->group, groups = w->padded / group;
     const unsigned char *data = block + l2c_block_scale_bytes(L2C_WEIGHTS_Q8, groups);
     const int8_t *q = x->q + r * x->width;
@@ -87,8 +83,8 @@ INLINE void tile_q8(float *out, size_t out_stride, const l2c_quantized *x, size_
         size_t j = 0;
         for (; j + UNROLLED <= group; j += UNROLLED)
             UNROLL for (int k = 0; k < UNROLLED; k += 4, data += 64, q += 4)
-                step_q8(s, data, w->block_bytes, q, x->width, tile, blocks);
-        for (; j < group; j += 4, data += 64, q += 4) step_q8(s, data, w->block_bytes, q, x->width, tile, blocks);
+                step_q8(s, data, w->block_bytes, q, x->width, tile, blocks, first);
+        for (; j < group; j += 4, data += 64, q += 4) step_q8(s, data, w->block_bytes, q, x->width, tile, blocks, first);
         UNROLL for (int t = 0; t < tile; t++) {
             __m512 scale = _mm512_set1_ps(x->scales[(r + (size_t)t) * groups + g]);
             UNROLL for (int b = 0; b < blocks; b++) {
@@ -101,7 +97,7 @@ INLINE void tile_q8(float *out, size_t out_stride, const l2c_quantized *x, size_
 }
 
 INLINE void tile_q4(float *out, size_t out_stride, const l2c_quantized *x, size_t r, const l2c_matrix *w,
-                    const unsigned char *block, int tile, int blocks, size_t valid) {
+                    const unsigned char *block, int tile, int blocks, int first, size_t valid) {
     size_t groups = w->padded / L2C_Q4_GROUP;
     const unsigned char *data = block + l2c_block_scale_bytes(L2C_WEIGHTS_Q4, groups);
     const int8_t *q = x->q + r * x->width;
@@ -118,7 +114,7 @@ INLINE void tile_q4(float *out, size_t out_stride, const l2c_quantized *x, size_
         UNROLL for (size_t j = 0; j < 16; j += 4, data += 64) {
             __m512i low[BLOCKS], high[BLOCKS];
             UNROLL for (int b = 0; b < blocks; b++) {
-                __m512i both = load_weights(data, w->block_bytes, b, tile);
+                __m512i both = load_weights(data, w->block_bytes, b, blocks, first);
                 low[b] = _mm512_and_si512(both, half);
                 high[b] = _mm512_and_si512(_mm512_srli_epi16(both, 4), half);
             }
@@ -141,26 +137,30 @@ INLINE void tile_q4(float *out, size_t out_stride, const l2c_quantized *x, size_
     store(out, out_stride, sums, tile, blocks, valid);
 }
 
-#define CALL(TILE_FUNCTION, tile, blocks)                                                                 \
+#define CALL(TILE_FUNCTION, tile, blocks, is_first)                                                       \
     TILE_FUNCTION(out + r * out_stride + i, out_stride, x, first + r, w, l2c_block(w, i), tile, blocks,   \
-                  end - i)
+                  is_first, end - i)
 
 /* All rows of x against `blocks` blocks from row i of w on. */
 #define ROWS(TILE_FUNCTION, blocks)                              \
     do {                                                         \
         size_t r = 0;                                            \
-        for (; r + 4 <= n_rows; r += 4) CALL(TILE_FUNCTION, 4, blocks); \
-        if (n_rows - r == 3) CALL(TILE_FUNCTION, 3, blocks);     \
-        else if (n_rows - r == 2) CALL(TILE_FUNCTION, 2, blocks); \
-        else if (n_rows - r == 1) CALL(TILE_FUNCTION, 1, blocks); \
+        if (n_rows >= 4) {                                       \
+            CALL(TILE_FUNCTION, 4, blocks, 1);                   \
+            r = 4;                                               \
+        }                                                        \
+        for (; r + 4 <= n_rows; r += 4) CALL(TILE_FUNCTION, 4, blocks, 0); \
+        if (n_rows - r == 3) CALL(TILE_FUNCTION, 3, blocks, 1);  \
+        else if (n_rows - r == 2) CALL(TILE_FUNCTION, 2, blocks, 1); \
+        else if (n_rows - r == 1) CALL(TILE_FUNCTION, 1, blocks, 1); \
     } while (0)
 
 #define MATMUL(TILE_FUNCTION)                                                        \
     size_t i = begin, left = (end - begin + L2C_BLOCK_ROWS - 1) / L2C_BLOCK_ROWS;    \
     if (n_rows == 1) {                                                               \
         size_t r = 0;                                                                \
-        for (; left >= 4; left -= 4, i += 4 * L2C_BLOCK_ROWS) CALL(TILE_FUNCTION, 1, 4); \
-        for (; left > 0; left--, i += L2C_BLOCK_ROWS) CALL(TILE_FUNCTION, 1, 1);     \
+        for (; left >= 4; left -= 4, i += 4 * L2C_BLOCK_ROWS) CALL(TILE_FUNCTION, 1, 4, 1); \
+        for (; left > 0; left--, i += L2C_BLOCK_ROWS) CALL(TILE_FUNCTION, 1, 1, 1);     \
         return;                                                                      \
     }                                                                                \
     for (; left >= 2 && left != 3; left -= 2, i += 2 * L2C_BLOCK_ROWS) ROWS(TILE_FUNCTION, 2); \
