@@ -1,5 +1,5 @@
 /*
- * checkpoint.c - llama2.c checkpoints: v0 (legacy), v1 (float32), v2 (int8 groups).
+ * checkpoint.c - opening models; llama2.c checkpoints: v0 (legacy), v1 (float32), v2 (int8 groups).
  *
  * A file is not trusted. Every header field is bounded first; then one walk over the tensors adds
  * up what the file must hold, with saturating arithmetic, and hands out a pointer only when the
@@ -9,6 +9,7 @@
 #include <limits.h>
 #include <string.h>
 
+#include "gguf.h"
 #include "internal.h"
 
 enum {
@@ -65,6 +66,8 @@ static l2c_status check_fields(l2c_config *c, l2c_error *err) {
 
 static l2c_status read_header(l2c_config *c, const unsigned char *data, size_t size, l2c_error *err) {
     memset(c, 0, sizeof *c);
+    c->rope_theta = 10000.0f;
+    c->norm_eps = 1e-5f;
     if (size < V0_HEADER)
         return l2c_fail(err, L2C_FORMAT, "file of %zu bytes is shorter than a header (%d bytes)", size, V0_HEADER);
     if (int_at(data, 0) != MAGIC) {
@@ -168,6 +171,7 @@ static void walk_tensors(walk *w, l2c_model *m, l2c_layer *layers) {
 /* ---- Opening ------------------------------------------------------------------------------------- */
 
 static l2c_status load(l2c_model *m, const unsigned char *data, size_t size, l2c_error *err) {
+    if (l2c_gguf_is(data, size)) return l2c_gguf_load_model(m, data, size, err);
     l2c_status status = read_header(&m->config, data, size, err);
     if (status != L2C_OK) return status;
     uint64_t start = m->config.version == 0 ? V0_HEADER : HEADER;
@@ -187,17 +191,33 @@ static l2c_status load(l2c_model *m, const unsigned char *data, size_t size, l2c
     return L2C_OK;
 }
 
-/* Packs what is to be computed as int8 or int4. */
+static l2c_dtype dtype_of(const l2c_matrix *m) {
+    return m->type == L2C_WEIGHTS_F32 ? L2C_DTYPE_FLOAT32 : m->type == L2C_WEIGHTS_Q4 ? L2C_DTYPE_INT4 : L2C_DTYPE_INT8;
+}
+
+/* What all matrices together are; and the groups that int8 rows need for them. */
+static void sum_up(l2c_model *m) {
+    l2c_dtype dtype = dtype_of(&m->token_embedding);
+#define COMPARE(m1)                                                   \
+    do {                                                              \
+        if (dtype_of(m1) != dtype) dtype = L2C_DTYPE_MIXED;           \
+        if ((m1)->type != L2C_WEIGHTS_F32) m->group = (m1)->group;    \
+    } while (0)
+    EACH_MATRIX(m, COMPARE);
+#undef COMPARE
+    m->config.dtype = (int32_t)dtype;
+}
+
+/* Packs what is not to be computed as it lies. */
 static l2c_status convert(l2c_model *m, l2c_dtype dtype, l2c_error *err) {
     int file_is_int8 = m->config.group_size > 0;
-    if (dtype == L2C_DTYPE_AUTO) dtype = file_is_int8 ? L2C_DTYPE_INT8 : L2C_DTYPE_FLOAT32;
-    m->config.dtype = (int32_t)dtype;
-    if (dtype == L2C_DTYPE_FLOAT32)
-        return file_is_int8 ? l2c_fail(err, L2C_UNSUPPORTED, "the file holds int8 weights; float32 are not to be had from it")
-                            : L2C_OK;
-    l2c_status status = l2c_model_pack(m, dtype == L2C_DTYPE_INT4 ? L2C_WEIGHTS_Q4 : L2C_WEIGHTS_Q8, err);
+    if (dtype == L2C_DTYPE_FLOAT32 && file_is_int8)
+        return l2c_fail(err, L2C_UNSUPPORTED, "the file holds int8 weights; float32 are not to be had from it");
+    l2c_status status = l2c_model_pack(m, dtype, err);
     /* A v2 file that cannot be packed is computed as it lies. */
-    return status == L2C_UNSUPPORTED && dtype == L2C_DTYPE_INT8 ? L2C_OK : status;
+    if (status == L2C_UNSUPPORTED && dtype != L2C_DTYPE_INT4) status = L2C_OK;
+    if (status == L2C_OK) sum_up(m);
+    return status;
 }
 
 /* Owns the mapping from here on, whatever becomes of it. */
@@ -224,11 +244,14 @@ static l2c_status check_dtype(l2c_dtype dtype, l2c_error *err) {
 }
 
 /* float32 weights are read as fast as memory allows, so it matters what memory they are in. Only
- * files that have a valid header are copied. */
+ * files that have a valid header are copied, and whose weights are computed with as they lie. */
 static void place_weights(l2c_mapping *mapping) {
     l2c_config c;
-    if (read_header(&c, mapping->data, mapping->size, NULL) == L2C_OK && c.group_size == 0)
-        l2c_file_to_memory(mapping, c.version == 0 ? V0_HEADER : HEADER);
+    size_t start = 0;
+    if (l2c_gguf_is(mapping->data, mapping->size)) start = l2c_gguf_float32_start(mapping->data, mapping->size);
+    else if (read_header(&c, mapping->data, mapping->size, NULL) == L2C_OK && c.group_size == 0)
+        start = c.version == 0 ? V0_HEADER : HEADER;
+    if (start > 0) l2c_file_to_memory(mapping, start);
 }
 
 l2c_status l2c_model_open(const char *path, l2c_dtype dtype, l2c_model **model, l2c_error *err) {
@@ -254,15 +277,20 @@ l2c_status l2c_model_quantize(const l2c_model *from, l2c_dtype dtype, l2c_model 
     if (from->config.dtype != L2C_DTYPE_FLOAT32 || (dtype != L2C_DTYPE_INT8 && dtype != L2C_DTYPE_INT4))
         return l2c_fail(err, L2C_ARG, "only float32 weights can be quantized, and to int8 or int4");
     l2c_model *m = l2c_memory_zeroed(1, sizeof *m);
-    l2c_layer *layers = l2c_memory_zeroed((size_t)from->config.n_layers, sizeof *layers);
-    if (m == NULL || layers == NULL) {
+    size_t n_layers = (size_t)from->config.n_layers, pairs = (size_t)from->config.head_size / 2;
+    l2c_layer *layers = l2c_memory_zeroed(n_layers, sizeof *layers);
+    double *divisors = l2c_memory_zeroed(pairs, sizeof *divisors);
+    if (m == NULL || layers == NULL || divisors == NULL) {
         l2c_memory_free(m);
         l2c_memory_free(layers);
+        l2c_memory_free(divisors);
         return l2c_fail(err, L2C_NOMEM, "out of memory for a model");
     }
     *m = *from;
-    m->mapping = (l2c_mapping){0}; /* stays with `from` */
-    m->layers = memcpy(layers, from->layers, (size_t)from->config.n_layers * sizeof *layers);
+    m->mapping = m->packed = (l2c_mapping){0}; /* stays with `from` */
+    m->layers = memcpy(layers, from->layers, n_layers * sizeof *layers);
+    for (size_t j = 0; j < pairs; j++) divisors[j] = from->rope_divisors == NULL ? 1.0 : from->rope_divisors[j];
+    m->rope_divisors = divisors;
     l2c_status status = convert(m, dtype, err);
     if (status != L2C_OK) l2c_model_free(m);
     else *model = m;
@@ -274,8 +302,8 @@ const l2c_config *l2c_model_config(const l2c_model *model) { return &model->conf
 /* ---- What it holds --------------------------------------------------------------------------------- */
 
 static uint64_t per_layer(const l2c_config *c) {
-    uint64_t dim = (uint64_t)c->dim, kv_dim = (uint64_t)c->n_kv_heads * (uint64_t)c->head_size;
-    return 2 * dim * dim + 2 * dim * kv_dim + 3 * dim * (uint64_t)c->hidden_dim;
+    uint64_t dim = (uint64_t)c->dim, heads = (uint64_t)c->n_heads + (uint64_t)c->n_kv_heads;
+    return 2 * dim * heads * (uint64_t)c->head_size + 3 * dim * (uint64_t)c->hidden_dim;
 }
 
 uint64_t l2c_model_parameters(const l2c_model *model) {
@@ -289,12 +317,11 @@ uint64_t l2c_model_bytes(const l2c_model *model) { return model->mapping.size + 
 
 uint64_t l2c_model_sweep_bytes(const l2c_model *model) {
     const l2c_config *c = &model->config;
-    uint64_t bytes = l2c_matrix_bytes(&model->classifier) + 4 * (2 * (uint64_t)c->n_layers + 1) * (uint64_t)c->dim;
-    const l2c_layer *w = model->layers; /* all alike */
-    const l2c_matrix *matrices[] = {&w->wq, &w->wk, &w->wv, &w->wo, &w->w1, &w->w2, &w->w3};
-    for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++)
-        bytes += (uint64_t)c->n_layers * l2c_matrix_bytes(matrices[i]);
-    return bytes;
+    uint64_t bytes = 4 * (2 * (uint64_t)c->n_layers + 1) * (uint64_t)c->dim;
+#define ADD(m) bytes += l2c_matrix_bytes(m)
+    EACH_MATRIX(model, ADD);
+#undef ADD
+    return bytes - (c->shared_classifier ? 0 : l2c_matrix_bytes(&model->token_embedding)); /* but for a row */
 }
 
 /* FNV-1a over the first and last bytes of a matrix. */
@@ -309,6 +336,12 @@ static uint64_t mix_in(uint64_t hash, const l2c_matrix *m) {
     return hash;
 }
 
+static uint64_t mix_bytes(uint64_t hash, const void *data, size_t size) {
+    const unsigned char *bytes = data;
+    for (size_t i = 0; i < size; i++) hash = (hash ^ bytes[i]) * 1099511628211u;
+    return hash;
+}
+
 uint64_t l2c_model_fingerprint(const l2c_model *model) {
     uint64_t hash = mix_in(14695981039346656037u, &model->token_embedding);
     for (int32_t l = 0; l < model->config.n_layers; l++) {
@@ -316,12 +349,21 @@ uint64_t l2c_model_fingerprint(const l2c_model *model) {
         const l2c_matrix *matrices[] = {&w->wq, &w->wk, &w->wv, &w->wo, &w->w1, &w->w2, &w->w3};
         for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++) hash = mix_in(hash, matrices[i]);
     }
-    return mix_in(hash, &model->classifier);
+    hash = mix_in(hash, &model->classifier);
+    /* The same weights may mean something else; llama2.c's files say nothing of that. */
+    const l2c_config *c = &model->config;
+    if (c->file == L2C_FILE_LLAMA2C) return hash;
+    hash = mix_bytes(hash, &c->rope_theta, sizeof c->rope_theta);
+    hash = mix_bytes(hash, &c->norm_eps, sizeof c->norm_eps);
+    return model->rope_divisors == NULL
+        ? hash
+        : mix_bytes(hash, model->rope_divisors, (size_t)c->head_size / 2 * sizeof *model->rope_divisors);
 }
 
 void l2c_model_free(l2c_model *model) {
     if (model == NULL) return;
     l2c_memory_free(model->layers);
+    l2c_memory_free(model->rope_divisors);
     l2c_file_unmap(&model->mapping);
     l2c_file_unmap(&model->packed);
     l2c_memory_free(model);

@@ -36,7 +36,7 @@ static range share(size_t count, size_t grain, int thread, int n_threads) {
 /* RMSNorm (Zhang & Sennrich 2019): out = weight * x / sqrt(mean(x^2) + eps) */
 static void rmsnorm(const l2c_session *s, float *out, const float *x, const float *weight) {
     size_t dim = (size_t)s->model->config.dim;
-    float scale = 1.0f / sqrtf(s->kernels->dot(x, x, dim) / (float)dim + 1e-5f);
+    float scale = 1.0f / sqrtf(s->kernels->dot(x, x, dim) / (float)dim + s->model->config.norm_eps);
     for (size_t i = 0; i < dim; i++) out[i] = weight[i] * (scale * x[i]);
 }
 
@@ -121,11 +121,13 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
     const l2c_config *c = &m->config;
     size_t n = p->n, dim = (size_t)c->dim, hidden = (size_t)c->hidden_dim;
     size_t n_heads = (size_t)c->n_heads, n_kv_heads = (size_t)c->n_kv_heads, head_size = (size_t)c->head_size;
+    size_t q_dim = n_heads * head_size; /* which is dim in most models */
     size_t queries_per_kv = n_heads / n_kv_heads; /* grouped-query attention shares keys and values */
 
-    /* A thread's columns of a (., dim), (., kv_dim), (., hidden_dim) product, in steps of a cache
-     * line, so that no two threads write the same one, and of a packed block of rows. */
+    /* A thread's columns of a (., dim), (., q_dim), (., kv_dim), (., hidden_dim) product, in steps of a
+     * cache line, so that no two threads write the same one, and of a packed block of rows. */
     range dim_part = share(dim, 16, thread, n_threads);
+    range q_part = share(q_dim, 16, thread, n_threads);
     range kv_part = share(n_kv_heads * head_size, 16, thread, n_threads);
     range hidden_part = share(hidden, 16, thread, n_threads);
     float *scores = s->scores + (size_t)thread * (size_t)s->n_ctx;
@@ -152,9 +154,9 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
         }
         if (!alone) l2c_pool_barrier(s->pool, thread);
 
-        /* q (n, n_heads * head_size), k and v (n, n_kv_heads * head_size); keys and values of all
+        /* q (n, q_dim), k and v (n, n_kv_heads * head_size); keys and values of all
          * rows go into the cache before any row looks back */
-        linear(s, s->q, xb, &s->xq, own, n, &w->wq, dim_part);
+        linear(s, s->q, xb, &s->xq, own, n, &w->wq, q_part);
         linear(s, s->k, xb, &s->xq, own, n, &w->wk, kv_part);
         linear(s, s->v, xb, &s->xq, own, n, &w->wv, kv_part);
         for (size_t r = 0; r < n; r++) remember(s, &p->rows[r], r, l, kv_part);
@@ -162,24 +164,24 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
         l2c_pool_barrier(s->pool, thread);
         if (p->cancelled) return;
 
-        /* att (n, n_heads * head_size): each head's mixture of the values it attends to */
+        /* att (n, q_dim): each head's mixture of the values it attends to */
         for (size_t i = (size_t)thread; i < n * n_heads; i += (size_t)n_threads) {
             size_t r = i / n_heads, h = i % n_heads;
             const l2c_row *row = &p->rows[r];
-            float *query = s->q + r * dim + h * head_size;
+            float *query = s->q + r * q_dim + h * head_size;
             const float *keys = cached(s, s->key_cache, row->sequence, l, h / queries_per_kv);
             const float *values = cached(s, s->value_cache, row->sequence, l, h / queries_per_kv);
             rotate(s, query, 0, head_size / 2, row->position);
-            attend(s->kernels, s->att + r * dim + h * head_size, scores, query, keys, values,
+            attend(s->kernels, s->att + r * q_dim + h * head_size, scores, query, keys, values,
                    (size_t)row->position + 1, head_size);
         }
         l2c_pool_barrier(s->pool, thread);
-        for (size_t r = rows.begin; r < rows.end; r++) quantize(s, &s->xq, own + r, s->att + r * dim);
-        if (!alone && s->xq.q != NULL) l2c_pool_barrier(s->pool, thread);
+        for (size_t r = rows.begin; r < rows.end; r++) quantize(s, &s->aq, own + r, s->att + r * q_dim);
+        if (!alone && s->aq.q != NULL) l2c_pool_barrier(s->pool, thread);
 
-        /* x += attention's output (n, dim), for which the queries' memory is free now */
-        linear(s, s->q, s->att, &s->xq, own, n, &w->wo, dim_part);
-        add(s->x, s->q, n, dim, dim_part);
+        /* x += attention's output (n, dim) */
+        linear(s, s->delta, s->att, &s->aq, own, n, &w->wo, dim_part);
+        add(s->x, s->delta, n, dim, dim_part);
         l2c_pool_barrier(s->pool, thread);
 
         /* xb (n, dim): what the feed-forward network reads */
@@ -200,8 +202,8 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
         if (!alone && s->hq.q != NULL) l2c_pool_barrier(s->pool, thread);
 
         /* x += the network's output (n, dim) */
-        linear(s, s->q, s->hb, &s->hq, own, n, &w->w2, dim_part);
-        add(s->x, s->q, n, dim, dim_part);
+        linear(s, s->delta, s->hb, &s->hq, own, n, &w->w2, dim_part);
+        add(s->x, s->delta, n, dim, dim_part);
         l2c_pool_barrier(s->pool, thread);
     }
 

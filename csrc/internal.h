@@ -86,15 +86,30 @@ struct l2c_model {
     l2c_layer *layers;          /* (n_layers) */
     const float *final_norm;    /* (dim) */
     l2c_matrix classifier;      /* (vocab_size, dim); the embedding itself when shared */
+    double *rope_divisors;      /* (head_size / 2) of RoPE's frequencies; NULL: all 1 */
+    size_t group;               /* of int8 rows that packed matrices take, all the same; 0: all are float32 */
     l2c_mapping mapping;        /* the file; nothing once the weights are packed */
     l2c_mapping packed;         /* packed weights and the norms, or nothing */
 };
 
 /* ---- pack.c -------------------------------------------------------------------------------------------- */
 
-/* Turns an open model's matrices into packed int8 or int4 ones, in memory of its own; the file is
- * given back. L2C_UNSUPPORTED for a v2 file whose groups the packed kernels do not take. */
-l2c_status l2c_model_pack(l2c_model *model, l2c_weights type, l2c_error *err);
+/* Turns an open model's matrices into those of a dtype (auto: each into what is nearest to it), in
+ * memory of its own, and gives the file back; leaves all as it is where there is nothing to turn.
+ * L2C_UNSUPPORTED for a v2 file whose groups the packed kernels do not take. */
+l2c_status l2c_model_pack(l2c_model *model, l2c_dtype dtype, l2c_error *err);
+
+/* Calls visit for every matrix of the model; a shared classifier is the embedding. */
+#define EACH_MATRIX(m, visit)                                              \
+    do {                                                                   \
+        visit(&(m)->token_embedding);                                      \
+        for (int32_t l = 0; l < (m)->config.n_layers; l++) {               \
+            l2c_layer *w = &(m)->layers[l];                                \
+            visit(&w->wq); visit(&w->wk); visit(&w->wv); visit(&w->wo);    \
+            visit(&w->w1); visit(&w->w2); visit(&w->w3);                   \
+        }                                                                  \
+        if (!(m)->config.shared_classifier) visit(&(m)->classifier);       \
+    } while (0)
 
 /* ---- quantize.c -------------------------------------------------------------------------------------- */
 
@@ -102,8 +117,8 @@ l2c_status l2c_model_pack(l2c_model *model, l2c_weights type, l2c_error *err);
 l2c_matrix l2c_matrix_packed(l2c_weights type, size_t rows, size_t cols, size_t group);
 size_t l2c_matrix_bytes(const l2c_matrix *matrix);
 
-/* Fills rows [begin, end) of a packed matrix, whose data lie at `memory`, from another; L2C_NONFINITE
- * where that holds NaN or infinity. */
+/* Fills rows [begin, end) of a packed or float32 matrix, whose data lie at `memory`, from another;
+ * L2C_NONFINITE where that holds NaN or infinity and this one has no value for it. */
 l2c_status l2c_matrix_pack(const l2c_matrix *to, unsigned char *memory, const l2c_matrix *from, size_t begin,
                            size_t end);
 
@@ -112,7 +127,7 @@ void l2c_matrix_row(float *x, const l2c_matrix *matrix, size_t row);
 
 /* ---- session.c --------------------------------------------------------------------------------------- */
 
-enum { L2C_SESSION_BLOCKS = 28 };
+enum { L2C_SESSION_BLOCKS = 28 }; /* at most */
 
 struct l2c_session {
     const l2c_model *model;
@@ -131,9 +146,12 @@ struct l2c_session {
     float *x;            /* (L2C_MAX_ROWS, dim) the residual stream */
     float *xb;           /* the same shape: normed rows */
     float *hb;           /* (L2C_MAX_ROWS, hidden_dim) the feed-forward network's inner rows */
-    float *att;          /* (L2C_MAX_ROWS, dim) the heads' outputs */
-    l2c_quantized xq, hq; /* xb or att, and hb, in int8; q is NULL where the weights are float32 */
-    float *q;            /* (L2C_MAX_ROWS, dim) queries; then what a block adds to x */
+    float *att;          /* (L2C_MAX_ROWS, n_heads * head_size) the heads' outputs */
+    l2c_quantized xq;    /* xb in int8; q is NULL where all weights are float32 */
+    l2c_quantized aq;    /* att in int8, in the memory of xq */
+    l2c_quantized hq;    /* hb in int8 */
+    float *q;            /* (L2C_MAX_ROWS, n_heads * head_size) queries */
+    float *delta;        /* (L2C_MAX_ROWS, dim) what a block adds to x; the memory of q */
     float *k, *v;        /* (L2C_MAX_ROWS, n_kv_heads * head_size) */
     float *up;           /* (L2C_MAX_ROWS, hidden_dim) w3's output */
     float *scores;       /* (pool threads, n_ctx) attention weights of one head */

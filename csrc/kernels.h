@@ -35,9 +35,12 @@
 typedef enum {
     L2C_WEIGHTS_F32,  /* row-major float32 */
     L2C_WEIGHTS_FILE, /* int8, row-major, in a v2 file's own layout: only kernels_runq.c computes it */
+    L2C_WEIGHTS_GGUF, /* row-major blocks of a GGUF file: for packing from, nothing computes it */
     L2C_WEIGHTS_Q8,   /* int8, packed (below) */
     L2C_WEIGHTS_Q4    /* int4, packed */
 } l2c_weights;
+
+struct l2c_block_type; /* of L2C_WEIGHTS_GGUF (gguf.h) */
 
 /*
  * A weight matrix (rows, cols): one output feature a row.
@@ -56,6 +59,7 @@ typedef struct {
     const void *data;            /* 64-byte aligned when packed */
     const unsigned char *scales; /* of L2C_WEIGHTS_FILE: float32 at any alignment */
     size_t block_bytes;          /* of a packed matrix */
+    const struct l2c_block_type *blocks; /* of L2C_WEIGHTS_GGUF */
 } l2c_matrix;
 
 enum { L2C_BLOCK_ROWS = 16, L2C_Q4_GROUP = 32 };

@@ -84,18 +84,27 @@ void l2c_cpu_features(char *text, size_t size);
 
 /* ---- Models: immutable after open, shared by any number of threads ------------------------- */
 
+typedef enum {
+    L2C_FILE_LLAMA2C = 0, /* llama2.c's .bin */
+    L2C_FILE_GGUF
+} l2c_file;
+
 typedef struct {
     int32_t dim;        /* width of the residual stream */
     int32_t hidden_dim; /* width of the feed-forward network */
     int32_t n_layers;
     int32_t n_heads;    /* query heads */
     int32_t n_kv_heads; /* key and value heads; divides n_heads */
-    int32_t head_size;  /* dim / n_heads */
+    int32_t head_size;  /* of queries, keys and values; n_heads * head_size need not be dim */
     int32_t vocab_size;
     int32_t seq_len;           /* positions the model was trained for */
-    int32_t version;           /* of the llama2.c file format: 0, 1 or 2 */
+    float rope_theta;          /* RoPE turns pair j by position * rope_theta^(-2j / head_size) */
+    int32_t rope_scaled;       /* 1: and these are divided by factors of the file (Llama 3, linear) */
+    float norm_eps;            /* what RMSNorm adds to the mean square */
+    int32_t file;              /* l2c_file: the format, and */
+    int32_t version;           /* its version: 0, 1 or 2 of llama2.c's, 2 or 3 of GGUF */
     int32_t shared_classifier; /* 1: the classifier is the token embedding */
-    int32_t group_size;        /* of a v2 file: int8 values that share a scale; else 0 */
+    int32_t group_size;        /* of a llama2.c v2 file: int8 values that share a scale; else 0 */
     int32_t dtype;             /* l2c_dtype of the weights that are computed with; never auto */
 } l2c_config;
 
@@ -104,17 +113,26 @@ typedef enum {
     L2C_DTYPE_AUTO = 0, /* what the file holds */
     L2C_DTYPE_FLOAT32,
     L2C_DTYPE_INT8, /* groups of 32 that share a float32 scale; a v2 file's own groups */
-    L2C_DTYPE_INT4  /* groups of 32 that share a float16 scale */
+    L2C_DTYPE_INT4, /* groups of 32 that share a float16 scale */
+    L2C_DTYPE_MIXED /* differs between matrices, as a GGUF file has it; nothing to ask for */
 } l2c_dtype;
 
 typedef struct l2c_model l2c_model;
 
 /*
- * Opens a llama2.c checkpoint and checks every size in it before use. Float32 files of up to 1 GiB
- * are copied into huge pages where the system has them; all others are mapped read-only. The version is
- * found from the content: v0 (no magic), v1 (float32) or v2 (int8 groups). int8 and
- * int4 weights are packed for the kernels in memory of their own, and the file is closed again. A v2
- * file whose groups do not divide hidden_dim (or are not a multiple of 4, at most 512) is accepted,
+ * Opens a llama2.c checkpoint or a GGUF file of architecture `llama` and checks every size in it
+ * before use. Float32 files of up to 1 GiB are copied into huge pages where the system has them; all
+ * others are mapped read-only. Format and version are found from the content: GGUF v2 and v3, llama2.c
+ * v0 (no magic), v1 (float32) or v2 (int8 groups). Weights that are not float32, or not to be, are
+ * packed for the kernels in memory of their own, and the file is closed again.
+ *
+ * L2C_DTYPE_AUTO takes each matrix of a GGUF file as it is: F32, F16 and BF16 become float32, Q8_0
+ * int8 and Q4_0 int4 without loss; Q4_1, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K become int8, which adds its
+ * rounding to theirs. Other dtypes make all matrices alike. L2C_UNSUPPORTED names the type, tensor or
+ * key of a GGUF model that this engine does not compute (another architecture, biases, experts,
+ * sliding windows, ...).
+ *
+ * A llama2.c v2 file whose groups do not divide hidden_dim (or are not a multiple of 4, at most 512) is accepted,
  * and computed in plain C with runq.c's own arithmetic (kernels_runq.c says how). float32 of a v2
  * file is L2C_UNSUPPORTED.
  * A mapped file must not be truncated while the model is open: the operating system would answer
@@ -141,6 +159,74 @@ uint64_t l2c_model_bytes(const l2c_model *model);
 uint64_t l2c_model_sweep_bytes(const l2c_model *model);
 
 void l2c_model_free(l2c_model *model);
+
+/* ---- GGUF files: metadata and tensors; immutable after open, shared by any number of threads ----- */
+
+typedef struct l2c_gguf l2c_gguf;
+
+/* Types of metadata, as the file numbers them. */
+typedef enum {
+    L2C_GGUF_UINT8 = 0, L2C_GGUF_INT8, L2C_GGUF_UINT16, L2C_GGUF_INT16, L2C_GGUF_UINT32, L2C_GGUF_INT32,
+    L2C_GGUF_FLOAT32, L2C_GGUF_BOOL, L2C_GGUF_STRING, L2C_GGUF_ARRAY, L2C_GGUF_UINT64, L2C_GGUF_INT64,
+    L2C_GGUF_FLOAT64
+} l2c_gguf_type;
+
+/* Names are printable ASCII, not NUL terminated, and belong to the file, as do all strings and data. */
+typedef struct {
+    const char *name;
+    size_t name_length;
+    int32_t type;     /* l2c_gguf_type of the value, or of an array's elements; never L2C_GGUF_ARRAY */
+    int32_t is_array;
+    uint64_t count;   /* elements; 1 where it is no array */
+} l2c_gguf_key;
+
+typedef struct {
+    const char *name;
+    size_t name_length;
+    const char *type; /* "F32", "Q4_1", ...; NUL terminated */
+    int32_t type_number;
+    int32_t n_dims;   /* 1 to 4 */
+    uint64_t dims[4]; /* dims[0] values lie side by side; 1 from n_dims on */
+    uint64_t offset;  /* of the data, in the file */
+    uint64_t bytes;
+    const void *data;
+} l2c_gguf_tensor;
+
+/*
+ * Opens a GGUF file of version 2 or 3, little-endian, of any architecture. Everything in it is checked
+ * before use: every count, length, offset and product against the size of the file, in 64 bits; names
+ * are unique; tensors lie within the file, aligned, and add up to no more than it holds. The contents
+ * of strings are not checked: they may be no UTF-8, or hold NUL. Arrays of arrays are L2C_UNSUPPORTED.
+ * Memory: some 40 bytes a key, 100 a tensor, and 8 for 16 strings of an array.
+ */
+l2c_status l2c_gguf_open(const char *path, l2c_gguf **gguf, l2c_error *err);
+
+/* The same from memory that the caller keeps unchanged until it is freed. */
+l2c_status l2c_gguf_open_memory(const void *data, size_t size, l2c_gguf **gguf, l2c_error *err);
+
+int32_t l2c_gguf_version(const l2c_gguf *gguf);
+
+/* Keys and tensors by number, in order of their names; NULL past the last. The number of a name, or -1. */
+const l2c_gguf_key *l2c_gguf_key_at(const l2c_gguf *gguf, size_t i);
+const l2c_gguf_tensor *l2c_gguf_tensor_at(const l2c_gguf *gguf, size_t i);
+int64_t l2c_gguf_find_key(const l2c_gguf *gguf, const char *name);
+int64_t l2c_gguf_find_tensor(const l2c_gguf *gguf, const char *name);
+
+/*
+ * Element i of a key's value (0 where it is no array): an integer of any size or a bool; a number, which
+ * may be one as well; a string. L2C_RANGE: no such key or element, or more than int64_t holds; L2C_ARG:
+ * it is of another type.
+ */
+l2c_status l2c_gguf_integer(const l2c_gguf *gguf, size_t key, uint64_t i, int64_t *value, l2c_error *err);
+l2c_status l2c_gguf_number(const l2c_gguf *gguf, size_t key, uint64_t i, double *value, l2c_error *err);
+l2c_status l2c_gguf_string(const l2c_gguf *gguf, size_t key, uint64_t i, const char **bytes, size_t *length,
+                           l2c_error *err);
+
+/* x (dims[0]) = row `row` of a tensor, of which there are dims[1] * dims[2] * dims[3], in float32.
+ * L2C_UNSUPPORTED for a type that this engine cannot read, L2C_RANGE without such a tensor or row. */
+l2c_status l2c_gguf_tensor_row(const l2c_gguf *gguf, size_t i, uint64_t row, float *x, l2c_error *err);
+
+void l2c_gguf_free(l2c_gguf *gguf);
 
 /* ---- Worker pool: shared by sessions; one forward pass runs in it at a time ------------------ */
 

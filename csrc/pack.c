@@ -3,6 +3,7 @@
  */
 #include <string.h>
 
+#include "gguf.h"
 #include "internal.h"
 #include "quantized.h"
 
@@ -17,22 +18,27 @@ static int packable(const l2c_matrix *m) {
         || (m->group % 4 == 0 && m->group <= L2C_MAX_PACKED_GROUP && m->cols % m->group == 0);
 }
 
-/* Calls visit for every matrix of the model; a shared classifier is the embedding. */
-#define EACH_MATRIX(m, visit)                                              \
-    do {                                                                   \
-        visit(&(m)->token_embedding);                                      \
-        for (int32_t l = 0; l < (m)->config.n_layers; l++) {               \
-            l2c_layer *w = &(m)->layers[l];                                \
-            visit(&w->wq); visit(&w->wk); visit(&w->wv); visit(&w->wo);    \
-            visit(&w->w1); visit(&w->w2); visit(&w->w3);                   \
-        }                                                                  \
-        if (!(m)->config.shared_classifier) visit(&(m)->classifier);       \
-    } while (0)
+static l2c_weights packed_type(const l2c_matrix *m, l2c_dtype dtype) {
+    switch (dtype) {
+    case L2C_DTYPE_FLOAT32: return L2C_WEIGHTS_F32;
+    case L2C_DTYPE_INT8: return L2C_WEIGHTS_Q8;
+    case L2C_DTYPE_INT4: return L2C_WEIGHTS_Q4;
+    default: return m->type == L2C_WEIGHTS_GGUF ? m->blocks->nearest
+                  : m->type == L2C_WEIGHTS_F32  ? L2C_WEIGHTS_F32
+                                                : L2C_WEIGHTS_Q8;
+    }
+}
 
-static l2c_matrix packed_shape(const l2c_matrix *m, l2c_weights type) {
+static l2c_matrix packed_shape(const l2c_matrix *m, l2c_dtype dtype) {
+    l2c_weights type = packed_type(m, dtype);
+    if (type == L2C_WEIGHTS_F32)
+        return (l2c_matrix){.type = type, .rows = m->rows, .cols = m->cols, .padded = m->cols};
     size_t group = type == L2C_WEIGHTS_Q8 && m->type == L2C_WEIGHTS_FILE ? m->group : DEFAULT_GROUP;
     return l2c_matrix_packed(type, m->rows, m->cols, group);
 }
+
+/* What a matrix or norm takes of the packed memory: whole cache lines. */
+static size_t whole_lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 typedef struct {
     l2c_matrix *to;
@@ -62,22 +68,25 @@ static l2c_status pack_matrix(l2c_pool *pool, l2c_matrix *to, unsigned char *mem
 static const float *copy_norm(unsigned char **at, const float *norm, size_t dim) {
     float *copy = (float *)*at;
     memcpy(copy, norm, dim * sizeof *copy);
-    *at += (dim * sizeof *copy + 63) / 64 * 64;
+    *at += whole_lines(dim * sizeof *copy);
     return copy;
 }
 
-l2c_status l2c_model_pack(l2c_model *model, l2c_weights type, l2c_error *err) {
+l2c_status l2c_model_pack(l2c_model *model, l2c_dtype dtype, l2c_error *err) {
     const l2c_config *c = &model->config;
-    size_t dim = (size_t)c->dim, bytes = (2 * (size_t)c->n_layers + 1) * ((dim * sizeof(float) + 63) / 64 * 64);
-    int possible = 1;
+    size_t dim = (size_t)c->dim, bytes = (2 * (size_t)c->n_layers + 1) * whole_lines(dim * sizeof(float));
+    int possible = 1, needed = 0;
+    /* At most some 8 times the file: its matrices do not overlap. */
 #define MEASURE(m)                                              \
     do {                                                        \
-        l2c_matrix shape = packed_shape(m, type);               \
-        bytes += l2c_matrix_bytes(&shape);                      \
+        l2c_matrix shape = packed_shape(m, dtype);              \
+        bytes += whole_lines(l2c_matrix_bytes(&shape));         \
         possible &= packable(m);                                \
+        needed |= shape.type != (m)->type;                      \
     } while (0)
     EACH_MATRIX(model, MEASURE);
 #undef MEASURE
+    if (!needed) return L2C_OK;
     if (!possible)
         return l2c_fail(err, L2C_UNSUPPORTED, "groups of %d int8 weights cannot be packed", c->group_size);
 
@@ -93,9 +102,9 @@ l2c_status l2c_model_pack(l2c_model *model, l2c_weights type, l2c_error *err) {
     }
 #define PACK(m)                                                        \
     do {                                                               \
-        l2c_matrix to = packed_shape(m, type);                         \
+        l2c_matrix to = packed_shape(m, dtype);                        \
         if (status == L2C_OK) status = pack_matrix(pool, &to, at, m, err); \
-        at += l2c_matrix_bytes(&to);                                   \
+        at += whole_lines(l2c_matrix_bytes(&to));                      \
         *(m) = to;                                                     \
     } while (0)
     EACH_MATRIX(model, PACK);

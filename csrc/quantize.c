@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "gguf.h"
 #include "internal.h"
 #include "quantized.h"
 
@@ -20,6 +21,7 @@ l2c_matrix l2c_matrix_packed(l2c_weights type, size_t rows, size_t cols, size_t 
 size_t l2c_matrix_bytes(const l2c_matrix *m) {
     if (m->type == L2C_WEIGHTS_F32) return m->rows * m->cols * sizeof(float);
     if (m->type == L2C_WEIGHTS_FILE) return m->rows * m->cols + m->rows * m->cols / m->group * sizeof(float);
+    if (m->type == L2C_WEIGHTS_GGUF) return m->rows * (m->cols / m->blocks->values * m->blocks->bytes);
     return (m->rows + L2C_BLOCK_ROWS - 1) / L2C_BLOCK_ROWS * m->block_bytes;
 }
 
@@ -29,14 +31,34 @@ static float file_scale(const l2c_matrix *w, size_t group) {
     return scale;
 }
 
-void l2c_matrix_row(float *x, const l2c_matrix *w, size_t row) {
-    if (w->type == L2C_WEIGHTS_F32) {
-        memcpy(x, (const float *)w->data + row * w->cols, w->cols * sizeof *x);
-        return;
+/* n values of a row that is not packed, from column `start` on; of a GGUF file, 32 or fewer, which lie
+ * in one block of more than one value. */
+static void read_values(float *x, const l2c_matrix *from, size_t row, size_t start, size_t n) {
+    size_t at = row * from->cols + start;
+    if (from->type == L2C_WEIGHTS_F32) {
+        memcpy(x, (const float *)from->data + at, n * sizeof *x);
+    } else if (from->type == L2C_WEIGHTS_FILE) {
+        const int8_t *q = (const int8_t *)from->data + at;
+        for (size_t j = 0; j < n; j++) x[j] = (float)q[j] * file_scale(from, (at + j) / from->group);
+    } else {
+        const l2c_block_type *blocks = from->blocks;
+        const unsigned char *block = (const unsigned char *)from->data + at / blocks->values * blocks->bytes;
+        blocks->read(x, block, at % blocks->values, n);
     }
-    if (w->type == L2C_WEIGHTS_FILE) {
-        const int8_t *q = w->data;
-        for (size_t j = 0, at = row * w->cols; j < w->cols; j++, at++) x[j] = (float)q[at] * file_scale(w, at / w->group);
+}
+
+/* A row that is not packed, in float32. */
+static void unpack_row(float *to, const l2c_matrix *from, size_t row) {
+    size_t part = from->type == L2C_WEIGHTS_GGUF ? L2C_Q4_GROUP : from->cols;
+    for (size_t start = 0; start < from->cols; start += part) {
+        size_t n = from->cols - start < part ? from->cols - start : part;
+        read_values(to + start, from, row, start, n);
+    }
+}
+
+void l2c_matrix_row(float *x, const l2c_matrix *w, size_t row) {
+    if (w->type != L2C_WEIGHTS_Q8 && w->type != L2C_WEIGHTS_Q4) {
+        unpack_row(x, w, row);
         return;
     }
     size_t lane = row % L2C_BLOCK_ROWS;
@@ -138,29 +160,44 @@ static int all_finite(const float *x, size_t n) {
     return sum == 0.0f;
 }
 
+/* Group g of a row, where the integers are kept as they are; 0 where they are not. */
+static int copy_group(const l2c_matrix *to, unsigned char *block, size_t lane, size_t g, const l2c_matrix *from,
+                      size_t row, int *finite) {
+    size_t at = row * from->cols + g * to->group;
+    int8_t q[L2C_Q4_GROUP];
+    if (from->type == L2C_WEIGHTS_FILE && to->type == L2C_WEIGHTS_Q8) {
+        put_q8(to, block, lane, g, (const int8_t *)from->data + at, file_scale(from, at / from->group));
+        return 1;
+    }
+    if (from->type != L2C_WEIGHTS_GGUF || from->blocks->integers != to->type) return 0;
+    const unsigned char *data = (const unsigned char *)from->data + at / L2C_Q4_GROUP * from->blocks->bytes;
+    uint16_t scale = l2c_gguf_integers(q, data, to->type);
+    *finite = isfinite(l2c_half_to_float(scale));
+    if (to->type == L2C_WEIGHTS_Q8) put_q8(to, block, lane, g, q, l2c_half_to_float(scale));
+    else put_q4(to, block, lane, g, q, scale);
+    return 1;
+}
+
 l2c_status l2c_matrix_pack(const l2c_matrix *to, unsigned char *memory, const l2c_matrix *from, size_t begin,
                            size_t end) {
     for (size_t row = begin; row < end; row++) {
+        if (to->type == L2C_WEIGHTS_F32) {
+            unpack_row((float *)(void *)memory + row * to->cols, from, row);
+            continue;
+        }
         unsigned char *block = memory + row / L2C_BLOCK_ROWS * to->block_bytes;
         size_t lane = row % L2C_BLOCK_ROWS;
         float values[L2C_MAX_PACKED_GROUP];
         for (size_t g = 0; g * to->group < to->padded; g++) {
             size_t start = g * to->group, given = from->cols - start < to->group ? from->cols - start : to->group;
-            if (from->type == L2C_WEIGHTS_FILE && to->type == L2C_WEIGHTS_Q8) { /* as it is */
-                put_q8(to, block, lane, g, (const int8_t *)from->data + row * from->cols + start,
-                       file_scale(from, (row * from->cols + start) / from->group));
-                continue;
+            int finite = 1;
+            if (!copy_group(to, block, lane, g, from, row, &finite)) {
+                memset(values, 0, sizeof values);
+                read_values(values, from, row, start, given);
+                finite = all_finite(values, given);
+                if (finite) pack_group(to, block, lane, g, values);
             }
-            memset(values, 0, sizeof values);
-            if (from->type == L2C_WEIGHTS_F32) {
-                memcpy(values, (const float *)from->data + row * from->cols + start, given * sizeof *values);
-            } else {
-                const int8_t *q = (const int8_t *)from->data + row * from->cols + start;
-                for (size_t j = 0; j < given; j++)
-                    values[j] = (float)q[j] * file_scale(from, (row * from->cols + start + j) / from->group);
-            }
-            if (!all_finite(values, given)) return L2C_NONFINITE;
-            pack_group(to, block, lane, g, values);
+            if (!finite) return L2C_NONFINITE;
         }
     }
     return L2C_OK;

@@ -15,11 +15,20 @@ typedef struct {
     uint64_t size, factor[5];
 } block;
 
-/* int8 rows as a matrix takes them. */
-static l2c_quantized rows_for(const l2c_matrix *m) {
+/* int8 rows of `cols` values as the model's matrices take them. */
+static l2c_quantized rows_for(const l2c_model *m, size_t cols) {
+    if (m->group == 0) return (l2c_quantized){.cols = cols};
     /* runq.c leaves out what is past the last whole group */
-    size_t width = m->type == L2C_WEIGHTS_FILE ? m->cols / m->group * m->group : m->padded;
-    return (l2c_quantized){.cols = m->cols, .width = width, .group = m->group};
+    size_t groups = m->classifier.type == L2C_WEIGHTS_FILE ? cols / m->group : (cols + m->group - 1) / m->group;
+    return (l2c_quantized){.cols = cols, .width = groups * m->group, .group = m->group};
+}
+
+static size_t query_dim(const l2c_config *c) { return (size_t)c->n_heads * (size_t)c->head_size; }
+
+static void shape_rows(l2c_session *s, const l2c_model *m) {
+    s->xq = rows_for(m, (size_t)m->config.dim);
+    s->aq = rows_for(m, query_dim(&m->config));
+    s->hq = rows_for(m, (size_t)m->config.hidden_dim);
 }
 
 /* The blocks of a session; returns how many. Used to size and to allocate. */
@@ -27,7 +36,7 @@ static int list_blocks(l2c_session *s, const l2c_config *c, uint64_t n_sequences
                        uint64_t n_threads, block *blocks) {
     /* a single row is normed by every thread for itself (forward.c) */
     uint64_t rows = L2C_MAX_ROWS > n_threads ? L2C_MAX_ROWS : n_threads, dim = (uint64_t)c->dim, hidden = (uint64_t)c->hidden_dim;
-    uint64_t head = (uint64_t)c->head_size, kv_heads = (uint64_t)c->n_kv_heads;
+    uint64_t q_dim = query_dim(c), head = (uint64_t)c->head_size, kv_heads = (uint64_t)c->n_kv_heads;
     uint64_t layers = (uint64_t)c->n_layers, vocab = (uint64_t)c->vocab_size, f = sizeof(float);
     int n = 0;
 #define BLOCK(member, element, a, b, d, e, g) \
@@ -40,8 +49,8 @@ static int list_blocks(l2c_session *s, const l2c_config *c, uint64_t n_sequences
     BLOCK(x, f, rows, dim, 1, 1, 1);
     BLOCK(xb, f, rows, dim, 1, 1, 1);
     BLOCK(hb, f, rows, hidden, 1, 1, 1);
-    BLOCK(att, f, rows, dim, 1, 1, 1);
-    BLOCK(q, f, rows, dim, 1, 1, 1);
+    BLOCK(att, f, rows, q_dim, 1, 1, 1);
+    BLOCK(q, f, rows, q_dim > dim ? q_dim : dim, 1, 1, 1);
     BLOCK(k, f, rows, kv_heads, head, 1, 1);
     BLOCK(v, f, rows, kv_heads, head, 1, 1);
     BLOCK(up, f, rows, hidden, 1, 1, 1);
@@ -51,7 +60,8 @@ static int list_blocks(l2c_session *s, const l2c_config *c, uint64_t n_sequences
     BLOCK(seen, 1, n_threads, vocab, 1, 1, 1);
     BLOCK(next, sizeof(int32_t), n_sequences, 1, 1, 1, 1);
     if (s->xq.group > 0) {
-        uint64_t group = s->xq.group, wide = s->xq.width, wider = s->hq.width;
+        uint64_t group = s->xq.group, wider = s->hq.width;
+        uint64_t wide = s->xq.width > s->aq.width ? s->xq.width : s->aq.width;
         BLOCK(xq.q, 1, rows, wide, 1, 1, 1);
         BLOCK(hq.q, 1, rows, wider, 1, 1, 1);
         BLOCK(xq.pairs, 2, rows, wide, 1, 1, 1);
@@ -77,8 +87,7 @@ static uint64_t block_bytes(const block *b) {
 
 uint64_t l2c_session_bytes(const l2c_model *model, int32_t n_sequences, int32_t n_ctx) {
     l2c_session unused;
-    unused.xq = rows_for(&model->layers->w1);
-    unused.hq = rows_for(&model->layers->w2);
+    shape_rows(&unused, model);
     block blocks[L2C_SESSION_BLOCKS];
     if (n_ctx == 0) n_ctx = model->config.seq_len;
     if (n_sequences < 1 || n_ctx < 1) return UINT64_MAX;
@@ -110,8 +119,7 @@ l2c_status l2c_session_create(const l2c_model *model, l2c_pool *pool, int32_t n_
     s->kernels = model->classifier.type == L2C_WEIGHTS_FILE ? &l2c_kernels_runq : l2c_kernels_for(isa);
     s->n_sequences = n_sequences;
     s->n_ctx = n_ctx;
-    s->xq = rows_for(&model->layers->w1);
-    s->hq = rows_for(&model->layers->w2);
+    shape_rows(s, model);
     block blocks[L2C_SESSION_BLOCKS];
     int n = list_blocks(s, c, (uint64_t)n_sequences, (uint64_t)n_ctx, (uint64_t)l2c_pool_size(pool), blocks);
     for (int i = 0; i < n; i++) {
@@ -124,6 +132,11 @@ l2c_status l2c_session_create(const l2c_model *model, l2c_pool *pool, int32_t n_
                             n_sequences, n_ctx, (unsigned long long)l2c_session_bytes(model, n_sequences, n_ctx));
         }
     }
+    s->delta = s->q;
+    l2c_quantized att = s->aq;
+    s->aq = s->xq;
+    s->aq.cols = att.cols;
+    s->aq.width = att.width;
     *session = s;
     return L2C_OK;
 }
@@ -158,8 +171,8 @@ static l2c_status check_rows(l2c_session *s, const l2c_row *rows, size_t n_rows,
     return L2C_OK;
 }
 
-/* cos and sin of position * 10000^(-2j / head_size): in double, rounded once; with runq.c's kernels in
- * its float32 steps (kernels_runq.c says why). */
+/* cos and sin of position * theta^(-2j / head_size) / divisor: in double, rounded once; with runq.c's
+ * kernels in its float32 steps (kernels_runq.c says why). */
 static void rope_angle(const l2c_session *s, size_t position, size_t j, float *cosine, float *sine) {
     int32_t head_size = s->model->config.head_size;
     if (s->kernels == &l2c_kernels_runq) {
@@ -168,7 +181,9 @@ static void rope_angle(const l2c_session *s, size_t position, size_t j, float *c
         *cosine = cosf(angle);
         *sine = sinf(angle);
     } else {
-        double angle = (double)position * pow(10000.0, -(double)(2 * j) / (double)head_size);
+        double frequency = pow((double)s->model->config.rope_theta, -(double)(2 * j) / (double)head_size);
+        if (s->model->rope_divisors != NULL) frequency /= s->model->rope_divisors[j];
+        double angle = (double)position * frequency;
         *cosine = (float)cos(angle);
         *sine = (float)sin(angle);
     }

@@ -8,7 +8,7 @@ class Llama2cError(Exception):
 
 
 class CheckpointError(Llama2cError, ValueError):
-    """A model file is not a llama2.c checkpoint, is damaged, or is cut short."""
+    """A model file is neither a llama2.c checkpoint nor GGUF, is damaged, or is cut short."""
 
 
 # OSError first among the bases: its constructor is the one that knows errno and filename.

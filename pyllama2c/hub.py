@@ -122,7 +122,7 @@ def find_model(
         folder = data_folder()
         return ModelFiles(folder / "storyteller.bin", lambda _: folder / "tokenizer.bin")
     name = os.fspath(model)
-    if os.path.exists(name) or os.sep in name or name.endswith(".bin"):
+    if os.path.exists(name) or os.sep in name or name.endswith((".bin", ".gguf")):
         return ModelFiles(Path(name), _beside(Path(name)))
     registry = Registry()
     if name not in registry.models:

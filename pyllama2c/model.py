@@ -33,17 +33,18 @@ if TYPE_CHECKING:
 class Llama:
     """A language model.
 
-    `model` is the path of a llama2.c checkpoint (.bin, version 0, 1 or 2), the name of a known
-    model ("stories15M": downloaded once, checked, cached), or None for the embedded storyteller.
+    `model` is the path of a llama2.c checkpoint (.bin, version 0, 1 or 2) or a GGUF file of
+    architecture `llama`, the name of a known model ("stories15M": downloaded once, checked,
+    cached), or None for the embedded storyteller.
     `tokenizer` is the path of its tokenizer.bin; by default the one that belongs to the known
     model, the one beside the checkpoint, or Llama 2's where the vocabulary has its size.
     `dtype` is what weights are computed with: "float32", "int8" and "int4" (quantized when the file
-    is opened), "auto" keeps what the file holds. `speculative` lets an int8 copy of float32 weights
-    draft tokens that the model then checks, several at a time: the same story, faster ("auto":
-    where it pays; it takes a quarter more memory). `threads` counts all that compute (default:
-    $PYLLAMA2C_THREADS, else by model size and processors); `isa` forces the kernels ("scalar",
-    "avx2", "avx512", "neon"; default: $PYLLAMA2C_ISA, else the fastest). Neither changes a single
-    bit of the result.
+    is opened), "auto" keeps what the file holds, or comes nearest to it (see llama2c.h).
+    `speculative` lets an int8 copy of float32 weights draft tokens that the model then checks,
+    several at a time: the same story, faster ("auto": where it pays; it takes a quarter more
+    memory). `threads` counts all that compute (default: $PYLLAMA2C_THREADS, else by model size and
+    processors); `isa` forces the kernels ("scalar", "avx2", "avx512", "neon"; default:
+    $PYLLAMA2C_ISA, else the fastest). Neither changes a single bit of the result.
 
     One Llama may be used from many threads at once; forward passes take turns in its worker pool.
     """

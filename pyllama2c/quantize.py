@@ -97,11 +97,13 @@ def quantize_file(source: str | os.PathLike[str], target: str | os.PathLike[str]
     """Writes `source`, a float32 checkpoint, as int8 to `target`; returns the bytes written.
 
     The file appears under its name when it is whole. CheckpointError for a source that is not a
-    checkpoint, UnsupportedError for one that is int8 already.
+    checkpoint, UnsupportedError for one that is int8 already, and for GGUF.
     """
     source, target = Path(source), Path(target)
     with Llama(source, speculative=False) as llama:  # every check on the file is the engine's
         config = llama.config
+    if config.file != "llama2.c":
+        raise UnsupportedError(f"{source} is a GGUF file; only llama2.c's files are quantized")
     if config.dtype != "float32":
         raise UnsupportedError(f"{source} holds {config.dtype} weights; only float32 is quantized")
     with whole_file(target) as file:
