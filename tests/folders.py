@@ -278,11 +278,12 @@ def pairs_together(values: NDArray[Any], head_size: int) -> NDArray[Any]:
     return out
 
 
-def meta_weights(model: Model) -> Weights:
+def meta_weights(weights: Weights, head_size: int) -> Weights:
+    """Hugging Face's weights as Meta has them."""
     out = {}
-    for name, values in model.weights.items():
+    for name, values in weights.items():
         if "q_proj" in name or "k_proj" in name:
-            values = pairs_together(values, model.head_size)
+            values = pairs_together(values, head_size)
         for old, new in _META.items():
             name = name.replace(old, new)
         out[name] = values
@@ -314,7 +315,7 @@ def write_meta(
         "vocab_size": -1,
     }
     (folder / "params.json").write_text(json.dumps(params))
-    weights = meta_weights(model)
+    weights = meta_weights(model.weights, model.head_size)
     for i in range(shards):
         shard = meta_shard(weights, i, shards, embedding_axis)
         write_torch(folder / f"consolidated.{i:02d}.pth", shard, dtype)

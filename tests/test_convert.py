@@ -15,6 +15,8 @@ from conftest import DATA, run_python
 from folders import (
     LLAMA3_SCALING,
     Model,
+    meta_shard,
+    meta_weights,
     pairs_together,
     write_hugging_face,
     write_meta,
@@ -279,9 +281,7 @@ def test_damaged_weights_are_named(tmp_path: Path) -> None:
 def test_shards_that_disagree(tmp_path: Path) -> None:
     model = Model()
     folder = write_meta(tmp_path / "m", model, 2)
-    from folders import meta_shard, meta_weights
-
-    whole = meta_weights(model)
+    whole = meta_weights(model.weights, model.head_size)
     second = folder / "consolidated.01.pth"
 
     def write(**changes: Any) -> None:
