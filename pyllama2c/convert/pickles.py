@@ -3,12 +3,13 @@
 A pickle is a program. `pickle` runs it with everything that can be imported at hand, and even with
 its `find_class` narrowed it builds what the file says: memos of 2^32 entries, keys whose hash takes
 years. So this machine has no import and no call: a global is a name, looked up in the table that
-the caller gives, and a REDUCE of it is one of the caller's functions. `pickletools` splits the
-opcodes, which is only reading. All others, and all other names, raise CheckpointError.
+the caller gives, and a REDUCE of it is one of the caller's functions. `pickletools` knows how
+arguments are written, which is only reading. All other opcodes and names raise CheckpointError.
 """
 
 from __future__ import annotations
 
+import io
 import pickletools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -31,7 +32,14 @@ _MAKE: dict[str, Callable[[], object]] = {
     "EMPTY_TUPLE": tuple,
 }
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_NOTHING = {"PROTO", "FRAME", "STOP"}
+_NOTHING = {"PROTO", "FRAME"}
+_OTHERS = {
+    *("MARK", "TUPLE", "SETITEM", "SETITEMS", "APPEND", "APPENDS", "BINPUT", "LONG_BINPUT"),
+    *("MEMOIZE", "BINGET", "LONG_BINGET", "GLOBAL", "STACK_GLOBAL", "BINPERSID", "REDUCE", "BUILD"),
+    "STOP",
+}
+_KNOWN = _VALUES | _MAKE.keys() | _TUPLES.keys() | _NOTHING | _OTHERS
+_OPCODES = {ord(o.code): o for o in pickletools.opcodes}
 
 Function = Callable[..., object]
 
@@ -130,7 +138,7 @@ class _Machine:
         elif name in ("BINGET", "LONG_BINGET"):
             self._recall(argument)
         elif name == "GLOBAL":
-            self._global(argument.replace(" ", ".", 1))
+            self._global(argument)
         elif name == "STACK_GLOBAL":
             last, module = self._pop(), self._pop()
             if type(last) is not str or type(module) is not str:
@@ -143,13 +151,20 @@ class _Machine:
         elif name == "BUILD":
             self._pop()  # the attributes of an OrderedDict, which weights have no use for
             self._top(dict)
-        elif name not in _NOTHING:
-            raise self.fail(f"uses the opcode {name}, which weights have no use for: not loaded")
 
     def result(self) -> object:
         if len(self._stack) != 1 or self._marks:
             raise self.fail("is damaged: its pickle does not end in one value")
         return self._stack[0]
+
+
+def _argument(opcode: pickletools.OpcodeInfo, stream: io.BytesIO) -> Any:
+    if opcode.name == "GLOBAL":  # pickletools would resolve escapes, of which pickle has none
+        lines = [stream.readline(), stream.readline()]
+        if not all(line.endswith(b"\n") for line in lines):
+            raise ValueError("it ends within a name")
+        return ".".join(line[:-1].decode() for line in lines)
+    return opcode.arg.reader(stream) if opcode.arg is not None else None
 
 
 def read(
@@ -163,12 +178,17 @@ def read(
     if len(data) > MAX_BYTES:
         raise CheckpointError(f"{source} has {len(data):,} bytes; the limit is {MAX_BYTES:,}")
     machine = _Machine(source, names, persistent)
-    operations = pickletools.genops(data)
+    stream = io.BytesIO(data)
     while True:
-        try:
-            opcode, argument, _ = next(operations)
-        except StopIteration:
+        opcode = _OPCODES.get(int.from_bytes(stream.read(1), "little"))
+        if opcode is None:
+            raise machine.fail("is not a pickle, or damaged: there is no such opcode")
+        if opcode.name not in _KNOWN:
+            raise machine.fail(f"uses the opcode {opcode.name}, which weights do not: not loaded")
+        if opcode.name == "STOP":
             return machine.result()
+        try:
+            argument = _argument(opcode, stream)
         except ValueError as error:  # pickletools' only complaint
             raise machine.fail(f"is not a pickle, or damaged: {str(error)[:200]}") from error
         machine.step(opcode.name, argument)

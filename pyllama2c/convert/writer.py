@@ -155,20 +155,21 @@ def write_gguf(
     kinds = {n: storage_type(n, tensor.shape, dtype) for n, tensor in tensors.items()}
     total = sum(_bytes(tensor.shape, kinds[n]) for n, tensor in tensors.items())
     with whole_file(target) as file:
+        # The package writes tensors whole; a 70B's are too large for that.
         writer = GGUFWriter(file.name, "llama")
         _add_config(writer, config, name, dtype)
         _add_vocabulary(writer, vocabulary)
         for n, tensor in tensors.items():
             size = _bytes(tensor.shape, kinds[n])
             writer.add_tensor_info(n, tensor.shape, np.dtype(np.float32), size, kinds[n])
-        # The package writes tensors whole; a 70B's are too large for that.
-        writer.write_header_to_file()
         try:
+            writer.write_header_to_file()
             writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
         except UnicodeEncodeError as error:  # JSON can name halves of surrogate pairs
             raise TokenizerError(f"{name}: its tokenizer has invalid Unicode: {error}") from error
-        writer.write_ti_data_to_file()
-        writer.close()
+        finally:
+            writer.close()
         file.seek(0, 2)
         with tqdm(total=total, unit="B", unit_scale=True, disable=not progress) as bar:
             for n, tensor in tensors.items():
