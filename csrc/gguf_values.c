@@ -49,7 +49,7 @@ l2c_status l2c_gguf_integer(const l2c_gguf *gguf, size_t key, uint64_t i, int64_
     case L2C_GGUF_FLOAT32: case L2C_GGUF_FLOAT64: case L2C_GGUF_STRING: return fail_type(&e->key, "an integer", err);
     case L2C_GGUF_UINT64:
         if (bits > INT64_MAX)
-            return l2c_fail(err, L2C_RANGE, "%.*s is %llu, which is too large", L2C_GGUF_NAME(&e->key),
+            return l2c_fail(err, L2C_FORMAT, "%.*s is %llu, which is too large", L2C_GGUF_NAME(&e->key),
                             (unsigned long long)bits);
     }
     *value = (int64_t)bits;

@@ -214,8 +214,8 @@ int64_t l2c_gguf_find_tensor(const l2c_gguf *gguf, const char *name);
 
 /*
  * Element i of a key's value (0 where it is no array): an integer of any size or a bool; a number, which
- * may be one as well; a string. L2C_RANGE: no such key or element, or more than int64_t holds; L2C_ARG:
- * it is of another type.
+ * may be one as well; a string. L2C_RANGE: no such key or element; L2C_ARG: it is of another type;
+ * L2C_FORMAT: it is more than int64_t holds.
  */
 l2c_status l2c_gguf_integer(const l2c_gguf *gguf, size_t key, uint64_t i, int64_t *value, l2c_error *err);
 l2c_status l2c_gguf_number(const l2c_gguf *gguf, size_t key, uint64_t i, double *value, l2c_error *err);

@@ -76,7 +76,7 @@ l2c_status l2c_model_pack(l2c_model *model, l2c_dtype dtype, l2c_error *err) {
     const l2c_config *c = &model->config;
     size_t dim = (size_t)c->dim, bytes = (2 * (size_t)c->n_layers + 1) * whole_lines(dim * sizeof(float));
     int possible = 1, needed = 0;
-    /* At most some 8 times the file: its matrices do not overlap. */
+    /* Some tens of times the file at most, as its matrices do not overlap: no sum wraps around. */
 #define MEASURE(m)                                              \
     do {                                                        \
         l2c_matrix shape = packed_shape(m, dtype);              \

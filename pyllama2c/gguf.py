@@ -31,9 +31,13 @@ class Tensor(NamedTuple):
 class Gguf:
     """A GGUF file of version 2 or 3, of any architecture; checked as a whole when it is opened.
 
+    A mapping from keys to values for its metadata, and `tensors`.
+
     Raises CheckpointError for a damaged file, UnsupportedError for a big-endian one, another
     version or a type that is not known, and an OSError where the file cannot be read.
     """
+
+    _buffer: Any = None
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = os.fspath(path)

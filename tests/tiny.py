@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,10 +26,20 @@ class Shape:
     tied: bool = True
     group_size: int = 0
     """of a version 2 file"""
+    head: int = 0
+    """size of a head; 0: dim / n_heads, as in every llama2.c file"""
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-5
+    rope_divisors: tuple[float, ...] = ()
+    """of RoPE's frequencies; none: all 1"""
 
     @property
     def head_size(self) -> int:
-        return self.dim // self.n_heads
+        return self.head or self.dim // self.n_heads
+
+    @property
+    def q_dim(self) -> int:
+        return self.n_heads * self.head_size
 
 
 def quantize(x: Array, group_size: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -53,9 +64,9 @@ class TinyLlama:
     def random(cls, shape: Shape, seed: int = 0) -> TinyLlama:
         rng, s = np.random.default_rng(seed), shape
         kv = s.n_kv_heads * s.head_size
-        rows = {"wq": s.dim, "wk": kv, "wv": kv, "wo": s.dim}
+        rows = {"wq": s.q_dim, "wk": kv, "wv": kv, "wo": s.dim}
         rows |= {"w1": s.hidden_dim, "w2": s.dim, "w3": s.hidden_dim}
-        columns = {name: s.hidden_dim if name == "w2" else s.dim for name in MATRICES}
+        columns = dict.fromkeys(MATRICES, s.dim) | {"w2": s.hidden_dim, "wo": s.q_dim}
         w: dict[str, Any] = {"embedding": rng.normal(0, 0.5, (s.vocab_size, s.dim))}
         for name in MATRICES:
             size = (s.n_layers, rows[name], columns[name])
@@ -121,20 +132,26 @@ class TinyLlama:
             out[name] = dequantize(*quantize(out[name], size)).reshape(out[name].shape)
         return TinyLlama(self.shape, out)
 
-    def logits(self, tokens: list[int], int8_activations: bool = False) -> Array:
-        """(len(tokens), vocab_size): the whole transformer, in float64, the way the paper says."""
+    def logits(
+        self, tokens: list[int], int8_activations: bool = False, float32: Collection[str] = ()
+    ) -> Array:
+        """(len(tokens), vocab_size): the whole transformer, in float64, the way the paper says.
+
+        `float32` are matrices whose inputs stay as they are where those of others are int8.
+        """
         s, w = self.shape, self.weights
         size = s.group_size
 
-        def linear(x: Array, weight: Array) -> Array:
-            if int8_activations:
+        def linear(x: Array, name: str, layer: int | None = None) -> Array:
+            if int8_activations and name not in float32:
                 x = np.stack([dequantize(*quantize(row, size)) for row in x])
-            return x @ weight.T
+            return x @ (w[name] if layer is None else w[name][layer]).T
 
         def norm(x: Array, weight: Array) -> Array:
-            return weight * x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + 1e-5)
+            return weight * x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + s.norm_eps)
 
-        frequency = 10000.0 ** (-np.arange(0, s.head_size, 2) / s.head_size)
+        frequency = s.rope_theta ** (-np.arange(0, s.head_size, 2) / s.head_size)
+        frequency = frequency / np.array(s.rope_divisors or 1.0)
         angle = np.outer(np.arange(len(tokens)), frequency)
         turn = np.exp(1j * angle)[:, None, :]
 
@@ -149,19 +166,19 @@ class TinyLlama:
         mask = np.triu(np.full((len(tokens), len(tokens)), -np.inf), 1)
         for layer in range(s.n_layers):
             h = norm(x, w["attention_norm"][layer])
-            q = heads(linear(h, w["wq"][layer]), s.n_heads, True)
-            k = heads(linear(h, w["wk"][layer]), s.n_kv_heads, True)
-            v = heads(linear(h, w["wv"][layer]), s.n_kv_heads, False)
+            q = heads(linear(h, "wq", layer), s.n_heads, True)
+            k = heads(linear(h, "wk", layer), s.n_kv_heads, True)
+            v = heads(linear(h, "wv", layer), s.n_kv_heads, False)
             k, v = (np.repeat(a, s.n_heads // s.n_kv_heads, axis=0) for a in (k, v))
             scores = q @ k.transpose(0, 2, 1) / np.sqrt(s.head_size) + mask
             p = np.exp(scores - scores.max(axis=-1, keepdims=True))
             mixed = (p / p.sum(axis=-1, keepdims=True)) @ v
-            x = x + linear(mixed.transpose(1, 0, 2).reshape(len(tokens), -1), w["wo"][layer])
+            x = x + linear(mixed.transpose(1, 0, 2).reshape(len(tokens), -1), "wo", layer)
             h = norm(x, w["ffn_norm"][layer])
-            gate = linear(h, w["w1"][layer])
-            inner = gate / (1 + np.exp(-gate)) * linear(h, w["w3"][layer])
-            x = x + linear(inner, w["w2"][layer])
-        return linear(norm(x, w["final_norm"]), w["classifier"])
+            gate = linear(h, "w1", layer)
+            inner = gate / (1 + np.exp(-gate)) * linear(h, "w3", layer)
+            x = x + linear(inner, "w2", layer)
+        return linear(norm(x, w["final_norm"]), "classifier")
 
 
 BYTE_PIECES = [b"<0x%02X>" % i for i in range(256)]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the C engine under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, and with
-# the kernels of other processors in emulators; then fuzzes its two file formats for FUZZ_SECONDS
+# the kernels of other processors in emulators; then fuzzes its file formats for FUZZ_SECONDS
 # each (default 30). A crash leaves its input behind in CRASH_FOLDER (default: the current folder).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -87,11 +87,11 @@ if [[ -z $clang ]]; then
 fi
 
 python3 tests/c/make_corpus.py "$build/corpus"
-for target in checkpoint tokenizer; do
+for target in checkpoint gguf tokenizer; do
     echo "-- fuzz_$target with $clang, ${FUZZ_SECONDS:-30} s"
     "$clang" "${flags[@]}" -DUNROLL= -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
         "tests/c/fuzz_$target.c" "${engine[@]}" -o "$build/fuzz_$target" -lm
-    "$build/fuzz_$target" -max_total_time="${FUZZ_SECONDS:-30}" -max_len=8192 -timeout=10 -rss_limit_mb=2048 \
+    "$build/fuzz_$target" -max_total_time="${FUZZ_SECONDS:-30}" -max_len=16384 -timeout=10 -rss_limit_mb=2048 \
         -print_final_stats=1 -verbosity=0 -artifact_prefix="${CRASH_FOLDER:-.}/" "$build/corpus/$target" 2>&1 |
         grep -v '# Uses:'
 done
