@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -23,8 +24,10 @@ from folders import (
     write_safetensors,
     write_torch,
 )
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from pyllama2c import CheckpointError, Llama, UnsupportedError
+from pyllama2c import CheckpointError, Llama, Llama2cError, UnsupportedError
 from pyllama2c.cli import main
 from pyllama2c.convert import convert
 from pyllama2c.gguf import Gguf
@@ -278,6 +281,22 @@ def test_damaged_weights_are_named(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {"m", "m.gguf"}
 
 
+@settings(max_examples=200, deadline=None, suppress_health_check=[*HealthCheck])
+@given(st.lists(st.tuples(st.integers(0, 1 << 12), st.integers(0, 255)), min_size=1, max_size=5))
+def test_any_change_of_a_safetensors_header(tmp_path: Path, changes: list[tuple[int, int]]) -> None:
+    folder = tmp_path / "m"
+    if not folder.exists():
+        write_hugging_face(folder, Model(dim=8, hidden_dim=8, n_layers=1, head_size=2))
+        (folder / "model.safetensors").rename(folder / "whole")
+    data = bytearray((folder / "whole").read_bytes())
+    header = 8 + int.from_bytes(data[:8], "little")
+    for at, value in changes:
+        data[at % header] = value
+    (folder / "model.safetensors").write_bytes(data)
+    with contextlib.suppress(Llama2cError):
+        convert_here(folder)
+
+
 def test_shards_that_disagree(tmp_path: Path) -> None:
     model = Model()
     folder = write_meta(tmp_path / "m", model, 2)
@@ -381,6 +400,19 @@ def test_a_killed_conversion_leaves_what_was_there(tmp_path: Path) -> None:
     assert "KeyboardInterrupt" in done.stderr
     assert target.read_bytes() == b"what was there"
     assert os.listdir(target.parent) == ["m.gguf"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int4"])
+def test_pieces_of_a_few_rows(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces that begin within a head, or within a shard, make the same file as whole matrices."""
+    model = Model(dim=128, n_heads=8, n_kv_heads=4)
+    folders = [
+        write_hugging_face(tmp_path / "a" / "m", model),
+        write_meta(tmp_path / "b" / "m", model, 4, embedding_axis=0),
+    ]
+    whole = [convert_here(folder, dtype=dtype).read_bytes() for folder in folders]
+    monkeypatch.setattr("pyllama2c.convert.writer._CHUNK", 7 * 128)
+    assert [convert_here(folder, dtype=dtype).read_bytes() for folder in folders] == whole
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
