@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
-COMMANDS = ("generate", "chat", "bench", "info", "download", "quantize", "eval")
+COMMANDS = ("generate", "chat", "bench", "info", "download", "quantize", "convert", "eval")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -102,6 +102,18 @@ def build_parser() -> argparse.ArgumentParser:
     quantize.add_argument("source", metavar="IN")
     quantize.add_argument("target", metavar="OUT")
     quantize.add_argument("--dtype", choices=("int8",), default="int8")
+    convert = commands.add_parser("convert", help="write a Hugging Face or Meta folder as GGUF")
+    convert.add_argument("source", metavar="SRC", help="folder with config.json or params.json")
+    convert.add_argument("target", metavar="DST", help="the GGUF file to write")
+    convert.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "int8", "int4"),
+        default="float16",
+        help="what matrices are written as [float16]",
+    )
+    convert.add_argument(
+        "--no-tokenizer", action="store_true", help="leave the tokenizer out of the file"
+    )
     evaluate = commands.add_parser("eval", help="bits per byte and perplexity of texts")
     evaluate.add_argument("text", help="a file: passages with <|endoftext|> between them, or JSON")
     _add_model(evaluate, "-M", "--model")

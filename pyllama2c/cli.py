@@ -1,4 +1,4 @@
-"""The command line: generate (the default), chat, bench, info, download, quantize, eval."""
+"""The command line: generate (the default), chat, bench, info, download, quantize and others."""
 
 from __future__ import annotations
 
@@ -154,6 +154,20 @@ def _quantize(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _convert(arguments: argparse.Namespace) -> int:
+    from pyllama2c.convert import convert
+
+    size = convert(
+        arguments.source,
+        arguments.target,
+        dtype=arguments.dtype,
+        tokenizer=not arguments.no_tokenizer,
+        progress=sys.stderr.isatty(),
+    )
+    print(f"{arguments.target}: {size:,} bytes")
+    return 0
+
+
 def _evaluate(arguments: argparse.Namespace) -> int:
     import json
 
@@ -172,6 +186,7 @@ _RUN = {
     "info": _info,
     "download": _download,
     "quantize": _quantize,
+    "convert": _convert,
     "eval": _evaluate,
 }
 

@@ -1,0 +1,81 @@
+"""Models of Hugging Face or Meta folders into one GGUF file, which llama.cpp reads as well.
+
+>>> from pyllama2c.convert import convert
+>>> convert("open_llama_3b", "open_llama_3b.gguf", dtype="int8")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from pyllama2c.errors import CheckpointError, CheckpointNotFoundError, UnsupportedError
+
+_PACKAGES = ("gguf", "safetensors", "ml_dtypes")
+
+
+def _check_packages() -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    if missing:
+        raise UnsupportedError(
+            f"converting needs {', '.join(missing)}: pip install 'pyllama2c[convert]'"
+        )
+
+
+def _check_paths(source: Path, target: Path) -> None:
+    if not source.exists():
+        raise CheckpointNotFoundError(errno.ENOENT, "no such folder", str(source))
+    if not source.is_dir():
+        raise UnsupportedError(
+            f"{source} is a file; name the folder that holds a model's config.json or params.json. "
+            "llama2.c's .bin files are read as they are, or made int8 by `pyllama2c quantize`"
+        )
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder; name the file to write", str(target))
+
+
+def convert(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    dtype: str = "float16",
+    tokenizer: bool = True,
+    progress: bool = False,
+) -> int:
+    """Writes the Llama in the folder `source` to `target`, a GGUF file; returns its bytes.
+
+    `source` holds config.json with *.safetensors or pytorch_model*.bin (Hugging Face), or
+    params.json with consolidated.*.pth (Meta), and the tokenizer: tokenizer.model or
+    tokenizer.json; `tokenizer=False` leaves it out of the file. Weights are read and written some
+    rows at a time, so memory does not grow with the model. PyTorch's files are read without
+    PyTorch, by a reader that has nothing to run their code with.
+
+    `dtype` of the matrices: float32, float16, int8 (Q8_0: groups of 32 with a float16 scale) or
+    int4 (Q4_0; embedding and classifier Q8_0). Norms stay float32, and rows that do not divide
+    into groups of 32 float16.
+
+    The file appears under its name when it is whole. CheckpointError and TokenizerError (or their
+    kinds that are FileNotFoundErrors) name the file and field that is damaged or missing,
+    UnsupportedError the feature that is not there, OSError what cannot be read or written.
+    """
+    source, target = Path(source), Path(target)
+    _check_packages()
+    _check_paths(source, target)
+    from pyllama2c.convert import hugging_face, meta
+    from pyllama2c.convert.tokenizers import read_vocabulary
+    from pyllama2c.convert.writer import DTYPES, write_gguf
+
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+    if (source / "config.json").is_file():
+        config, tensors = hugging_face.open_folder(source)
+    elif (source / "params.json").is_file():
+        config, tensors = meta.open_folder(source)
+    else:
+        raise CheckpointError(f"{source} holds neither config.json nor params.json")
+    vocabulary = read_vocabulary(source, config.vocab_size) if tokenizer else None
+    name = os.fsencode(source.resolve().name).decode("utf-8", "replace")
+    return write_gguf(target, config, tensors, vocabulary, dtype, name=name, progress=progress)

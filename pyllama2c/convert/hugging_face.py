@@ -1,0 +1,78 @@
+"""Models as transformers saves them: config.json and safetensors, or PyTorch's files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pyllama2c.convert.config import ModelConfig, from_hugging_face
+from pyllama2c.convert.json_files import read_json
+from pyllama2c.convert.layout import collect
+from pyllama2c.convert.tensors import Interleaved, Tensor
+from pyllama2c.errors import CheckpointError, CheckpointNotFoundError
+
+_Opener = Callable[[Path], dict[str, Tensor]]
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    from pyllama2c.convert.safetensors_files import open_safetensors
+
+    return open_safetensors(path)
+
+
+def _torch(path: Path) -> dict[str, Tensor]:
+    from pyllama2c.convert.torch_files import open_state_dict
+
+    return open_state_dict(path)
+
+
+_KINDS: tuple[tuple[str, str, _Opener], ...] = (
+    ("model.safetensors.index.json", "model*.safetensors", _safetensors),
+    ("pytorch_model.bin.index.json", "pytorch_model*.bin", _torch),
+)
+
+
+def _shards(folder: Path, index: str, pattern: str) -> list[Path]:
+    """The files of one kind: those that the index names, or all there are."""
+    if not (folder / index).is_file():
+        return sorted(folder.glob(pattern))
+    table = read_json(folder / index).object("weight_map")
+    names = {name for _, name in table.items()}
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise CheckpointError(f"{folder / index} names {str(name)[:100]!r}, which is no file")
+        if not (folder / name).is_file():
+            raise CheckpointNotFoundError(2, f"{index} names a file that is not there", name)
+    return [folder / name for name in sorted(names)]
+
+
+def _open_weights(folder: Path) -> dict[str, Tensor]:
+    for index, pattern, opener in _KINDS:
+        found: dict[str, Tensor] = {}
+        for path in _shards(folder, index, pattern):
+            for name, tensor in opener(path).items():
+                if name in found:
+                    raise CheckpointError(f"{tensor.name} is in {found[name].name} as well")
+                found[name] = tensor
+        if found:
+            return found
+    patterns = " or ".join(pattern for _, pattern, _ in _KINDS)
+    raise CheckpointNotFoundError(2, f"no weights: neither {patterns}", str(folder))
+
+
+def open_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Configuration and weights, under GGUF's names and in its order of rows; none is read yet."""
+    source = read_json(folder / "config.json")
+    config = from_hugging_face(source)
+    tied = source.boolean("tie_word_embeddings", False)
+    found = _open_weights(folder)
+    for name in list(found):
+        # Old files hold RoPE's frequencies, which follow from the configuration, and some
+        # hold the embedding a second time as a classifier.
+        if name.endswith(".rotary_emb.inv_freq") or (tied and name == "lm_head.weight"):
+            del found[name]
+    tensors = collect(config, tied, found, lambda w: w.hugging_face, str(folder))
+    for name, tensor in tensors.items():
+        if name.endswith((".attn_q.weight", ".attn_k.weight")):
+            tensors[name] = Interleaved(tensor, config.head_size)
+    return config, tensors

@@ -1,0 +1,121 @@
+"""SentencePiece's tokenizer.model: a protobuf message, read field by field.
+
+The `sentencepiece` package gives pieces and scores, but not whether it is a BPE model, nor what it
+does to a text first, which decide whether its ids can be had from GGUF.
+https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto
+"""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from pyllama2c.convert.vocabulary import BYTE, CONTROL, NORMAL, Vocabulary
+from pyllama2c.errors import CheckpointWarning, TokenizerError, UnsupportedError
+
+_BPE = 2
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for i in range(10):
+        value |= (data[at + i] & 0x7F) << 7 * i
+        if data[at + i] < 0x80:
+            return value, at + i + 1
+    raise ValueError("a number has more than 10 bytes")
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Field numbers of a message, and values: integers, or bytes of numbers and messages."""
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        number, wire = key >> 3, key & 7
+        if wire == 0:
+            value, at = _varint(data, at)
+            yield number, value
+            continue
+        if wire == 2:
+            size, at = _varint(data, at)
+        elif wire in (1, 5):
+            size = 8 if wire == 1 else 4
+        else:
+            raise ValueError(f"wire type {wire} is not known")
+        if size > len(data) - at:
+            raise ValueError("it is cut short")
+        yield number, data[at : at + size]
+        at += size
+
+
+def _message(data: int | bytes) -> dict[int, int | bytes]:
+    if not isinstance(data, bytes):
+        raise ValueError("a message is a number")
+    return dict(_fields(data))
+
+
+def _piece(data: int | bytes) -> tuple[str, int, float]:
+    fields = _message(data)
+    text, score, kind = fields.get(1), fields.get(2, bytes(4)), fields.get(3, NORMAL)
+    if not isinstance(text, bytes) or not isinstance(score, bytes) or len(score) != 4:
+        raise ValueError("a piece has no text, or no score")
+    if not isinstance(kind, int) or not NORMAL <= kind <= BYTE:
+        raise ValueError(f"a piece is of type {kind!r:.20}")
+    (number,) = struct.unpack("<f", score)
+    if number != number:
+        raise ValueError("a piece's score is NaN")
+    return text.decode("utf-8"), kind, number
+
+
+def _parse(data: bytes, v: Vocabulary) -> tuple[dict[int, int | bytes], dict[int, int | bytes]]:
+    """Fills in the pieces; returns the messages about training and normalization."""
+    trainer: dict[int, int | bytes] = {}
+    normalizer: dict[int, int | bytes] = {}
+    count = 0
+    for number, value in _fields(data):
+        if number == 1:
+            text, kind, score = _piece(value)
+            v.put(count, text, kind, score)
+            count += 1
+        elif number == 2:
+            trainer = _message(value)
+        elif number == 3:
+            normalizer = _message(value)
+    if count == 0:
+        raise ValueError("it has no pieces")
+    return trainer, normalizer
+
+
+def _control(
+    v: Vocabulary, trainer: dict[int, int | bytes], field: int, default: int
+) -> int | None:
+    number = trainer.get(field, default)
+    if not isinstance(number, int) or number not in v.pieces:  # -1 is 2^64 - 1 here: none
+        return None
+    return number if v.pieces[number][1] == CONTROL else None
+
+
+def read_sentencepiece(path: Path, vocab_size: int) -> Vocabulary:
+    """TokenizerError for a damaged file, UnsupportedError for a model that is not BPE."""
+    v = Vocabulary(path, "llama", vocab_size)
+    try:
+        trainer, normalizer = _parse(path.read_bytes(), v)
+    except (ValueError, IndexError) as error:
+        if isinstance(error, TokenizerError):
+            raise
+        raise TokenizerError(f"{path} is no SentencePiece model, or damaged: {error}") from error
+    if trainer.get(3, 1) != _BPE:
+        raise UnsupportedError(f"{path} is a SentencePiece model of another kind than BPE")
+    if normalizer.get(2) or normalizer.get(4, 1):
+        warnings.warn(
+            f"{path} normalizes text or merges runs of spaces first; readers of GGUF do not, so "
+            "such text gets other ids",
+            CheckpointWarning,
+            stacklevel=2,
+        )
+    v.add_space = bool(normalizer.get(3, 1))
+    v.unk = next((i for i, piece in v.pieces.items() if piece[1] == 2), None)
+    v.bos, v.eos = _control(v, trainer, 41, 1), _control(v, trainer, 42, 2)
+    v.pad = _control(v, trainer, 43, -1)
+    return v

@@ -1,0 +1,92 @@
+"""Weights still in their files: read some rows at a time, merged and reordered on the way."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyllama2c.errors import CheckpointError
+
+WEIGHT_TYPES = ("float32", "float16", "bfloat16")
+
+
+class Tensor(ABC):
+    """A weight of a checkpoint; nothing is read before `rows` asks for it."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], dtype: str):
+        self.name = name
+        """for messages: the file, and what the file calls it"""
+        self.shape = shape
+        self.dtype = dtype
+
+    @abstractmethod
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """(stop - start, ...): a copy of these rows."""
+
+
+class Merged(Tensor):
+    """Parts of one matrix, each from another shard, one after the other along `axis`."""
+
+    def __init__(self, parts: Sequence[Tensor], axis: int):
+        shape = list(parts[0].shape)
+        shape[axis] = sum(part.shape[axis] for part in parts)
+        super().__init__(parts[0].name, tuple(shape), parts[0].dtype)
+        self._parts, self._axis = parts, axis
+
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        if self._axis == 1:
+            return np.concatenate([part.rows(start, stop) for part in self._parts], axis=1)
+        pieces, first = [], 0
+        for part in self._parts:
+            last = first + part.shape[0]
+            if start < last and stop > first:
+                pieces.append(part.rows(max(start, first) - first, min(stop, last) - first))
+            first = last
+        return np.concatenate(pieces)
+
+
+class Interleaved(Tensor):
+    """Rows of wq or wk in RoPE's order of neighbouring pairs, from Hugging Face's half-split one.
+
+    Hugging Face turns numbers j and j + head_size / 2 of a head together, Meta, llama.cpp and this
+    engine 2j and 2j + 1. Both mean the same angles, so the rows change places, head by head.
+    """
+
+    def __init__(self, halves: Tensor, head_size: int):
+        super().__init__(halves.name, halves.shape, halves.dtype)
+        self._halves, self._head_size = halves, head_size
+
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        size = self._head_size
+        first, last = start // size * size, -(-stop // size) * size  # whole heads
+        row = np.arange(start, stop)
+        within = row % size
+        source = row - within + within // 2 + within % 2 * (size // 2)
+        out: NDArray[np.float32] = self._halves.rows(first, last)[source - first]
+        return out
+
+
+class Given(Tensor):
+    """What no file holds but its configuration means."""
+
+    def __init__(self, name: str, values: NDArray[np.float32]):
+        super().__init__(name, values.shape, "float32")
+        self._values = values
+
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        return self._values[start:stop].copy()
+
+
+def check(tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """CheckpointError for a weight that is not what the configuration promises."""
+    if tensor.dtype not in WEIGHT_TYPES:
+        raise CheckpointError(
+            f"{tensor.name} holds {tensor.dtype}; known are {', '.join(WEIGHT_TYPES)}"
+        )
+    if tensor.shape != shape:
+        raise CheckpointError(
+            f"{tensor.name} is of shape {tensor.shape}; the configuration says {shape}"
+        )

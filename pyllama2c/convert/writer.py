@@ -1,0 +1,181 @@
+"""GGUF files: metadata and tensor infos by the `gguf` package, then weights, some rows at a time.
+
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from gguf import GGUFWriter, LlamaFileType, RopeScalingType, TokenType
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import quantize
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from pyllama2c.convert.config import ModelConfig
+from pyllama2c.convert.tensors import Given, Tensor
+from pyllama2c.convert.vocabulary import Vocabulary
+from pyllama2c.errors import CheckpointError, TokenizerError
+from pyllama2c.files import whole_file
+
+_CHUNK = 1 << 22
+"""weights at a time: memory does not grow with the model"""
+
+_ALIGNMENT = 32
+
+_F32, _F16 = GGMLQuantizationType.F32, GGMLQuantizationType.F16
+_Q8, _Q4 = GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0
+_TYPES = {
+    "float32": (_F32, LlamaFileType.ALL_F32),
+    "float16": (_F16, LlamaFileType.MOSTLY_F16),
+    "int8": (_Q8, LlamaFileType.MOSTLY_Q8_0),
+    "int4": (_Q4, LlamaFileType.MOSTLY_Q4_0),
+}
+DTYPES = tuple(_TYPES)
+
+
+def storage_type(name: str, shape: tuple[int, ...], dtype: str) -> GGMLQuantizationType:
+    """What a weight is written as: matrices as `dtype` says, as far as they can be.
+
+    Norms stay float32. Embedding and classifier are int8 at most: int4 costs them more than it
+    saves. Rows that do not divide into groups of 32 stay float16.
+    """
+    wanted, _ = _TYPES[dtype]
+    if len(shape) == 1:
+        return _F32
+    if wanted is _Q4 and name in ("token_embd.weight", "output.weight"):
+        wanted = _Q8
+    return wanted if shape[-1] % GGML_QUANT_SIZES[wanted][0] == 0 else _F16
+
+
+def _bytes(shape: tuple[int, ...], kind: GGMLQuantizationType) -> int:
+    values, size = GGML_QUANT_SIZES[kind]
+    return int(np.prod(shape, dtype=object)) // values * size
+
+
+def encode(x: NDArray[np.float32], kind: GGMLQuantizationType, name: str) -> NDArray[np.generic]:
+    """Rows as the file holds them. CheckpointError for values that `kind` cannot hold."""
+    largest = np.abs(x).max(initial=np.float32(0))
+    if not np.isfinite(largest):
+        raise CheckpointError(f"{name}: a weight is NaN or infinite")
+    # float16 ends at 65504; as the scale of a group it is the group's largest weight / 127 or / 8.
+    steps = {_F16: 1, _Q8: 127, _Q4: 8}.get(kind)
+    if steps is not None and largest / steps >= 65520:
+        raise CheckpointError(
+            f"{name}: a weight of {largest:g} is beyond {kind.name}'s range; float32 would hold it"
+        )
+    # Groups whose weights are all near 1e-38 divide by zero on their way to becoming zero.
+    with np.errstate(all="ignore"):
+        out: NDArray[np.generic] = quantize(x, kind)
+    return out
+
+
+def _encoded(tensor: Tensor, kind: GGMLQuantizationType) -> Iterator[NDArray[np.generic]]:
+    n_rows = tensor.shape[0]
+    step = max(1, _CHUNK // max(1, int(np.prod(tensor.shape[1:], dtype=object))))
+    for start in range(0, n_rows, step):
+        yield encode(tensor.rows(start, min(start + step, n_rows)), kind, tensor.name)
+
+
+def _add_config(writer: GGUFWriter, c: ModelConfig, name: str, dtype: str) -> None:
+    writer.add_name(name)
+    writer.add_file_type(_TYPES[dtype][1])
+    writer.add_quantization_version(2)
+    writer.add_context_length(c.context_length)
+    writer.add_embedding_length(c.dim)
+    writer.add_block_count(c.n_layers)
+    writer.add_feed_forward_length(c.hidden_dim)
+    writer.add_head_count(c.n_heads)
+    writer.add_head_count_kv(c.n_kv_heads)
+    writer.add_key_length(c.head_size)
+    writer.add_value_length(c.head_size)
+    writer.add_layer_norm_rms_eps(c.norm_eps)
+    writer.add_rope_dimension_count(c.head_size)
+    writer.add_rope_freq_base(c.rope_theta)
+    writer.add_vocab_size(c.vocab_size)
+    if c.rope_linear is not None:
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(c.rope_linear)
+
+
+def _add_vocabulary(writer: GGUFWriter, v: Vocabulary | None) -> None:
+    if v is None:
+        writer.add_tokenizer_model("no_vocab")
+        return
+    writer.add_tokenizer_model(v.model)
+    if v.pre is not None:
+        writer.add_tokenizer_pre(v.pre)
+    pieces, types, scores = zip(*v.rows(), strict=True)
+    writer.add_token_list(pieces)
+    writer.add_token_types([TokenType(kind) for kind in types])
+    if v.model == "llama":
+        writer.add_token_scores(scores)
+    writer.add_token_merges(v.merges)
+    for add, token in (
+        (writer.add_bos_token_id, v.bos),
+        (writer.add_eos_token_id, v.eos),
+        (writer.add_eot_token_id, v.eot),
+        (writer.add_unk_token_id, v.unk),
+        (writer.add_pad_token_id, v.pad),
+    ):
+        if token is not None:
+            add(token)
+    writer.add_add_bos_token(v.add_bos)
+    writer.add_add_eos_token(v.add_eos)
+    writer.add_add_space_prefix(v.add_space)
+    if v.chat_template is not None:
+        writer.add_chat_template(v.chat_template)
+
+
+def _pad(file: BinaryIO) -> None:
+    file.write(bytes(-file.tell() % _ALIGNMENT))
+
+
+def write_gguf(
+    target: Path,
+    config: ModelConfig,
+    tensors: dict[str, Tensor],
+    vocabulary: Vocabulary | None,
+    dtype: str,
+    *,
+    name: str,
+    progress: bool,
+) -> int:
+    """Writes a model of architecture `llama`; returns the bytes written.
+
+    The file appears under its name when it is whole.
+    """
+    divisors = config.rope_divisors()
+    if divisors is not None:
+        tensors = {"rope_freqs.weight": Given("rope_freqs", divisors), **tensors}
+    kinds = {n: storage_type(n, tensor.shape, dtype) for n, tensor in tensors.items()}
+    total = sum(_bytes(tensor.shape, kinds[n]) for n, tensor in tensors.items())
+    with whole_file(target) as file:
+        # The package writes tensors whole; a 70B's are too large for that.
+        writer = GGUFWriter(file.name, "llama")
+        _add_config(writer, config, name, dtype)
+        _add_vocabulary(writer, vocabulary)
+        for n, tensor in tensors.items():
+            size = _bytes(tensor.shape, kinds[n])
+            writer.add_tensor_info(n, tensor.shape, np.dtype(np.float32), size, kinds[n])
+        try:
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+        except UnicodeEncodeError as error:  # JSON can name halves of surrogate pairs
+            raise TokenizerError(f"{name}: its tokenizer has invalid Unicode: {error}") from error
+        finally:
+            writer.close()
+        file.seek(0, 2)
+        with tqdm(total=total, unit="B", unit_scale=True, disable=not progress) as bar:
+            for n, tensor in tensors.items():
+                _pad(file)
+                for rows in _encoded(tensor, kinds[n]):
+                    file.write(rows.data)
+                    bar.update(rows.nbytes)
+        _pad(file)
+    return target.stat().st_size

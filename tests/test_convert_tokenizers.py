@@ -1,0 +1,502 @@
+"""Tokenizers of model folders: what reaches the GGUF file, and what is refused."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import struct
+import warnings
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import real_file
+from folders import Model, write_hugging_face, write_meta
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("gguf", reason="gguf (the extra `convert`) is not installed")
+
+from pyllama2c import CheckpointWarning, Llama2cError, TokenizerError, UnsupportedError
+from pyllama2c.convert import convert
+from pyllama2c.convert.byte_level import as_text, read_tiktoken
+from pyllama2c.convert.sentencepiece_model import read_sentencepiece
+from pyllama2c.convert.tokenizer_json import read_tokenizer_json
+from pyllama2c.gguf import Gguf
+
+VOCAB = 600
+SPACE = "▁"
+LLAMA3_SPLIT = (
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}|"
+    " ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+)
+
+
+def converted(folder: Path) -> dict[str, Any]:
+    """The metadata of a converted folder."""
+    target = folder.parent / "out.gguf"
+    convert(folder, target)
+    with Gguf(target) as file:
+        return {key.removeprefix("tokenizer.ggml."): file[key] for key in file}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_hugging_face(tmp_path / "m", Model(vocab_size=VOCAB, dim=32, n_layers=1))
+
+
+# ---- SentencePiece's protobuf ----
+
+
+def varint(value: int) -> bytes:
+    value %= 1 << 64
+    out = b""
+    while value > 127:
+        out += bytes([value & 127 | 128])
+        value >>= 7
+    return out + bytes([value])
+
+
+def block(number: int, data: bytes) -> bytes:
+    return varint(number << 3 | 2) + varint(len(data)) + data
+
+
+def piece(text: str, score: float = 0.0, kind: int = 1) -> bytes:
+    data = block(1, text.encode()) + varint(2 << 3 | 5) + struct.pack("<f", score)
+    return block(1, data + varint(3 << 3) + varint(kind))
+
+
+def sentencepiece(
+    pieces: list[tuple[str, float, int]] | None = None,
+    kind: int = 2,
+    trainer: bytes = b"",
+    normalizer: bytes = varint(4 << 3) + varint(0),
+) -> bytes:
+    if pieces is None:
+        pieces = [("<unk>", 0, 2), ("<s>", 0, 3), ("</s>", 0, 3)]
+        pieces += [(f"<0x{i:02X}>", 0, 6) for i in range(256)]
+        texts = [SPACE, "a", "b", "é", SPACE + "a", "ab", SPACE + "ab"]
+        pieces += [(text, -float(i), 1) for i, text in enumerate(texts)]
+    message = b"".join(piece(*each) for each in pieces)
+    return message + block(2, varint(3 << 3) + varint(kind) + trainer) + block(3, normalizer)
+
+
+def test_sentencepiece(folder: Path) -> None:
+    (folder / "tokenizer.model").write_bytes(sentencepiece())
+    read = converted(folder)
+    assert read["model"] == "llama"
+    assert read["tokens"][:4] == ["<unk>", "<s>", "</s>", "<0x00>"]
+    assert read["tokens"][259:266] == [SPACE, "a", "b", "é", SPACE + "a", "ab", SPACE + "ab"]
+    assert read["scores"][259:266] == [-float(i) for i in range(7)]
+    assert read["token_type"][:4] == [2, 3, 3, 6] and read["token_type"][259] == 1
+    # The model knows more ids than the tokenizer has pieces.
+    assert len(read["tokens"]) == VOCAB and read["tokens"][266] == "[PAD266]"
+    assert set(read["token_type"][266:]) == {5}
+    ids = [read.get(f"{name}_token_id") for name in ("unknown", "bos", "eos", "padding")]
+    assert ids == [0, 1, 2, None]
+    flags = [read[f"add_{name}"] for name in ("bos_token", "eos_token", "space_prefix")]
+    assert flags == [True, False, True]
+
+
+def test_sentencepiece_package_agrees() -> None:
+    package = pytest.importorskip("sentencepiece", reason="sentencepiece is not installed")
+    path = real_file("llama2_tokenizer.model")
+    theirs, ours = package.SentencePieceProcessor(str(path)), read_sentencepiece(path, 32000)
+    for i, (text, kind, score) in enumerate(ours.rows()):
+        assert (theirs.id_to_piece(i), theirs.get_score(i)) == (text, score)
+        flags = (theirs.is_unknown(i), theirs.is_control(i), theirs.is_byte(i))
+        assert flags == (kind == 2, kind == 3, kind == 6)
+    assert (ours.bos, ours.eos, ours.unk, ours.pad, ours.add_space) == (1, 2, 0, None, True)
+
+
+def test_trained_by_sentencepiece(tmp_path: Path) -> None:
+    package = pytest.importorskip("sentencepiece", reason="sentencepiece is not installed")
+    text = tmp_path / "text.txt"
+    text.write_text("a cat and a dog sat on a mat with a rat and a bat\n" * 20)
+    options = {"input": str(text), "model_prefix": str(tmp_path / "m"), "vocab_size": 300}
+    options |= {"byte_fallback": True, "minloglevel": 2}
+    package.SentencePieceTrainer.train(
+        **options, model_type="bpe", normalization_rule_name="identity",
+        remove_extra_whitespaces=False, pad_id=3, add_dummy_prefix=False
+    )  # fmt: skip
+    ours = read_sentencepiece(tmp_path / "m.model", 300)
+    assert (ours.bos, ours.eos, ours.unk, ours.pad, ours.add_space) == (1, 2, 0, 3, False)
+    package.SentencePieceTrainer.train(**options, model_type="bpe")
+    with pytest.warns(CheckpointWarning, match="merges runs of spaces"):
+        read_sentencepiece(tmp_path / "m.model", 300)
+    options["vocab_size"] = 280
+    package.SentencePieceTrainer.train(**options, model_type="unigram", hard_vocab_limit=False)
+    with pytest.raises(UnsupportedError, match="another kind than BPE"):
+        read_sentencepiece(tmp_path / "m.model", 300)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x0a",
+        b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+        b"\x0a\x7f" + b"x" * 5,
+        sentencepiece()[:-3],
+        sentencepiece() + b"\x0b",
+        sentencepiece([("a", float("nan"), 1)]),
+        sentencepiece([("a", 0.0, 7)]),
+        sentencepiece([("a" * 513, 0.0, 1)]),
+        sentencepiece([("a", 0.0, 1)] * (VOCAB + 1)),
+        block(1, block(1, b"\xff\xfe")),
+        varint(1 << 3) + varint(5),
+        block(1, varint(1 << 3) + varint(5)),
+        block(1, block(1, b"a") + block(2, b"abc")),
+    ],
+)
+def test_damaged_sentencepiece(data: bytes, folder: Path) -> None:
+    (folder / "tokenizer.model").write_bytes(data)
+    with pytest.raises(TokenizerError, match=r"tokenizer\.model"):
+        converted(folder)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[*HealthCheck])
+@given(st.lists(st.tuples(st.integers(0, 1 << 14), st.integers(0, 255)), min_size=1, max_size=6))
+def test_any_change_of_a_sentencepiece_model(
+    tmp_path: Path, changes: list[tuple[int, int]]
+) -> None:
+    data = bytearray(sentencepiece([("<unk>", 0, 2), ("<s>", 0, 3), ("a", -1, 1), ("b", -2, 1)]))
+    for at, value in changes:
+        data[at % len(data)] = value
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(data)
+    with warnings.catch_warnings(), contextlib.suppress(Llama2cError):
+        warnings.simplefilter("ignore")
+        assert len(read_sentencepiece(path, 10).rows()) == 10
+
+
+def test_added_tokens_and_settings(folder: Path) -> None:
+    """What was added to a tokenizer.model, from each file that may say it."""
+    (folder / "tokenizer.model").write_bytes(sentencepiece())
+    config = {"bos_token": {"content": "<s>"}, "eos_token": "<|im_end|>", "pad_token": "<pad>"}
+    config |= {"add_bos_token": False, "add_eos_token": True, "chat_template": "{{ bos_token }}"}
+    decoder = {"266": {"content": "<|im_end|>", "special": True}, "267": {"content": "<pad>"}}
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(config | {"added_tokens_decoder": decoder}))
+    first = converted(folder)
+    assert first["tokens"][265:269] == [SPACE + "ab", "<|im_end|>", "<pad>", "[PAD268]"]
+    assert first["token_type"][265:269] == [1, 3, 4, 5]
+    ids = [first[f"{name}_token_id"] for name in ("unknown", "bos", "eos", "padding")]
+    assert ids == [0, 1, 266, 267]
+    assert (first["add_bos_token"], first["add_eos_token"]) == (False, True)
+    assert first["tokenizer.chat_template"] == "{{ bos_token }}"
+    path.write_text(json.dumps(config))
+    (folder / "added_tokens.json").write_text('{"<|im_end|>": 266, "<pad>": 267}')
+    assert converted(folder) == first | {
+        "token_type": [*first["token_type"][:266], 4, 4, *[5] * 332]
+    }
+    added = [{"id": 266, "content": "<|im_end|>", "special": True}, {"id": 267, "content": "<pad>"}]
+    (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    assert converted(folder) == first
+    (folder / "tokenizer.json").unlink()
+    (folder / "added_tokens.json").write_text('{"<|im_end|>": 600}')
+    with pytest.raises(TokenizerError, match="has id 600; the model knows 0 to 599"):
+        converted(folder)
+
+
+def test_ids_of_config_json(folder: Path) -> None:
+    """A list of ends, as Llama 3.1 has it; ids that are no piece's are none."""
+    (folder / "tokenizer.model").write_bytes(sentencepiece([("<unk>", 0, 2), ("a", 0, 1)]))
+    config = json.loads((folder / "config.json").read_text())
+    ids = {"bos_token_id": 1, "eos_token_id": [0, 1], "pad_token_id": 9999}
+    (folder / "config.json").write_text(json.dumps(config | ids))
+    read = converted(folder)
+    ids = [read.get(f"{name}_token_id") for name in ("bos", "eos", "padding")]
+    assert ids == [1, 0, None]
+
+
+# ---- Byte-level BPE ----
+
+
+def byte_level(pre: Any = None, **changes: Any) -> dict[str, Any]:
+    """A tokenizer.json of all bytes and some merges, as SmolLM's is made."""
+    merges = [("a", "b"), ("Ġ", "ab"), ("c", "d"), ("ab", "cd")]
+    texts = [as_text(bytes([i])) for i in range(256)] + [a + b for a, b in merges]
+    digits = {"type": "Digits", "individual_digits": True}
+    plain = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    if pre is None:
+        pre = {"type": "Sequence", "pretokenizers": [digits, plain | {"use_regex": True}]}
+    model = {
+        "type": "BPE",
+        "byte_fallback": False,
+        "ignore_merges": False,
+        "vocab": {text: i for i, text in enumerate(texts)},
+        "merges": [" ".join(pair) for pair in merges],
+    }
+    added = [{"id": 260, "content": "<|im_start|>", "special": True}]
+    added += [{"id": 261, "content": "<|im_end|>", "special": True}]
+    added += [{"id": 262, "content": "<extra>", "special": False}]
+    return {
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": pre,
+        "post_processor": None,
+        "model": model | changes,
+    }
+
+
+LLAMA3_PRE = {
+    "type": "Sequence",
+    "pretokenizers": [
+        {
+            "type": "Split",
+            "pattern": {"Regex": LLAMA3_SPLIT},
+            "behavior": "Isolated",
+            "invert": False,
+        },
+        {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+    ],
+}
+
+
+def test_smollm(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text(json.dumps(byte_level()))
+    config = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "unk_token": "<gone>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "chat_template.jinja").write_text("{{ 'é' }}")
+    read = converted(folder)
+    assert (read["model"], read["pre"]) == ("gpt2", "smollm")
+    assert read["tokens"][ord(" ")] == "Ġ" and read["tokens"][256:264] == [
+        *("ab", "Ġab", "cd", "abcd", "<|im_start|>", "<|im_end|>", "<extra>", "[PAD263]")
+    ]
+    assert read["token_type"][255:264] == [1, 1, 1, 1, 1, 3, 3, 4, 5]
+    assert read["merges"] == ["a b", "Ġ ab", "c d", "ab cd"] and "scores" not in read
+    assert (read["bos_token_id"], read["eos_token_id"]) == (260, 261)
+    flags = [read[f"add_{name}"] for name in ("bos_token", "eos_token", "space_prefix")]
+    assert flags == [False] * 3
+    assert read["tokenizer.chat_template"] == "{{ 'é' }}"
+
+
+def test_llama_3(folder: Path) -> None:
+    """Its split, BOS by post-processor, merges as pairs, the template of several called default."""
+    source = byte_level(LLAMA3_PRE, ignore_merges=True, merges=[["a", "b"], ["Ġ", "ab"]])
+    single = [{"SpecialToken": {"id": "<|im_start|>"}}, {"Sequence": {"id": "A"}}]
+    template = {"type": "TemplateProcessing", "single": single}
+    steps = [{"type": "ByteLevel"}, template]
+    source["post_processor"] = {"type": "Sequence", "processors": steps}
+    (folder / "tokenizer.json").write_text(json.dumps(source))
+    templates = [{"name": "tool", "template": "t"}, {"name": "default", "template": "d"}]
+    config = {"bos_token": "<|im_start|>", "add_bos_token": False, "chat_template": templates}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    read = converted(folder)
+    assert (read["pre"], read["merges"]) == ("llama-bpe", ["a b", "Ġ ab"])
+    assert (read["add_bos_token"], read["add_eos_token"]) == (True, False)
+    assert read["tokenizer.chat_template"] == "d"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "neither Llama 3, SmolLM nor GPT-2"),
+        ({"pre_tokenizer": None}, "neither Llama 3"),
+        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "neither Llama 3"),
+        ({"normalizer": {"type": "NFC"}}, "normalizes"),
+        ({"model": byte_level()["model"] | {"type": "Unigram"}}, "of type Unigram"),
+        ({"model": byte_level()["model"] | {"ignore_merges": True}}, "ignore_merges"),
+        ({"model": byte_level()["model"] | {"merges": ["a b c"]}}, "is not two pieces"),
+        ({"model": byte_level()["model"] | {"merges": [["a b", "c"]]}}, "has a space"),
+        ({"model": byte_level()["model"] | {"merges": [3]}}, "is not two pieces"),
+        ({"model": byte_level()["model"] | {"vocab": {"a": 0, "b": 0}}}, "have one id"),
+        ({"model": byte_level()["model"] | {"vocab": {"a": VOCAB}}}, "has id 600"),
+        ({"model": byte_level()["model"] | {"vocab": {"a": -1}}}, "has id -1"),
+        ({"model": byte_level()["model"] | {"vocab": {"a": "0"}}}, "has id 0"),
+        ({"model": byte_level()["model"] | {"vocab": ["a"]}}, "vocab is not a JSON object"),
+        ({"model": 3}, "model is not a JSON object"),
+        ({"added_tokens": [{"id": 5}]}, "'None' has id 5"),
+        ({"added_tokens": "x"}, "must be an array"),
+    ],
+)
+def test_refused_tokenizer_json(changes: dict[str, Any], message: str, folder: Path) -> None:
+    (folder / "tokenizer.json").write_text(json.dumps(byte_level() | changes))
+    with pytest.raises((TokenizerError, UnsupportedError), match=message) as caught:
+        converted(folder)
+    assert "tokenizer.json" in str(caught.value)
+
+
+def test_gpt2(tmp_path: Path) -> None:
+    pre = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(byte_level(pre)))
+    assert read_tokenizer_json(path, VOCAB).pre == "gpt-2"
+
+
+def test_no_valid_unicode(folder: Path) -> None:
+    source = byte_level()
+    source["added_tokens"][0]["content"] = "\ud800"
+    (folder / "tokenizer.json").write_text(json.dumps(source))
+    with pytest.raises(TokenizerError, match="invalid Unicode"):
+        converted(folder)
+    (folder / "tokenizer.json").write_text("[" * 100_000)
+    with pytest.raises(TokenizerError, match="is not JSON"):
+        converted(folder)
+
+
+# ---- SentencePiece's BPE in a tokenizer.json ----
+
+
+def like_sentencepiece(merges: list[str], **changes: Any) -> dict[str, Any]:
+    texts = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
+    texts += sorted({half for merge in merges for half in merge.split(" ") if len(half) == 1})
+    texts += list(dict.fromkeys(m.replace(" ", "") for m in merges))
+    model = {
+        "type": "BPE",
+        "unk_token": "<unk>",
+        "byte_fallback": True,
+        "vocab": {text: i for i, text in enumerate(texts)},
+        "merges": merges,
+    }
+    prepend = {"type": "Prepend", "prepend": SPACE}
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    single = [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}]
+    special = ["<unk>", "<s>", "</s>"]
+    return {
+        "added_tokens": [{"id": i, "content": t, "special": True} for i, t in enumerate(special)],
+        "normalizer": {"type": "Sequence", "normalizers": [prepend, replace]},
+        "pre_tokenizer": None,
+        "post_processor": {"type": "TemplateProcessing", "single": single},
+        "model": model,
+    } | changes
+
+
+MERGES = [f"{SPACE} a", "a b", f"{SPACE}a b", f"{SPACE} ab", "b b"]
+
+
+def test_json_of_sentencepiece(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text(json.dumps(like_sentencepiece(MERGES)))
+    (folder / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
+    read = converted(folder)
+    assert (read["model"], read["bos_token_id"], read["add_bos_token"]) == ("llama", 1, True)
+    assert read["add_space_prefix"] is True and "merges" not in read
+    assert read["token_type"][:4] == [2, 3, 3, 6]
+    scores = dict(zip(read["tokens"], read["scores"], strict=True))
+    assert scores[SPACE + "a"] > scores["ab"] > scores[SPACE + "ab"] > scores["bb"] > scores["a"]
+
+
+def test_metaspace(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    for scheme, added in (("always", True), ("first", True), ("never", False)):
+        pre = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme}
+        source = like_sentencepiece(MERGES, normalizer=None, pre_tokenizer=pre)
+        path.write_text(json.dumps(source))
+        assert read_tokenizer_json(path, VOCAB).add_space is added
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (like_sentencepiece([*MERGES[:2], "b b", *MERGES[2:4], "b b"]), "an order that scores"),
+        (like_sentencepiece(MERGES[:3]), "leave out"),
+        (like_sentencepiece(MERGES, normalizer=None), "no spaces as SentencePiece"),
+        (like_sentencepiece(["a" * 400 + " " + "b" * 400]), "more than 512 characters"),
+    ],
+)
+def test_merges_that_scores_cannot_say(source: dict[str, Any], message: str, folder: Path) -> None:
+    (folder / "tokenizer.json").write_text(json.dumps(source))
+    with pytest.raises((TokenizerError, UnsupportedError), match=message):
+        converted(folder)
+
+
+# ---- Llama 3's tokenizer.model ----
+
+
+def tiktoken(pieces: list[bytes]) -> bytes:
+    return b"".join(base64.b64encode(p) + b" %d\n" % i for i, p in enumerate(pieces))
+
+
+def test_tiktoken(tmp_path: Path) -> None:
+    """Merges are found again from the ranks, special tokens have Llama 3's names and places."""
+    merges = [(b"a", b"b"), (b" ", b"ab"), (b"\xc3", b"\xa9"), (b"ab", b"ab"), (b" ab", b"ab")]
+    pieces = [bytes([i]) for i in range(255, -1, -1)] + [a + b for a, b in merges]
+    pieces.append(b"zzzz")  # which nothing is joined into, only found whole
+    model = Model(vocab_size=len(pieces) + 256, dim=32, n_layers=1, head_size=8)
+    folder = write_meta(tmp_path / "models" / "m", model)
+    (folder.parent / "tokenizer.model").write_bytes(tiktoken(pieces))
+    read = converted(folder)
+    assert (read["model"], read["pre"]) == ("gpt2", "llama-bpe")
+    assert read["merges"] == ["a b", "Ġ ab", "Ã ©", "ab ab", "Ġab ab"]
+    n = len(pieces)
+    special = {name: read["tokens"].index(name) - n for name in read["tokens"][n:]}
+    assert special["<|begin_of_text|>"] == 0 and special["<|end_of_text|>"] == 1
+    assert special["<|start_header_id|>"] == 6 and special["<|end_header_id|>"] == 7
+    assert special["<|eot_id|>"] == 9 and special["<|reserved_special_token_0|>"] == 2
+    assert special["<|reserved_special_token_4|>"] == 8
+    assert special["<|reserved_special_token_5|>"] == 10
+    assert special["<|reserved_special_token_250|>"] == 255
+    assert set(read["token_type"][n:]) == {3}
+    ids = [read[f"{name}_token_id"] - n for name in ("bos", "eos", "eot")]
+    assert ids == [0, 1, 9] and read["add_bos_token"]
+
+
+def test_tiktoken_of_another_size(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(tiktoken([b"a", b"b"]))
+    with pytest.raises(UnsupportedError, match="has 2 pieces"):
+        read_tiktoken(path, 300)
+    for damage in (b"YQ== 0\nYg== 2\n", b"YQ== 0\nYQ\n", b"YQ== x\n", b"Y!== 0\n"):
+        path.write_bytes(damage)
+        with pytest.raises(TokenizerError):
+            read_tiktoken(path, 258)
+
+
+def test_which_file(folder: Path) -> None:
+    """SentencePiece's own file before its JSON; Llama 3's JSON before its own file."""
+    (folder / "tokenizer.json").write_text(json.dumps(byte_level()))
+    (folder / "tokenizer.model").write_bytes(tiktoken([b"a"]))
+    assert converted(folder)["model"] == "gpt2"
+    source = like_sentencepiece(MERGES)
+    (folder / "tokenizer.json").write_text(json.dumps(source))
+    (folder / "tokenizer.model").write_bytes(sentencepiece())
+    assert converted(folder)["scores"][259] == 0.0
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").unlink()
+    with pytest.raises(FileNotFoundError, match="--no-tokenizer"):
+        converted(folder)
+
+
+def test_the_tokenizers_package_agrees(folder: Path) -> None:
+    """What SentencePiece's joining by our scores gives is what the tokenizer.json gives."""
+    package = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    from tokenizers import decoders, models, normalizers, trainers
+
+    trained = package.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    trained.normalizer = normalizers.Sequence(
+        [normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)]
+    )
+    trained.decoder = decoders.ByteFallback()
+    special = ["<unk>", *(f"<0x{i:02X}>" for i in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=special, show_progress=False)
+    trained.train_from_iterator(["a cat sat on a mat", "that rat and the bat"], trainer)
+    trained.save(str(folder / "tokenizer.json"))
+    source = json.loads((folder / "tokenizer.json").read_text())
+    known = source["model"]["vocab"]
+    pieces = [a + b for a, b in source["model"]["merges"]]
+    # The trainer keeps one way to each piece; SentencePiece's exporter lists all.
+    merges = [
+        [text[:i], text[i:]]
+        for text in pieces
+        for i in range(1, len(text))
+        if text[:i] in known and text[i:] in known
+    ]
+    source["model"]["merges"] = merges
+    (folder / "tokenizer.json").write_text(json.dumps(source))
+    theirs = package.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    read = converted(folder)
+    scores = dict(zip(read["tokens"], read["scores"], strict=True))
+    for text in ("a cat and a rat", "that mat", "the  bat sat", "attract"):
+        parts = list(SPACE + text.replace(" ", SPACE))
+        while True:
+            joined = enumerate(a + b for a, b in pairwise(parts))
+            joins = [(scores[text], -i) for i, text in joined if text in scores]
+            if not joins:
+                break
+            i = -max(joins)[1]
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
+        known_parts = [part for part in parts if part in scores]
+        assert [t for t in theirs.encode(text).tokens if t in known_parts] == known_parts
