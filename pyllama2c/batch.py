@@ -13,7 +13,7 @@ from pyllama2c.errors import NonFiniteLogitsError
 from pyllama2c.request import Request
 from pyllama2c.session import MAX_ROWS, PREFILL_ROWS
 from pyllama2c.text import StoryText
-from pyllama2c.tokenizer import BOS, EOS, Tokenizer
+from pyllama2c.tokenizer import Tokenizer
 
 
 class Completion(NamedTuple):
@@ -43,6 +43,7 @@ class _Slot:
         self.n = len(prompt)  # tokens so far
         self.fed = 0  # of those, in the cache
         self.story = StoryText(tokenizer, prompt, request.stop)
+        self.ends = request.ends(tokenizer)
         self.text = ""
 
     def tokens(self) -> list[int]:
@@ -50,7 +51,7 @@ class _Slot:
 
     def take(self, token: int) -> str | None:
         """A sampled token; the finish reason when it is the last one."""
-        if token in (BOS, EOS):
+        if token in self.ends:
             return "stop"
         self.history[self.n] = token
         self.n += 1

@@ -7,17 +7,11 @@ import sys
 from typing import TYPE_CHECKING
 
 from pyllama2c.cli import sampling, steps_of, write
+from pyllama2c.dialog import render
 from pyllama2c.tokenizer import EOS
 
 if TYPE_CHECKING:
     from pyllama2c.model import Llama
-
-
-def render(user: str, system: str = "") -> str:
-    """One user turn as text; `system` goes into the first one."""
-    if system:
-        user = f"<<SYS>>\n{system}\n<</SYS>>\n\n{user}"
-    return f"[INST] {user} [/INST]"
 
 
 def _ask(label: str) -> str | None:

@@ -14,7 +14,7 @@ from pyllama2c.errors import BusyError, CancelledError
 from pyllama2c.request import Request
 from pyllama2c.session import PREFILL_ROWS, Session, Sessions
 from pyllama2c.text import StoryText
-from pyllama2c.tokenizer import BOS, EOS, Tokenizer
+from pyllama2c.tokenizer import Tokenizer
 
 
 class GenerationStats(NamedTuple):
@@ -32,7 +32,7 @@ class GenerationStats(NamedTuple):
     decode_seconds: float
     """from the first token on"""
     tokens_per_second: float
-    """tokens after the first, a final BOS or EOS included, over decode_seconds: as run.c reports"""
+    """tokens after the first, a final stop token included, over decode_seconds: as run.c reports"""
     drafted_tokens: int
     """tokens that the int8 draft proposed; 0 without speculative decoding"""
     accepted_tokens: int
@@ -56,6 +56,7 @@ class Generation(Iterator[str]):
         self._vocab_size = tokenizer.vocab_size
         self._max_tokens, self._sampler = request.max_tokens, request.sampler
         self._logits_processor = request.logits_processor
+        self._ends = request.ends(tokenizer)
         self._story = StoryText(tokenizer, request.prompt_tokens, request.stop)
         self._text: list[str] = []
         self._sessions = sessions
@@ -176,7 +177,7 @@ class Generation(Iterator[str]):
             return self._story.rest()
         token, self._rng_state = self._ready.popleft()
         text = ""
-        if token in (BOS, EOS):
+        if token in self._ends:
             self._end("stop")
         else:
             self._history[len(self.prompt_tokens) + len(self.tokens)] = token

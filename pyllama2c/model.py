@@ -19,7 +19,7 @@ from pyllama2c.errors import (
 )
 from pyllama2c.generation import Generation
 from pyllama2c.request import Request, batch_requests, make_request
-from pyllama2c.score import Score, make_score
+from pyllama2c.score import Score, score_texts
 from pyllama2c.session import MAX_ROWS, PREFILL_ROWS
 from pyllama2c.tokenizer import Tokenizer
 
@@ -126,6 +126,7 @@ class Llama:
         repetition_penalty: float = 1.0,
         seed: int | None = None,
         stop: str | Iterable[str] = (),
+        stop_tokens: Iterable[int] | None = None,
         logits_processor: LogitsProcessor | None = None,
     ) -> Generation:
         """A story that continues `prompt`: text (BOS is put before it) or token ids (as they are).
@@ -134,7 +135,8 @@ class Llama:
         temperature: 0 is greedy. top_p: 0 and 1 mean off, as in llama2.c. top_k, min_p: 0 is off.
         repetition_penalty: CTRL's rule over prompt and story; 1 is off.
         seed: the same seed tells llama2.c's story; None draws one (`Generation.seed`).
-        stop: strings that end the story; they are not part of it.
+        stop: strings that end the story; they are not part of it. stop_tokens: ids that do, and are
+        not either (None: BOS and EOS, as in llama2.c).
         logits_processor: called as f(token ids so far, logits) with a float32 array (vocab_size),
         which it changes in place or replaces; minus infinity forbids a token.
 
@@ -153,6 +155,7 @@ class Llama:
             repetition_penalty=repetition_penalty,
             seed=seed,
             stop=stop,
+            stop_tokens=stop_tokens,
             logits_processor=logits_processor,
         )
         return Generation(request, self.tokenizer, engine.sessions, engine.draft)
@@ -208,20 +211,30 @@ class Llama:
 
     def score(self, text: str | bytes | Sequence[int]) -> Score:
         """Log-probabilities of a text (after BOS) or of token ids (as they are)."""
-        tokens = self._tokens(text)
-        self._check_fits(len(tokens))
-        logprobs: list[float | None] = [None] if tokens else []
-        with self._engine.sessions.lent() as session:
-            for start in range(0, len(tokens) - 1, PREFILL_ROWS):
-                chunk = tokens[start : min(start + PREFILL_ROWS, len(tokens) - 1)]
-                session.feed(chunk, start, want_logits=len(chunk))
-                for i in range(len(chunk)):
-                    logprobs.append(session.logprob(i, tokens[start + i + 1]))
+        return self.score_batch([text])[0]
+
+    def score_batch(
+        self,
+        texts: Iterable[str | bytes | Sequence[int]],
+        *,
+        starts: Sequence[int] | None = None,
+    ) -> list[Score]:
+        """`score` of many texts, in their order; much faster than one by one where they are short
+        or begin alike.
+
+        `starts` tells for each text which token is the first to be scored (1 or more; by default
+        1): those before it are context. A text may have one token more than the model's context.
+        """
+        if isinstance(texts, (str, bytes)):
+            raise ValueError("texts is one text; give a list of texts")
+        tokens = [self._tokens(text) for text in texts]
+        return score_texts(self._engine, tokens, starts, self._count_bytes)
+
+    def _count_bytes(self, tokens: list[int]) -> int:
         try:
-            n_bytes = len(self.tokenizer.decode_bytes(tokens))
+            return len(self.tokenizer.decode_bytes(tokens))
         except TokenizerNotFoundError:
-            n_bytes = 0  # ids need no tokenizer; only bits per byte do
-        return make_score(tokens, logprobs, n_bytes)
+            return 0  # ids need no tokenizer; only bits per byte do
 
     def save_cache(self, path: str | os.PathLike[str], prompt: str | bytes | Sequence[int]) -> None:
         """Computes a prompt, unless it is cached, and writes its keys and values to a file."""

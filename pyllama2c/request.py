@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from pyllama2c.tokenizer import Tokenizer
+
     LogitsProcessor = Callable[[list[int], NDArray[np.float32]], NDArray[np.float32] | None]
 
 
@@ -23,12 +25,19 @@ class Request(NamedTuple):
     """l2c_sampler, of this story alone"""
     seed: int
     stop: list[str]
+    stop_tokens: frozenset[int] | None
     logits_processor: LogitsProcessor | None
 
     @property
     def n_ctx(self) -> int:
         """positions of the context that the whole story needs; its last token is not fed"""
         return max(1, len(self.prompt_tokens) + self.max_tokens - 1)
+
+    def ends(self, tokenizer: Tokenizer) -> frozenset[int]:
+        """Tokens that end the story: by default BOS as well, which llama2.c's models end with."""
+        if self.stop_tokens is not None:
+            return self.stop_tokens
+        return frozenset((tokenizer.bos_id, tokenizer.eos_id))
 
 
 def make_request(
@@ -43,6 +52,7 @@ def make_request(
     repetition_penalty: float = 1.0,
     seed: int | None = None,
     stop: str | Iterable[str] = (),
+    stop_tokens: Iterable[int] | None = None,
     logits_processor: LogitsProcessor | None = None,
 ) -> Request:
     """Checks the parameters of Llama.generate; ValueError or ContextLengthError."""
@@ -73,6 +83,7 @@ def make_request(
         sampler=sampler,
         seed=seed,
         stop=stops,
+        stop_tokens=None if stop_tokens is None else frozenset(stop_tokens),
         logits_processor=logits_processor,
     )
 
@@ -119,7 +130,9 @@ def batch_requests(
 
 
 def _one_a_prompt(name: str, value: Any) -> bool:
-    """Whether a parameter has a value for each prompt; a list of stop strings is one value."""
+    """Whether a parameter has a value for each prompt; a list of stop strings or tokens is one."""
     if name == "stop":
         return isinstance(value, list) and any(not isinstance(v, str) for v in value)
+    if name == "stop_tokens":
+        return isinstance(value, list) and any(not isinstance(v, int) for v in value)
     return isinstance(value, (list, tuple))

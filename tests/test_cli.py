@@ -144,7 +144,7 @@ def test_chat(tiny_path: Path) -> None:
 
 
 def test_chat_template() -> None:
-    from pyllama2c.chat import render
+    from pyllama2c.dialog import render
 
     assert render("hi") == "[INST] hi [/INST]"
     assert render("hi", "be brief") == "[INST] <<SYS>>\nbe brief\n<</SYS>>\n\nhi [/INST]"

@@ -243,9 +243,10 @@ def test_logits_and_score(llama: Llama) -> None:
     assert len(long.logprobs) == 96 and long.logprobs[70] is not None
     assert llama.score("").total == 0 and math.isnan(llama.score("").perplexity)
     assert llama.logits([]).shape == (0, 300)
-    for call in (llama.logits, llama.score):
-        with pytest.raises(ContextLengthError, match="97 tokens; the model's context is 96"):
-            call([5] * 97)
+    assert len(llama.score([5] * 97).logprobs) == 97  # the last token is not fed
+    for call, limit in ((llama.logits, 96), (llama.score, 97)):
+        with pytest.raises(ContextLengthError, match=f"{limit + 1} tokens; the model's context is"):
+            call([5] * (limit + 1))
         with pytest.raises(TokenizerError):
             call([300])
 
@@ -277,3 +278,85 @@ def test_use_after_close(tiny_path: Path) -> None:
     for use in (lambda: llama.generate("a"), lambda: llama.logits([1]), lambda: llama.tokenizer):
         with pytest.raises(ClosedError, match="closed"):
             use()
+
+
+@pytest.mark.parametrize("speculative", [True, False])
+def test_stop_tokens(tiny_path: Path, speculative: bool) -> None:
+    with Llama(tiny_path, speculative=speculative) as llama:
+        options = {"seed": 5, "temperature": 3.0, "top_p": 1.0}  # so that BOS and EOS come up
+        prompt = [1, 265]
+        seen: list[int] = []
+        for seed in range(40):
+            options["seed"] = seed
+            story = llama.generate(prompt, stop_tokens=[], **options)
+            story.read()
+            assert len(story.tokens) == 95 and story.finish_reason == "length"
+            seen += story.tokens
+            for ends in (None, [1, 2], [2], [265, 7]):
+                stops = [i for i, t in enumerate(story.tokens) if t in (ends or [1, 2])]
+                expected = story.tokens[: stops[0]] if stops else story.tokens
+                cut = llama.generate(prompt, stop_tokens=ends, **options)
+                cut.read()
+                assert cut.tokens == expected
+                assert cut.finish_reason == ("stop" if stops else "length")
+                (batched,) = llama.generate_batch([prompt], stop_tokens=ends, **options)
+                assert batched.tokens == expected
+        assert {1, 2, 265} <= set(seen)
+        each = llama.generate_batch(
+            [prompt, prompt], stop_tokens=[[], [7]], in_order=True, **options
+        )
+        assert len(each[0].tokens) == 95
+
+
+def test_score_batch(llama: Llama) -> None:
+    """As one by one: texts that begin alike, that take several calls, that are one token."""
+    rng = np.random.default_rng(4)
+    common = rng.integers(3, 300, 70).tolist()
+    texts = [common + rng.integers(3, 300, n).tolist() for n in (1, 5, 20, 27)]
+    texts += [rng.integers(3, 300, n).tolist() for n in (1, 2, 3, 40, 97, 64, 65, 66)]
+    texts += [common[:40], common, [], texts[0], "abc", *([5, i] for i in range(40))]
+    scores = llama.score_batch(texts)
+    for text, score in zip(texts, scores, strict=True):
+        assert score == llama.score(text) or math.isnan(score.perplexity)
+        assert score.tokens == (llama.tokenizer.encode("abc", bos=True) if text == "abc" else text)
+    fitting = [text for text in texts if 1 < len(text) <= 96 and text != "abc"]
+    starts = [1 + i % len(text) for i, text in enumerate(fitting)]
+    for text, start, score in zip(
+        fitting, starts, llama.score_batch(fitting, starts=starts), strict=True
+    ):
+        logits = llama.logits(text).astype(np.float64)
+        logits -= np.logaddexp.reduce(logits, axis=1, keepdims=True)
+        expected = [logits[i, t] for i, t in enumerate(text[1:])][start - 1 :]
+        assert score.logprobs[:start] == [None] * start
+        np.testing.assert_allclose(score.logprobs[start:], expected, rtol=0, atol=1e-9)
+        assert score.total == pytest.approx(sum(expected))
+        assert score.greedy == (logits.argmax(axis=1)[start - 1 : -1] == text[start:]).all()
+        n_bytes = sum(len(llama.tokenizer.piece(token)) for token in text[start:])
+        if n_bytes:
+            assert score.bits_per_byte == pytest.approx(-sum(expected) / math.log(2) / n_bytes)
+    assert llama.score_batch([]) == []
+
+
+def test_greedy_text(llama: Llama) -> None:
+    story = llama.generate([1, 265], temperature=0, max_tokens=20, stop_tokens=[])
+    story.read()
+    text = [1, 265, *story.tokens]
+    other = [*text[:-1], text[-1] ^ 1]
+    greedy, not_greedy, from_bos = llama.score_batch([text, other, text], starts=[2, 2, 1])
+    assert greedy.greedy and not not_greedy.greedy
+    assert from_bos.greedy == (int(llama.logits([1])[0].argmax()) == 265)
+
+
+@pytest.mark.parametrize(
+    ("texts", "starts", "message"),
+    [
+        ("abc", None, "texts is one text"),
+        (["a", "b"], [1], "starts has 1 values for 2 texts"),
+        (["a", [5, 6]], [1, 3], "text 1: start is 3; it must be 1 to 2"),
+        ([[5, 6]], [0], "text 0: start is 0"),
+        (["a", [5] * 98], None, "text 1: 98 tokens; the model's context is 96"),
+    ],
+)
+def test_wrong_texts_to_score(llama: Llama, texts: list, starts: list, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        llama.score_batch(texts, starts=starts)

@@ -79,6 +79,19 @@ class TinyLlama:
             w["classifier"] = rng.normal(0, 0.5, (s.vocab_size, s.dim))
         return cls(s, {k: v.astype(np.float32).astype(np.float64) for k, v in w.items()})
 
+    @classmethod
+    def from_v0(cls, data: bytes) -> TinyLlama:
+        """The model that a version 0 file with a tied classifier holds."""
+        names = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
+        s = Shape(**dict(zip(names, struct.unpack_from("<7i", data), strict=True)))
+        sizes = cls.random(s).weights
+        order = ["embedding", "attention_norm", *MATRICES[:4], "ffn_norm", *MATRICES[4:]]
+        w, numbers, at = {}, np.frombuffer(data, "<f4", offset=28).astype(np.float64), 0
+        for name in [*order, "final_norm"]:
+            w[name] = numbers[at : at + sizes[name].size].reshape(sizes[name].shape)
+            at += sizes[name].size
+        return cls(s, w | {"classifier": w["embedding"]})
+
     def fields(self, vocab_size: int) -> bytes:
         s = self.shape
         numbers = (s.dim, s.hidden_dim, s.n_layers, s.n_heads, s.n_kv_heads, vocab_size, s.seq_len)
