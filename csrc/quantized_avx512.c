@@ -30,8 +30,9 @@
 
 enum { TILE = 4, BLOCKS = 4, UNROLLED = 32 };
 
-/* 64 bytes of weights of block b of several. Few rows of x read weights as fast as they come, so the first
- * to read some asks for those of the next blocks. */
+/* 64 bytes of weights of block b of several. Several rows of x leave memory idle while weights are used
+ * again, so the first to read some asks for those of the next blocks; and int4 comes too fast even for one
+ * row. (One row of int8 reads steadily: there the hardware does better by itself.) */
 INLINE __m512i load_weights(const unsigned char *data, size_t block_bytes, int b, int blocks, int first) {
     data += (size_t)b * block_bytes;
     if (first) L2C_PREFETCH(data + (size_t)blocks * block_bytes);
@@ -58,7 +59,7 @@ INLINE void step_q8(__m512i s[][BLOCKS], const unsigned char *data, size_t block
                     size_t width, int tile, int blocks, int first) {
     __m512i weights[BLOCKS];
     UNROLL for (int b = 0; b < blocks; b++)
-        weights[b] = _mm512_xor_si512(load_weights(data, block_bytes, b, blocks, first), _mm512_set1_epi8((char)0x80));
+        weights[b] = _mm512_xor_si512(load_weights(data, block_bytes, b, blocks, first && tile > 1), _mm512_set1_epi8((char)0x80));
     UNROLL for (int t = 0; t < tile; t++) {
         __m512i xj = broadcast(q + (size_t)t * width);
         UNROLL for (int b = 0; b < blocks; b++) s[t][b] = _mm512_dpbusd_epi32(s[t][b], weights[b], xj);
