@@ -192,7 +192,12 @@ static l2c_status load(l2c_model *m, const unsigned char *data, size_t size, l2c
 }
 
 static l2c_dtype dtype_of(const l2c_matrix *m) {
-    return m->type == L2C_WEIGHTS_F32 ? L2C_DTYPE_FLOAT32 : m->type == L2C_WEIGHTS_Q4 ? L2C_DTYPE_INT4 : L2C_DTYPE_INT8;
+    switch (m->type) {
+    case L2C_WEIGHTS_F32: return L2C_DTYPE_FLOAT32;
+    case L2C_WEIGHTS_Q4:
+    case L2C_WEIGHTS_Q4_1: return L2C_DTYPE_INT4;
+    default: return L2C_DTYPE_INT8;
+    }
 }
 
 /* What all matrices together are; and the groups that int8 rows need for them. */

@@ -149,62 +149,89 @@ static void read_q6_k(float *x, const unsigned char *block, size_t start, size_t
     }
 }
 
+/* ---- Groups whose integers packed weights can keep ----------------------------------------------------- */
+
+static void group_q8_0(l2c_group *to, const unsigned char *block, size_t start) {
+    (void)start;
+    to->scale = bits16(block);
+    memcpy(to->q, block + 2, sizeof to->q);
+}
+
+static void group_q4_0(l2c_group *to, const unsigned char *block, size_t start) {
+    (void)start;
+    to->scale = bits16(block);
+    for (size_t j = 0; j < PART / 2; j++) {
+        to->q[j] = (int8_t)(low(block[2 + j]) - 8);
+        to->q[j + 16] = (int8_t)(high(block[2 + j]) - 8);
+    }
+}
+
+static void group_q4_1(l2c_group *to, const unsigned char *block, size_t start) {
+    (void)start;
+    to->scale = bits16(block);
+    to->minimum = bits16(block + 2);
+    for (size_t j = 0; j < PART / 2; j++) {
+        to->q[j] = (int8_t)low(block[4 + j]);
+        to->q[j + 16] = (int8_t)high(block[4 + j]);
+    }
+}
+
+/* The products of 6 bits and a float16 become float16, each wrong by 2^-11 of itself at most, however
+ * small: below 2^-13 they are exact, being multiples of 2^-24 as all float16 are. Above 65504 they
+ * become infinity. */
+static void group_q4_k(l2c_group *to, const unsigned char *block, size_t start) {
+    size_t g = start / PART;
+    range6 r = group_range(block, g);
+    const unsigned char *halves = block + 16 + g / 2 * PART;
+    to->scale = l2c_float_to_half(r.scale);
+    to->minimum = l2c_float_to_half(-r.minimum);
+    for (size_t j = 0; j < PART; j++) to->q[j] = (int8_t)(g % 2 ? high(halves[j]) : low(halves[j]));
+}
+
 /* ---- The types ---------------------------------------------------------------------------------------- */
 
-#define NONE L2C_WEIGHTS_GGUF
+#define NONE L2C_WEIGHTS_GGUF, NULL
 #define F32 L2C_WEIGHTS_F32
 #define Q8 L2C_WEIGHTS_Q8
-#define Q4 L2C_WEIGHTS_Q4
 
-/* By GGML's number. A packed kind of weights with 4 bits and a minimum would be `nearest` to, and take
- * the integers of, Q4_1 and Q4_K. */
+/* By GGML's number. */
 static const l2c_block_type types[] = {
-    [0] = {"F32", 1, 4, read_f32, F32, NONE},
-    [1] = {"F16", 1, 2, read_f16, F32, NONE},
-    [2] = {"Q4_0", 32, 18, read_q4_0, Q4, Q4},
-    [3] = {"Q4_1", 32, 20, read_q4_1, Q8, NONE},
-    [6] = {"Q5_0", 32, 22, read_q5_0, Q8, NONE},
-    [7] = {"Q5_1", 32, 24, read_q5_1, Q8, NONE},
-    [8] = {"Q8_0", 32, 34, read_q8_0, Q8, Q8},
-    [9] = {"Q8_1", 32, 40, NULL, NONE, NONE},
-    [10] = {"Q2_K", 256, 84, NULL, NONE, NONE},
-    [11] = {"Q3_K", 256, 110, NULL, NONE, NONE},
-    [12] = {"Q4_K", 256, 144, read_q4_k, Q8, NONE},
-    [13] = {"Q5_K", 256, 176, read_q5_k, Q8, NONE},
-    [14] = {"Q6_K", 256, 210, read_q6_k, Q8, NONE},
-    [15] = {"Q8_K", 256, 292, NULL, NONE, NONE},
-    [16] = {"IQ2_XXS", 256, 66, NULL, NONE, NONE},
-    [17] = {"IQ2_XS", 256, 74, NULL, NONE, NONE},
-    [18] = {"IQ3_XXS", 256, 98, NULL, NONE, NONE},
-    [19] = {"IQ1_S", 256, 50, NULL, NONE, NONE},
-    [20] = {"IQ4_NL", 32, 18, NULL, NONE, NONE},
-    [21] = {"IQ3_S", 256, 110, NULL, NONE, NONE},
-    [22] = {"IQ2_S", 256, 82, NULL, NONE, NONE},
-    [23] = {"IQ4_XS", 256, 136, NULL, NONE, NONE},
-    [24] = {"I8", 1, 1, NULL, NONE, NONE},
-    [25] = {"I16", 1, 2, NULL, NONE, NONE},
-    [26] = {"I32", 1, 4, NULL, NONE, NONE},
-    [27] = {"I64", 1, 8, NULL, NONE, NONE},
-    [28] = {"F64", 1, 8, NULL, NONE, NONE},
-    [29] = {"IQ1_M", 256, 56, NULL, NONE, NONE},
-    [30] = {"BF16", 1, 2, read_bf16, F32, NONE},
-    [34] = {"TQ1_0", 256, 54, NULL, NONE, NONE},
-    [35] = {"TQ2_0", 256, 66, NULL, NONE, NONE},
-    [39] = {"MXFP4", 32, 17, NULL, NONE, NONE},
-    [40] = {"NVFP4", 64, 36, NULL, NONE, NONE},
-    [41] = {"Q1_0", 128, 18, NULL, NONE, NONE},
+    [0] = {"F32", 1, 4, read_f32, F32, NULL},
+    [1] = {"F16", 1, 2, read_f16, F32, NULL},
+    [2] = {"Q4_0", 32, 18, read_q4_0, L2C_WEIGHTS_Q4, group_q4_0},
+    [3] = {"Q4_1", 32, 20, read_q4_1, L2C_WEIGHTS_Q4_1, group_q4_1},
+    [6] = {"Q5_0", 32, 22, read_q5_0, Q8, NULL},
+    [7] = {"Q5_1", 32, 24, read_q5_1, Q8, NULL},
+    [8] = {"Q8_0", 32, 34, read_q8_0, Q8, group_q8_0},
+    [9] = {"Q8_1", 32, 40, NULL, NONE},
+    [10] = {"Q2_K", 256, 84, NULL, NONE},
+    [11] = {"Q3_K", 256, 110, NULL, NONE},
+    [12] = {"Q4_K", 256, 144, read_q4_k, L2C_WEIGHTS_Q4_1, group_q4_k},
+    [13] = {"Q5_K", 256, 176, read_q5_k, Q8, NULL},
+    [14] = {"Q6_K", 256, 210, read_q6_k, Q8, NULL},
+    [15] = {"Q8_K", 256, 292, NULL, NONE},
+    [16] = {"IQ2_XXS", 256, 66, NULL, NONE},
+    [17] = {"IQ2_XS", 256, 74, NULL, NONE},
+    [18] = {"IQ3_XXS", 256, 98, NULL, NONE},
+    [19] = {"IQ1_S", 256, 50, NULL, NONE},
+    [20] = {"IQ4_NL", 32, 18, NULL, NONE},
+    [21] = {"IQ3_S", 256, 110, NULL, NONE},
+    [22] = {"IQ2_S", 256, 82, NULL, NONE},
+    [23] = {"IQ4_XS", 256, 136, NULL, NONE},
+    [24] = {"I8", 1, 1, NULL, NONE},
+    [25] = {"I16", 1, 2, NULL, NONE},
+    [26] = {"I32", 1, 4, NULL, NONE},
+    [27] = {"I64", 1, 8, NULL, NONE},
+    [28] = {"F64", 1, 8, NULL, NONE},
+    [29] = {"IQ1_M", 256, 56, NULL, NONE},
+    [30] = {"BF16", 1, 2, read_bf16, F32, NULL},
+    [34] = {"TQ1_0", 256, 54, NULL, NONE},
+    [35] = {"TQ2_0", 256, 66, NULL, NONE},
+    [39] = {"MXFP4", 32, 17, NULL, NONE},
+    [40] = {"NVFP4", 64, 36, NULL, NONE},
+    [41] = {"Q1_0", 128, 18, NULL, NONE},
 };
 
 const l2c_block_type *l2c_block_type_of(uint32_t number) {
     return number < sizeof types / sizeof *types && types[number].name != NULL ? &types[number] : NULL;
-}
-
-uint16_t l2c_gguf_integers(int8_t *q, const unsigned char *block, l2c_weights type) {
-    if (type == L2C_WEIGHTS_Q8) memcpy(q, block + 2, PART);
-    else
-        for (size_t j = 0; j < PART / 2; j++) {
-            q[j] = (int8_t)(low(block[2 + j]) - 8);
-            q[j + 16] = (int8_t)(high(block[2 + j]) - 8);
-        }
-    return bits16(block);
 }

@@ -55,6 +55,8 @@ static void linear(const l2c_session *s, float *out, const float *x, const l2c_q
         k->matmul(out, w->rows, x, w->cols, n, w->data, w->cols, part.begin, part.end);
     else if (w->type == L2C_WEIGHTS_Q4)
         k->matmul_q4(out, w->rows, xq, first, n, w, part.begin, part.end);
+    else if (w->type == L2C_WEIGHTS_Q4_1)
+        k->matmul_q4_1(out, w->rows, xq, first, n, w, part.begin, part.end);
     else
         k->matmul_q8(out, w->rows, xq, first, n, w, part.begin, part.end);
 }

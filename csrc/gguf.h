@@ -13,20 +13,26 @@
  * blocks are single values reads n of those. */
 typedef void l2c_block_reader(float *x, const unsigned char *block, size_t start, size_t n);
 
+/* 32 weights as a packed matrix keeps them: scale * q, or of L2C_WEIGHTS_Q4_1 scale * q + minimum */
+typedef struct {
+    int8_t q[L2C_Q4_GROUP];
+    uint16_t scale, minimum; /* float16 */
+} l2c_group;
+
+/* The group of one block from value `start` of it on, a multiple of 32. */
+typedef void l2c_group_reader(l2c_group *to, const unsigned char *block, size_t start);
+
 /* Rows are made of blocks: `values` of them share `bytes`. */
 typedef struct l2c_block_type {
     const char *name;
     size_t values, bytes;
     l2c_block_reader *read; /* NULL: this engine does not know what the bytes mean */
     l2c_weights nearest;    /* what L2C_DTYPE_AUTO computes with */
-    l2c_weights integers;   /* packed weights with the same integers and scales; else L2C_WEIGHTS_GGUF */
+    l2c_group_reader *group; /* of `nearest`, where that keeps the same integers; else NULL */
 } l2c_block_type;
 
 /* NULL for a number that GGUF has not given away. */
 const l2c_block_type *l2c_block_type_of(uint32_t number);
-
-/* The 32 integers of a block that L2C_WEIGHTS_Q8 or _Q4 can keep as they are; returns the float16 scale. */
-uint16_t l2c_gguf_integers(int8_t *q, const unsigned char *block, l2c_weights type);
 
 /* ---- gguf.c, gguf_values.c: the file ---------------------------------------------------------------- */
 

@@ -10,7 +10,9 @@
  *  - RoPE's angles are tabulated from libm's double precision, which libms may round differently in
  *    one case of some hundred million; nothing else comes from a library.
  *  - int8 and int4: a group of a row shares a scale. Sums within a group are integers, hence exact;
- *    group results are added in order of the groups: sum = fma(dot, w_scale * x_scale, sum).
+ *    group results are added in order of the groups: sum = fma(dot, w_scale * x_scale, sum). Where
+ *    weights are scale * q + minimum, the group's sum of x's integers, exact as well, follows at once:
+ *    sum = fma(minimum, x_scale * x_sum, sum).
  *  - Everything else is one IEEE operation after another, in the order that the C says
  *    (-ffp-contract=off keeps it so).
  */
@@ -44,7 +46,8 @@ typedef enum {
     L2C_WEIGHTS_FILE, /* int8, row-major, in a v2 file's own layout: only kernels_runq.c computes it */
     L2C_WEIGHTS_GGUF, /* row-major blocks of a GGUF file: for packing from, nothing computes it */
     L2C_WEIGHTS_Q8,   /* int8, packed (below) */
-    L2C_WEIGHTS_Q4    /* int4, packed */
+    L2C_WEIGHTS_Q4,   /* int4, packed */
+    L2C_WEIGHTS_Q4_1  /* the same with a minimum for each group, as GGUF's type of this name has it */
 } l2c_weights;
 
 struct l2c_block_type; /* of L2C_WEIGHTS_GGUF (gguf.h) */
@@ -56,9 +59,11 @@ struct l2c_block_type; /* of L2C_WEIGHTS_GGUF (gguf.h) */
  * a register. Rows come in blocks of 16, the last one filled up with zeros; columns in whole groups,
  * `padded` in all. A block is
  *     scales  (padded / group, 16) float32, or float16 for int4; up to a multiple of 64 bytes
+ *             Q4_1: (padded / 32, 2, 16) float16, scales and minima: a cache line for each group
  *     data    int8: (padded / 4, 16, 4): four columns of a row side by side
  *             int4: (padded / 32, 4, 16, 4) bytes; byte [g][j][row][i] has column 32 g + 4 j + i in its
- *             low half and column 32 g + 16 + 4 j + i in its high half, each plus 8
+ *             low half and column 32 g + 16 + 4 j + i in its high half, each plus 8 but in Q4_1, which
+ *             has 0 to 15
  */
 typedef struct {
     l2c_weights type;
@@ -136,7 +141,7 @@ typedef struct {
     size_t (*skip_below)(const float *x, size_t n, float floor);
 
     l2c_quantizer *quantize;
-    l2c_integer_matmul *matmul_q8, *matmul_q4;
+    l2c_integer_matmul *matmul_q8, *matmul_q4, *matmul_q4_1;
 } l2c_kernels;
 
 extern const l2c_kernels l2c_kernels_scalar;

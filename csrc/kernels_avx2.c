@@ -277,6 +277,7 @@ const l2c_kernels l2c_kernels_avx2 = {
     .quantize = l2c_avx2_quantize,
     .matmul_q8 = l2c_avx2_matmul_q8,
     .matmul_q4 = l2c_avx2_matmul_q4,
+    .matmul_q4_1 = l2c_avx2_matmul_q4_1,
 };
 
 #if defined(__clang__)

@@ -258,6 +258,7 @@ const l2c_kernels l2c_kernels_avx512 = {
     .quantize = l2c_avx2_quantize,
     .matmul_q8 = l2c_avx512_matmul_q8,
     .matmul_q4 = l2c_avx512_matmul_q4,
+    .matmul_q4_1 = l2c_avx512_matmul_q4_1,
 };
 
 #if defined(__clang__)

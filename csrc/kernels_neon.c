@@ -313,6 +313,7 @@ const l2c_kernels l2c_kernels_neon = {
     .quantize = l2c_neon_quantize,
     .matmul_q8 = l2c_neon_matmul_q8,
     .matmul_q4 = l2c_neon_matmul_q4,
+    .matmul_q4_1 = l2c_neon_matmul_q4_1,
 };
 
 #if defined(__GNUC__) && !defined(__clang__)

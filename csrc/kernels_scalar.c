@@ -124,4 +124,5 @@ const l2c_kernels l2c_kernels_scalar = {
     .quantize = l2c_scalar_quantize,
     .matmul_q8 = l2c_scalar_matmul_q8,
     .matmul_q4 = l2c_scalar_matmul_q4,
+    .matmul_q4_1 = l2c_scalar_matmul_q4_1,
 };

@@ -113,7 +113,7 @@ typedef enum {
     L2C_DTYPE_AUTO = 0, /* what the file holds */
     L2C_DTYPE_FLOAT32,
     L2C_DTYPE_INT8, /* groups of 32 that share a float32 scale; a v2 file's own groups */
-    L2C_DTYPE_INT4, /* groups of 32 that share a float16 scale */
+    L2C_DTYPE_INT4, /* groups of 32 that share a float16 scale, and a minimum where a GGUF file has it */
     L2C_DTYPE_MIXED /* differs between matrices, as a GGUF file has it; nothing to ask for */
 } l2c_dtype;
 
@@ -127,8 +127,9 @@ typedef struct l2c_model l2c_model;
  * packed for the kernels in memory of their own, and the file is closed again.
  *
  * L2C_DTYPE_AUTO takes each matrix of a GGUF file as it is: F32, F16 and BF16 become float32, Q8_0
- * int8 and Q4_0 int4 without loss; Q4_1, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K become int8, which adds its
- * rounding to theirs. Other dtypes make all matrices alike. L2C_UNSUPPORTED names the type, tensor or
+ * int8, Q4_0 and Q4_1 int4 without loss, Q4_K int4 but for scales and minima rounded to float16; Q5_0,
+ * Q5_1, Q5_K and Q6_K become int8, which adds its rounding to theirs. Other dtypes make all matrices
+ * alike, though int4 leaves Q4_0, Q4_1 and Q4_K as they are. L2C_UNSUPPORTED names the type, tensor or
  * key of a GGUF model that this engine does not compute (another architecture, biases, experts,
  * sliding windows, ...).
  *

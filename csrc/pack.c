@@ -22,7 +22,9 @@ static l2c_weights packed_type(const l2c_matrix *m, l2c_dtype dtype) {
     switch (dtype) {
     case L2C_DTYPE_FLOAT32: return L2C_WEIGHTS_F32;
     case L2C_DTYPE_INT8: return L2C_WEIGHTS_Q8;
-    case L2C_DTYPE_INT4: return L2C_WEIGHTS_Q4;
+    case L2C_DTYPE_INT4: /* what has 4 bits keeps them */
+        return m->type == L2C_WEIGHTS_GGUF && m->blocks->nearest == L2C_WEIGHTS_Q4_1 ? L2C_WEIGHTS_Q4_1
+                                                                                     : L2C_WEIGHTS_Q4;
     default: return m->type == L2C_WEIGHTS_GGUF ? m->blocks->nearest
                   : m->type == L2C_WEIGHTS_F32  ? L2C_WEIGHTS_F32
                                                 : L2C_WEIGHTS_Q8;
@@ -62,7 +64,8 @@ static l2c_status pack_matrix(l2c_pool *pool, l2c_matrix *to, unsigned char *mem
     job j = {.to = to, .memory = memory, .from = from};
     l2c_pool_run(pool, pack_on_thread, &j);
     if (atomic_load(&j.status) == L2C_OK) return L2C_OK;
-    return l2c_fail(err, L2C_FORMAT, "a weight is NaN or infinite, which int8 and int4 have no value for");
+    return l2c_fail(err, L2C_FORMAT, "a weight is NaN or infinite, or a group's scale beyond float16: int8 and int4 have "
+                                     "no value for it");
 }
 
 static const float *copy_norm(unsigned char **at, const float *norm, size_t dim) {

@@ -14,7 +14,7 @@ l2c_matrix l2c_matrix_packed(l2c_weights type, size_t rows, size_t cols, size_t 
     l2c_matrix m = {.type = type, .rows = rows, .cols = cols, .group = group};
     m.padded = (cols + group - 1) / group * group;
     size_t data = m.padded * L2C_BLOCK_ROWS;
-    m.block_bytes = l2c_block_scale_bytes(type, m.padded / group) + (type == L2C_WEIGHTS_Q4 ? data / 2 : data);
+    m.block_bytes = l2c_block_scale_bytes(type, m.padded / group) + (type == L2C_WEIGHTS_Q8 ? data : data / 2);
     return m;
 }
 
@@ -57,7 +57,7 @@ static void unpack_row(float *to, const l2c_matrix *from, size_t row) {
 }
 
 void l2c_matrix_row(float *x, const l2c_matrix *w, size_t row) {
-    if (w->type != L2C_WEIGHTS_Q8 && w->type != L2C_WEIGHTS_Q4) {
+    if (w->type != L2C_WEIGHTS_Q8 && w->type != L2C_WEIGHTS_Q4 && w->type != L2C_WEIGHTS_Q4_1) {
         unpack_row(x, w, row);
         return;
     }
@@ -71,7 +71,12 @@ void l2c_matrix_row(float *x, const l2c_matrix *w, size_t row) {
         } else {
             size_t k = j % 16;
             int both = data[j / 32 * 256 + k / 4 * 64 + k % 4], q = j % 32 < 16 ? both & 15 : both >> 4;
-            x[j] = (float)(q - 8) * l2c_half_to_float(((const uint16_t *)block)[at]);
+            if (w->type == L2C_WEIGHTS_Q4) {
+                x[j] = (float)(q - 8) * l2c_half_to_float(((const uint16_t *)block)[at]);
+                continue;
+            }
+            const uint16_t *scale = (const uint16_t *)block + j / L2C_Q4_GROUP * 2 * L2C_BLOCK_ROWS + lane;
+            x[j] = l2c_half_to_float(scale[0]) * (float)q + l2c_half_to_float(scale[L2C_BLOCK_ROWS]);
         }
     }
 }
@@ -135,22 +140,26 @@ static void put_q8(const l2c_matrix *m, unsigned char *block, size_t lane, size_
     for (size_t j = 0; j < m->group; j += 4) memcpy(data + (g * m->group + j) * L2C_BLOCK_ROWS, q + j, 4);
 }
 
-static void put_q4(const l2c_matrix *m, unsigned char *block, size_t lane, size_t g, const int8_t *q, uint16_t scale) {
+static void put_q4(const l2c_matrix *m, unsigned char *block, size_t lane, size_t g, const l2c_group *from) {
     unsigned char *data = block + l2c_block_scale_bytes(m->type, m->padded / m->group) + 4 * lane + g * 256;
-    ((uint16_t *)block)[g * L2C_BLOCK_ROWS + lane] = scale;
+    int minima = m->type == L2C_WEIGHTS_Q4_1, zero = minima ? 0 : 8;
+    uint16_t *scale = (uint16_t *)block + g * (minima ? 2 : 1) * L2C_BLOCK_ROWS + lane;
+    scale[0] = from->scale;
+    if (minima) scale[L2C_BLOCK_ROWS] = from->minimum;
     for (size_t j = 0; j < 16; j++)
-        data[j / 4 * 64 + j % 4] = (unsigned char)((q[j] + 8) | (q[16 + j] + 8) << 4);
+        data[j / 4 * 64 + j % 4] = (unsigned char)((from->q[j] + zero) | (from->q[16 + j] + zero) << 4);
 }
 
 /* One row's group g into its place; x has the group's values, zeros after the last column. */
 static void pack_group(const l2c_matrix *m, unsigned char *block, size_t lane, size_t g, const float *x) {
-    int8_t q[L2C_MAX_PACKED_GROUP];
     if (m->type == L2C_WEIGHTS_Q8) {
+        int8_t q[L2C_MAX_PACKED_GROUP];
         float scale = quantize_q8(q, x, m->group);
         put_q8(m, block, lane, g, q, scale);
     } else {
-        uint16_t scale = quantize_q4(q, x);
-        put_q4(m, block, lane, g, q, scale);
+        l2c_group group;
+        group.scale = quantize_q4(group.q, x);
+        put_q4(m, block, lane, g, &group);
     }
 }
 
@@ -164,17 +173,18 @@ static int all_finite(const float *x, size_t n) {
 static int copy_group(const l2c_matrix *to, unsigned char *block, size_t lane, size_t g, const l2c_matrix *from,
                       size_t row, int *finite) {
     size_t at = row * from->cols + g * to->group;
-    int8_t q[L2C_Q4_GROUP];
     if (from->type == L2C_WEIGHTS_FILE && to->type == L2C_WEIGHTS_Q8) {
         put_q8(to, block, lane, g, (const int8_t *)from->data + at, file_scale(from, at / from->group));
         return 1;
     }
-    if (from->type != L2C_WEIGHTS_GGUF || from->blocks->integers != to->type) return 0;
-    const unsigned char *data = (const unsigned char *)from->data + at / L2C_Q4_GROUP * from->blocks->bytes;
-    uint16_t scale = l2c_gguf_integers(q, data, to->type);
-    *finite = isfinite(l2c_half_to_float(scale));
-    if (to->type == L2C_WEIGHTS_Q8) put_q8(to, block, lane, g, q, l2c_half_to_float(scale));
-    else put_q4(to, block, lane, g, q, scale);
+    const l2c_block_type *blocks = from->type == L2C_WEIGHTS_GGUF ? from->blocks : NULL;
+    if (blocks == NULL || blocks->group == NULL || blocks->nearest != to->type) return 0;
+    l2c_group group = {.minimum = 0};
+    blocks->group(&group, (const unsigned char *)from->data + at / blocks->values * blocks->bytes, at % blocks->values);
+    float scale = l2c_half_to_float(group.scale);
+    *finite = isfinite(scale) && isfinite(l2c_half_to_float(group.minimum));
+    if (to->type == L2C_WEIGHTS_Q8) put_q8(to, block, lane, g, group.q, scale);
+    else put_q4(to, block, lane, g, &group);
     return 1;
 }
 

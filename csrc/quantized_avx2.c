@@ -7,7 +7,8 @@
  * product: a step adds at most 256 * 4 * 128 * 127, and 128 steps (a group of 512) fit 31 bits.
  *
  * int4: vpmaddubsw multiplies unsigned by signed bytes. Weights are 0 to 15, so a pair is at most
- * 2 * 15 * 127, and the 8 of a group of 32 fit 15 bits; 8 times the sum of x is taken off after.
+ * 2 * 15 * 127, and the 8 of a group of 32 fit 15 bits; 8 times the sum of x is taken off after, or the
+ * minimum times that sum is added (Q4_1).
  *
  * (vpmaddubsw for int8 would need signs moved from weights to activations, and more instructions
  * on the two units that multiply: measured slower.)
@@ -150,14 +151,15 @@ INLINE void tile_q8(__m256 (*sums)[2], const l2c_quantized *x, size_t r, const l
     }
 }
 
-INLINE void tile_q4(__m256 (*sums)[2], const l2c_quantized *x, size_t r, const l2c_matrix *w,
-                    const unsigned char *block, size_t apart, int tile, int blocks) {
+/* minima: of L2C_WEIGHTS_Q4_1; 0 or 1 in the source, so that the compiler makes two functions of this */
+INLINE void tile_4_bits(__m256 (*sums)[2], const l2c_quantized *x, size_t r, const l2c_matrix *w,
+                        const unsigned char *block, size_t apart, int tile, int blocks, int minima) {
     size_t groups = w->padded / L2C_Q4_GROUP;
-    const unsigned char *data = block + l2c_block_scale_bytes(L2C_WEIGHTS_Q4, groups);
+    const unsigned char *data = block + l2c_block_scale_bytes(minima ? L2C_WEIGHTS_Q4_1 : L2C_WEIGHTS_Q4, groups);
     const int8_t *q = x->q + r * x->width;
     const __m256i half = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
     UNROLL for (int i = 0; i < tile * blocks; i++) sums[i][0] = sums[i][1] = _mm256_setzero_ps();
-    for (size_t g = 0; g < groups; g++, block += 32, q += L2C_Q4_GROUP) {
+    for (size_t g = 0; g < groups; g++, block += minima ? 64 : 32, q += L2C_Q4_GROUP) {
         __m256i s[TILE][2];
         UNROLL for (int i = 0; i < tile * blocks; i++) s[i][0] = s[i][1] = _mm256_setzero_si256();
         for (size_t j = 0; j < 16; j += 4, data += 64)
@@ -176,16 +178,29 @@ INLINE void tile_q4(__m256 (*sums)[2], const l2c_quantized *x, size_t r, const l
         UNROLL for (int t = 0; t < tile; t++) {
             size_t at = (r + (size_t)t) * groups + g;
             __m256 scale = _mm256_set1_ps(x->scales[at]);
-            __m256i offset = _mm256_set1_epi32(-8 * x->sums[at]);
+            __m256i offset = _mm256_set1_epi32(minima ? 0 : -8 * x->sums[at]);
+            __m256 x_sum = _mm256_set1_ps(minima ? x->scales[at] * (float)x->sums[at] : 0.0f);
             UNROLL for (int b = 0; b < blocks; b++)
                 UNROLL for (int h = 0; h < 2; h++) {
-                    __m256 weight = _mm256_cvtph_ps(_mm_load_si128((const __m128i *)(block + (size_t)b * apart + 16 * h)));
+                    const __m128i *halves = (const __m128i *)(block + (size_t)b * apart + 16 * h);
+                    __m256 weight = _mm256_cvtph_ps(_mm_load_si128(halves));
                     __m256i dot = _mm256_add_epi32(_mm256_madd_epi16(s[t * blocks + b][h], ones), offset);
                     __m256 *sum = &sums[t * blocks + b][h];
                     *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), _mm256_mul_ps(weight, scale), *sum);
+                    if (minima) *sum = _mm256_fmadd_ps(_mm256_cvtph_ps(_mm_load_si128(halves + 2)), x_sum, *sum);
                 }
         }
     }
+}
+
+INLINE void tile_q4(__m256 (*sums)[2], const l2c_quantized *x, size_t r, const l2c_matrix *w,
+                    const unsigned char *block, size_t apart, int tile, int blocks) {
+    tile_4_bits(sums, x, r, w, block, apart, tile, blocks, 0);
+}
+
+INLINE void tile_q4_1(__m256 (*sums)[2], const l2c_quantized *x, size_t r, const l2c_matrix *w,
+                      const unsigned char *block, size_t apart, int tile, int blocks) {
+    tile_4_bits(sums, x, r, w, block, apart, tile, blocks, 1);
 }
 
 #define ONE_TILE(FUNCTION, i, tile, blocks, step)                                                           do {                                                                                                        __m256 sums[TILE][2];                                                                                   FUNCTION(sums, x, first + r, w, l2c_block(w, i), (step) / L2C_BLOCK_ROWS * w->block_bytes, tile, blocks);         for (int t = 0; t < tile; t++)                                                                              for (int b = 0; b < blocks; b++) {                                                                          size_t row = (i) + (size_t)b * (step);                                                                  store(out + (r + (size_t)t) * out_stride + row, sums[t * blocks + b], end - row);                   }                                                                                               } while (0)
@@ -215,6 +230,11 @@ void l2c_avx2_matmul_q8(float *out, size_t out_stride, const l2c_quantized *x, s
 void l2c_avx2_matmul_q4(float *out, size_t out_stride, const l2c_quantized *x, size_t first, size_t n_rows,
                         const l2c_matrix *w, size_t begin, size_t end) {
     MATMUL(tile_q4)
+}
+
+void l2c_avx2_matmul_q4_1(float *out, size_t out_stride, const l2c_quantized *x, size_t first, size_t n_rows,
+                          const l2c_matrix *w, size_t begin, size_t end) {
+    MATMUL(tile_q4_1)
 }
 
 #if defined(__clang__)

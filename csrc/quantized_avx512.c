@@ -4,7 +4,7 @@
  * vpdpbusd multiplies unsigned by signed bytes and adds four neighbours to an int32: one
  * instruction for a column group of 4 of a whole block of 16 rows. int8 weights become unsigned by
  * adding 128 (flipping the top bit); 128 times the sum of x, known for every group, is taken off at
- * the start. int4 weights are unsigned as they lie, plus 8. Sums wrap around 32 bits on the way, but
+ * the start. int4 weights are unsigned as they lie, plus 8 but in Q4_1. Sums wrap around 32 bits on the way, but
  * end in range.
  *
  * The instruction's result is ready 4 cycles later and two can start each cycle, so 8 sums are under
@@ -97,19 +97,20 @@ INLINE void tile_q8(float *out, size_t out_stride, const l2c_quantized *x, size_
     store(out, out_stride, sums, tile, blocks, valid);
 }
 
-INLINE void tile_q4(float *out, size_t out_stride, const l2c_quantized *x, size_t r, const l2c_matrix *w,
-                    const unsigned char *block, int tile, int blocks, int first, size_t valid) {
+/* minima: of L2C_WEIGHTS_Q4_1; 0 or 1 in the source, so that the compiler makes two functions of this */
+INLINE void tile_4_bits(float *out, size_t out_stride, const l2c_quantized *x, size_t r, const l2c_matrix *w,
+                        const unsigned char *block, int tile, int blocks, int first, size_t valid, int minima) {
     size_t groups = w->padded / L2C_Q4_GROUP;
-    const unsigned char *data = block + l2c_block_scale_bytes(L2C_WEIGHTS_Q4, groups);
+    const unsigned char *data = block + l2c_block_scale_bytes(minima ? L2C_WEIGHTS_Q4_1 : L2C_WEIGHTS_Q4, groups);
     const int8_t *q = x->q + r * x->width;
     const __m512i half = _mm512_set1_epi8(15);
     __m512 sums[TILE][BLOCKS];
     UNROLL for (int t = 0; t < tile; t++)
         UNROLL for (int b = 0; b < blocks; b++) sums[t][b] = _mm512_setzero_ps();
-    for (size_t g = 0; g < groups; g++, block += 32, q += L2C_Q4_GROUP) {
+    for (size_t g = 0; g < groups; g++, block += minima ? 64 : 32, q += L2C_Q4_GROUP) {
         __m512i s[TILE][BLOCKS];
         UNROLL for (int t = 0; t < tile; t++) {
-            __m512i start = _mm512_set1_epi32(-8 * x->sums[(r + (size_t)t) * groups + g]);
+            __m512i start = _mm512_set1_epi32(minima ? 0 : -8 * x->sums[(r + (size_t)t) * groups + g]);
             UNROLL for (int b = 0; b < blocks; b++) s[t][b] = start;
         }
         UNROLL for (size_t j = 0; j < 16; j += 4, data += 64) {
@@ -127,15 +128,29 @@ INLINE void tile_q4(float *out, size_t out_stride, const l2c_quantized *x, size_
             }
         }
         UNROLL for (int t = 0; t < tile; t++) {
-            __m512 scale = _mm512_set1_ps(x->scales[(r + (size_t)t) * groups + g]);
+            size_t at = (r + (size_t)t) * groups + g;
+            __m512 scale = _mm512_set1_ps(x->scales[at]);
+            __m512 x_sum = _mm512_set1_ps(minima ? x->scales[at] * (float)x->sums[at] : 0.0f);
             UNROLL for (int b = 0; b < blocks; b++) {
-                const unsigned char *at = block + (size_t)b * w->block_bytes;
-                __m512 weight = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)at));
+                const __m256i *halves = (const __m256i *)(block + (size_t)b * w->block_bytes);
+                __m512 weight = _mm512_cvtph_ps(_mm256_load_si256(halves));
                 sums[t][b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[t][b]), _mm512_mul_ps(weight, scale), sums[t][b]);
+                if (!minima) continue;
+                sums[t][b] = _mm512_fmadd_ps(_mm512_cvtph_ps(_mm256_load_si256(halves + 1)), x_sum, sums[t][b]);
             }
         }
     }
     store(out, out_stride, sums, tile, blocks, valid);
+}
+
+INLINE void tile_q4(float *out, size_t out_stride, const l2c_quantized *x, size_t r, const l2c_matrix *w,
+                    const unsigned char *block, int tile, int blocks, int first, size_t valid) {
+    tile_4_bits(out, out_stride, x, r, w, block, tile, blocks, first, valid, 0);
+}
+
+INLINE void tile_q4_1(float *out, size_t out_stride, const l2c_quantized *x, size_t r, const l2c_matrix *w,
+                      const unsigned char *block, int tile, int blocks, int first, size_t valid) {
+    tile_4_bits(out, out_stride, x, r, w, block, tile, blocks, first, valid, 1);
 }
 
 #define CALL(TILE_FUNCTION, tile, blocks, is_first)                                                       \
@@ -176,6 +191,11 @@ void l2c_avx512_matmul_q8(float *out, size_t out_stride, const l2c_quantized *x,
 void l2c_avx512_matmul_q4(float *out, size_t out_stride, const l2c_quantized *x, size_t first, size_t n_rows,
                           const l2c_matrix *w, size_t begin, size_t end) {
     MATMUL(tile_q4)
+}
+
+void l2c_avx512_matmul_q4_1(float *out, size_t out_stride, const l2c_quantized *x, size_t first, size_t n_rows,
+                            const l2c_matrix *w, size_t begin, size_t end) {
+    MATMUL(tile_q4_1)
 }
 
 #if defined(__clang__)

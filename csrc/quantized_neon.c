@@ -9,7 +9,8 @@
  * one a row: at most 512 * 128 * 127 for the longest group.
  *
  * int4: weights are 0 to 15 as they lie, plus 8. Each int16 takes 8 products of a group of 32, at most
- * 8 * 15 * 127 = 15240, and addp of two such 30480. 8 times the sum of x is taken off after.
+ * 8 * 15 * 127 = 15240, and addp of two such 30480. 8 times the sum of x is taken off after, or the
+ * minimum times that sum is added (Q4_1).
  */
 #include "quantized.h"
 
@@ -123,14 +124,15 @@ INLINE void tile_q8(float32x4_t (*sums)[QUADS], const l2c_quantized *x, size_t r
     }
 }
 
-INLINE void tile_q4(float32x4_t (*sums)[QUADS], const l2c_quantized *x, size_t r, const l2c_matrix *w,
-                    const unsigned char *block, size_t apart, int tile, int blocks) {
+/* minima: of L2C_WEIGHTS_Q4_1; 0 or 1 in the source, so that the compiler makes two functions of this */
+INLINE void tile_4_bits(float32x4_t (*sums)[QUADS], const l2c_quantized *x, size_t r, const l2c_matrix *w,
+                        const unsigned char *block, size_t apart, int tile, int blocks, int minima) {
     size_t groups = w->padded / L2C_Q4_GROUP;
-    const unsigned char *data = block + l2c_block_scale_bytes(L2C_WEIGHTS_Q4, groups);
+    const unsigned char *data = block + l2c_block_scale_bytes(minima ? L2C_WEIGHTS_Q4_1 : L2C_WEIGHTS_Q4, groups);
     const int8_t *q = x->q + r * x->width;
     UNROLL for (int i = 0; i < tile * blocks; i++)
         UNROLL for (int k = 0; k < QUADS; k++) sums[i][k] = vdupq_n_f32(0.0f);
-    for (size_t g = 0; g < groups; g++, block += 32, q += L2C_Q4_GROUP) {
+    for (size_t g = 0; g < groups; g++, block += minima ? 64 : 32, q += L2C_Q4_GROUP) {
         int16x8_t s[TILE][QUADS][2]; /* of rows 0 and 1, 2 and 3 of each 4 */
         UNROLL for (int i = 0; i < tile * blocks; i++)
             UNROLL for (int k = 0; k < QUADS; k++) s[i][k][0] = s[i][k][1] = vdupq_n_s16(0);
@@ -153,7 +155,8 @@ INLINE void tile_q4(float32x4_t (*sums)[QUADS], const l2c_quantized *x, size_t r
         UNROLL for (int t = 0; t < tile; t++) {
             size_t at = (r + (size_t)t) * groups + g;
             float scale = x->scales[at];
-            int32x4_t offset = vdupq_n_s32(-8 * x->sums[at]);
+            int32x4_t offset = vdupq_n_s32(minima ? 0 : -8 * x->sums[at]);
+            float32x4_t x_sum = vdupq_n_f32(minima ? scale * (float)x->sums[at] : 0.0f);
             UNROLL for (int b = 0; b < blocks; b++)
                 UNROLL for (int k = 0; k < QUADS; k++) {
                     const uint16_t *halves = (const uint16_t *)(block + (size_t)b * apart) + 4 * k;
@@ -162,9 +165,22 @@ INLINE void tile_q4(float32x4_t (*sums)[QUADS], const l2c_quantized *x, size_t r
                     int32x4_t dot = vpadalq_s16(offset, vpaddq_s16(both[0], both[1]));
                     float32x4_t *sum = &sums[t * blocks + b][k];
                     *sum = vfmaq_f32(*sum, vcvtq_f32_s32(dot), vmulq_n_f32(weight, scale));
+                    if (!minima) continue;
+                    float32x4_t minimum = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(halves + L2C_BLOCK_ROWS)));
+                    *sum = vfmaq_f32(*sum, minimum, x_sum);
                 }
         }
     }
+}
+
+INLINE void tile_q4(float32x4_t (*sums)[QUADS], const l2c_quantized *x, size_t r, const l2c_matrix *w,
+                    const unsigned char *block, size_t apart, int tile, int blocks) {
+    tile_4_bits(sums, x, r, w, block, apart, tile, blocks, 0);
+}
+
+INLINE void tile_q4_1(float32x4_t (*sums)[QUADS], const l2c_quantized *x, size_t r, const l2c_matrix *w,
+                      const unsigned char *block, size_t apart, int tile, int blocks) {
+    tile_4_bits(sums, x, r, w, block, apart, tile, blocks, 1);
 }
 
 #define ONE_TILE(FUNCTION, i, tile, blocks, step)                                                             \
@@ -202,6 +218,11 @@ void l2c_neon_matmul_q8(float *out, size_t out_stride, const l2c_quantized *x, s
 void l2c_neon_matmul_q4(float *out, size_t out_stride, const l2c_quantized *x, size_t first, size_t n_rows,
                         const l2c_matrix *w, size_t begin, size_t end) {
     MATMUL(tile_q4)
+}
+
+void l2c_neon_matmul_q4_1(float *out, size_t out_stride, const l2c_quantized *x, size_t first, size_t n_rows,
+                          const l2c_matrix *w, size_t begin, size_t end) {
+    MATMUL(tile_q4_1)
 }
 
 #if defined(__GNUC__) && !defined(__clang__)

@@ -91,9 +91,10 @@ void l2c_scalar_matmul_q8(float *out, size_t out_stride, const l2c_quantized *x,
     }
 }
 
-void l2c_scalar_matmul_q4(float *out, size_t out_stride, const l2c_quantized *x, size_t first, size_t n_rows,
-                          const l2c_matrix *w, size_t begin, size_t end) {
-    size_t groups = w->padded / L2C_Q4_GROUP;
+static void matmul_q4(float *out, size_t out_stride, const l2c_quantized *x, size_t first, size_t n_rows,
+                      const l2c_matrix *w, size_t begin, size_t end, int minima) {
+    size_t groups = w->padded / L2C_Q4_GROUP, step = (minima ? 2 : 1) * L2C_BLOCK_ROWS;
+    int32_t zero = minima ? 0 : 8;
     for (size_t i = begin; i < end; i++) {
         const unsigned char *block = l2c_block(w, i);
         const uint16_t *scales = (const uint16_t *)block + i % L2C_BLOCK_ROWS;
@@ -105,13 +106,26 @@ void l2c_scalar_matmul_q4(float *out, size_t out_stride, const l2c_quantized *x,
                 int32_t dot = 0;
                 for (size_t j = 0; j < L2C_Q4_GROUP / 2; j++) {
                     unsigned char both = data[g * 256 + j / 4 * 64 + j % 4];
-                    dot += ((int32_t)(both & 15) - 8) * q[g * L2C_Q4_GROUP + j];
-                    dot += ((int32_t)(both >> 4) - 8) * q[g * L2C_Q4_GROUP + 16 + j];
+                    dot += ((int32_t)(both & 15) - zero) * q[g * L2C_Q4_GROUP + j];
+                    dot += ((int32_t)(both >> 4) - zero) * q[g * L2C_Q4_GROUP + 16 + j];
                 }
-                float scale = l2c_half_to_float(scales[g * L2C_BLOCK_ROWS]);
-                sum = fmaf((float)dot, scale * x->scales[(first + r) * groups + g], sum);
+                size_t at = (first + r) * groups + g;
+                sum = fmaf((float)dot, l2c_half_to_float(scales[g * step]) * x->scales[at], sum);
+                if (!minima) continue;
+                float minimum = l2c_half_to_float(scales[g * step + L2C_BLOCK_ROWS]);
+                sum = fmaf(minimum, x->scales[at] * (float)x->sums[at], sum);
             }
             out[r * out_stride + i] = sum;
         }
     }
+}
+
+void l2c_scalar_matmul_q4(float *out, size_t out_stride, const l2c_quantized *x, size_t first, size_t n_rows,
+                          const l2c_matrix *w, size_t begin, size_t end) {
+    matmul_q4(out, out_stride, x, first, n_rows, w, begin, end, 0);
+}
+
+void l2c_scalar_matmul_q4_1(float *out, size_t out_stride, const l2c_quantized *x, size_t first, size_t n_rows,
+                            const l2c_matrix *w, size_t begin, size_t end) {
+    matmul_q4(out, out_stride, x, first, n_rows, w, begin, end, 1);
 }

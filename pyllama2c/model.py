@@ -39,7 +39,8 @@ class Llama:
     `tokenizer` is the path of its tokenizer.bin; by default the one that belongs to the known
     model, the one beside the checkpoint, or Llama 2's where the vocabulary has its size.
     `dtype` is what weights are computed with: "float32", "int8" and "int4" (quantized when the file
-    is opened), "auto" keeps what the file holds, or comes nearest to it (see llama2c.h).
+    is opened; "int4" leaves GGUF's Q4_0, Q4_1 and Q4_K as they are), "auto" keeps what the file
+    holds, or comes nearest to it (see llama2c.h).
     `speculative` lets an int8 copy of float32 weights draft tokens that the model then checks,
     several at a time: the same story, faster ("auto": where it pays; it takes a quarter more
     memory). `threads` counts all that compute (default: $PYLLAMA2C_THREADS, else by model size and

@@ -11,9 +11,11 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "gguf.h"
 #include "harness.h"
 #include "quantized.h"
 
+enum { GGUF_Q4_1 = 3, GGUF_Q4_K = 12 }; /* GGML's numbers */
 enum { LONGEST = 70, MOST_ROWS = 9, ROOM = 16384 /* floats; a multiple of every page's */ };
 
 typedef struct {
@@ -224,6 +226,39 @@ static void check_quantize(const l2c_kernels *kernels, guarded values, activatio
     }
 }
 
+/* A matrix packed from random blocks of GGUF's, all integers `fill` unless that is negative. Its rows are the
+ * blocks', exactly or (Q4_K) but for scales and minima in float16. */
+static l2c_matrix with_minima(guarded g, uint32_t type, size_t rows, size_t cols, int fill, uint64_t *random) {
+    l2c_matrix w = l2c_matrix_packed(L2C_WEIGHTS_Q4_1, rows, cols, L2C_Q4_GROUP);
+    l2c_matrix plain = {.type = L2C_WEIGHTS_GGUF, .rows = rows, .cols = cols, .blocks = l2c_block_type_of(type)};
+    size_t bytes = l2c_matrix_bytes(&plain), integers = type == GGUF_Q4_1 ? 4 : 16;
+    unsigned char *memory = bytes_of(g, l2c_matrix_bytes(&w)), *blocks = malloc(bytes);
+    float *values = malloc(2 * cols * sizeof *values), *packed = values + cols;
+    CHECK(blocks != NULL && values != NULL);
+    for (size_t i = 0; i < bytes; i++) {
+        size_t at = i % plain.blocks->bytes;
+        blocks[i] = (unsigned char)(at >= integers && fill >= 0 ? fill : random_below(random, 256));
+        if (at == 1 || at == 3) blocks[i] &= 0xB7; /* of float16: denormal to 0.5, and negative */
+    }
+    plain.data = blocks;
+    memset(memory, 0, l2c_matrix_bytes(&w));
+    CHECK(l2c_matrix_pack(&w, memory, &plain, 0, rows) == L2C_OK);
+    w.data = memory;
+    for (size_t i = 0; i < rows; i++) {
+        l2c_matrix_row(values, &plain, i);
+        l2c_matrix_row(packed, &w, i);
+        if (type == GGUF_Q4_1) CHECK(memcmp(packed, values, cols * sizeof *values) == 0);
+        for (size_t j = 0; j < cols; j++) {
+            const uint16_t *halves = (const uint16_t *)l2c_block(&w, i) + j / 32 * 32 + i % 16;
+            float scale = fabsf(l2c_half_to_float(halves[0])), minimum = fabsf(l2c_half_to_float(halves[16]));
+            CHECK(fabsf(packed[j] - values[j]) <= (15.0f * scale + minimum) / 2047.0f);
+        }
+    }
+    free(blocks);
+    free(values);
+    return w;
+}
+
 /* A packed matrix whose data, spare rows and columns included, are partly replaced by the extremes of
  * its type; or all bytes are `fill`, which then is not negative. */
 static l2c_matrix weights_of(guarded g, l2c_weights type, size_t rows, size_t cols, size_t group, int fill,
@@ -275,11 +310,15 @@ typedef struct {
     uint64_t random;
 } integers;
 
+static l2c_integer_matmul *matmul_of(const l2c_kernels *kernels, l2c_weights type) {
+    if (type == L2C_WEIGHTS_Q8) return kernels->matmul_q8;
+    return type == L2C_WEIGHTS_Q4 ? kernels->matmul_q4 : kernels->matmul_q4_1;
+}
+
 /* n_rows rows of x, after `first` others, times all of w and times a part; or x is all ones. */
 static void check_rows(integers *m, l2c_isa isa, const l2c_matrix *w, size_t first, size_t n_rows, int ones) {
     const l2c_kernels *kernels = l2c_kernels_for(isa);
-    l2c_integer_matmul *matmul = w->type == L2C_WEIGHTS_Q4 ? kernels->matmul_q4 : kernels->matmul_q8;
-    l2c_integer_matmul *plain = w->type == L2C_WEIGHTS_Q4 ? l2c_scalar_matmul_q4 : l2c_scalar_matmul_q8;
+    l2c_integer_matmul *matmul = matmul_of(kernels, w->type), *plain = matmul_of(&l2c_kernels_scalar, w->type);
     l2c_quantized x = quantized_of(m->x, first + n_rows, w->cols, w->group);
     l2c_quantized y = quantized_of(m->y, first + n_rows, w->cols, w->group);
     for (size_t r = 0; r < first + n_rows; r++) {
@@ -328,6 +367,14 @@ static void check_integers(const l2c_isa *isas, size_t n_isas) {
                     for (size_t n = 1; n <= MOST_ROWS; n++) check_rows(&m, isas[i], &w, n % 3, n, 0);
                     check_rows(&m, isas[i], &w, 0, 33, 0);
                 }
+        static const struct { uint32_t type; size_t cols; } minima[] = {
+            {GGUF_Q4_1, 32}, {GGUF_Q4_1, 96}, {GGUF_Q4_1, 288}, {GGUF_Q4_K, 256}};
+        for (size_t d = 0; d < sizeof rows / sizeof *rows; d++)
+            for (size_t c = 0; c < sizeof minima / sizeof *minima; c++) {
+                l2c_matrix w = with_minima(m.weights, minima[c].type, rows[d], minima[c].cols, -1, &m.random);
+                for (size_t n = 1; n <= MOST_ROWS; n++) check_rows(&m, isas[i], &w, n % 3, n, 0);
+                check_rows(&m, isas[i], &w, 0, 33, 0);
+            }
         /* As large as sums get. */
         static const int fills[] = {0x80, 0x7F, 0x00, 0xFF};
         for (size_t f = 0; f < sizeof fills / sizeof *fills; f++)
@@ -336,6 +383,8 @@ static void check_integers(const l2c_isa *isas, size_t n_isas) {
                 check_rows(&m, isas[i], &q8, 0, n, 1);
                 l2c_matrix q4 = weights_of(m.weights, L2C_WEIGHTS_Q4, 35, 512, L2C_Q4_GROUP, fills[f], &m.random);
                 check_rows(&m, isas[i], &q4, 0, n, 1);
+                l2c_matrix q4_1 = with_minima(m.weights, GGUF_Q4_1, 35, 512, fills[f], &m.random);
+                check_rows(&m, isas[i], &q4_1, 0, n, 1);
             }
     }
     guarded_free(m.weights);
