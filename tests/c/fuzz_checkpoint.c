@@ -25,7 +25,7 @@ static void run(const l2c_model *model, int32_t n_ctx, l2c_isa isa, float *logit
     l2c_pool *pool;
     l2c_session *session;
     require(l2c_pool_create(1, &pool, NULL) == L2C_OK);
-    require(l2c_session_create(model, pool, 2, n_ctx, isa, &session, NULL) == L2C_OK);
+    require(l2c_session_create(model, pool, 2, n_ctx, L2C_KV_FLOAT32, isa, &session, NULL) == L2C_OK);
     l2c_row rows[ROWS];
     for (int32_t i = 0; i < ROWS; i++) /* two sequences in turn; together, as a matrix product */
         rows[i] = (l2c_row){i % 2, i / 2 % n_ctx, (int32_t)((uint32_t)i * 7919u % (uint32_t)vocab), 1};
@@ -55,7 +55,7 @@ static void run(const l2c_model *model, int32_t n_ctx, l2c_isa isa, float *logit
 static void compare(const l2c_model *model) {
     const l2c_config *c = l2c_model_config(model);
     int32_t n_ctx = c->seq_len < 8 ? c->seq_len : 8; /* v1 and v2 files claim any length */
-    if (l2c_session_bytes(model, 2, n_ctx) > MOST_BYTES) return;
+    if (l2c_session_bytes(model, 2, n_ctx, L2C_KV_FLOAT32) > MOST_BYTES) return;
     size_t n = ROWS * (size_t)c->vocab_size;
     float *scalar = malloc(n * sizeof *scalar), *fastest = malloc(n * sizeof *fastest);
     require(scalar != NULL && fastest != NULL);

@@ -21,7 +21,7 @@ void test_same_bits(void) {
                 l2c_pool *pool;
                 l2c_session *session;
                 CHECK(l2c_pool_create(n_threads[k], &pool, NULL) == L2C_OK);
-                CHECK(l2c_session_create(t.model, pool, TRUTH_SEQUENCES, 0, isas[i], &session, NULL) == L2C_OK);
+                CHECK(l2c_session_create(t.model, pool, TRUTH_SEQUENCES, 0, L2C_KV_FLOAT32, isas[i], &session, NULL) == L2C_OK);
                 truth_check_session(&t, session, 100 + k);
                 truth_check_session(&t, session, 200 + k); /* position 0 again cuts the sequences */
                 l2c_session_free(session);
@@ -39,7 +39,7 @@ void test_row_errors(void) {
     l2c_error err;
     enum { CONTEXT = 10 }; /* less than the model's */
     CHECK(l2c_pool_create(2, &pool, NULL) == L2C_OK);
-    CHECK(l2c_session_create(t.model, pool, TRUTH_SEQUENCES, CONTEXT, L2C_ISA_AUTO, &session, &err) == L2C_OK);
+    CHECK(l2c_session_create(t.model, pool, TRUTH_SEQUENCES, CONTEXT, L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, &err) == L2C_OK);
     CHECK(l2c_session_logits(session, 0) == NULL);
     l2c_row rows[L2C_MAX_ROWS + 1];
     for (int32_t i = 0; i < 3; i++) rows[i] = truth_row(&t, 0, i);
@@ -103,14 +103,14 @@ void test_row_errors(void) {
 
     static const int32_t contexts[] = {-1, 34, INT_MAX, INT_MIN};
     for (size_t i = 0; i < 4; i++)
-        CHECK(l2c_session_create(t.model, pool, 1, contexts[i], L2C_ISA_AUTO, &session, &err) == L2C_ARG);
-    CHECK(l2c_session_create(t.model, pool, 0, 0, L2C_ISA_AUTO, &session, &err) == L2C_ARG);
-    CHECK(l2c_session_create(t.model, pool, INT_MIN, 0, L2C_ISA_AUTO, &session, &err) == L2C_ARG);
-    CHECK(l2c_session_create(t.model, pool, 1, 0, (l2c_isa)99, &session, &err) == L2C_ARG);
+        CHECK(l2c_session_create(t.model, pool, 1, contexts[i], L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, &err) == L2C_ARG);
+    CHECK(l2c_session_create(t.model, pool, 0, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, &err) == L2C_ARG);
+    CHECK(l2c_session_create(t.model, pool, INT_MIN, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, &err) == L2C_ARG);
+    CHECK(l2c_session_create(t.model, pool, 1, 0, L2C_KV_FLOAT32, (l2c_isa)99, &session, &err) == L2C_ARG);
     /* 6.8 TB of cache: more than a process gets. What was taken before it is given back. */
-    CHECK(l2c_session_create(t.model, pool, INT_MAX, 0, L2C_ISA_AUTO, &session, &err) == L2C_NOMEM);
-    CHECK(l2c_session_bytes(t.model, INT_MAX, 0) > (uint64_t)6 << 40);
-    CHECK(l2c_session_bytes(t.model, 0, 0) == UINT64_MAX && l2c_session_bytes(t.model, 1, -1) == UINT64_MAX);
+    CHECK(l2c_session_create(t.model, pool, INT_MAX, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, &err) == L2C_NOMEM);
+    CHECK(l2c_session_bytes(t.model, INT_MAX, 0, L2C_KV_FLOAT32) > (uint64_t)6 << 40);
+    CHECK(l2c_session_bytes(t.model, 0, 0, L2C_KV_FLOAT32) == UINT64_MAX && l2c_session_bytes(t.model, 1, -1, L2C_KV_FLOAT32) == UINT64_MAX);
     l2c_pool_free(pool);
     truth_free(&t);
 }
@@ -128,7 +128,7 @@ void test_nonfinite_weights(void) {
             l2c_session *session;
             CHECK(l2c_model_open_memory(file.data, file.size, L2C_DTYPE_AUTO, &model, NULL) == L2C_OK);
             CHECK(l2c_pool_create(2, &pool, NULL) == L2C_OK);
-            CHECK(l2c_session_create(model, pool, 1, 0, L2C_ISA_AUTO, &session, NULL) == L2C_OK);
+            CHECK(l2c_session_create(model, pool, 1, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, NULL) == L2C_OK);
             l2c_row row = {0, 0, 0, 1};
             CHECK(l2c_session_forward(session, &row, 1, NULL) == L2C_OK);
             l2c_sampler sampler;
