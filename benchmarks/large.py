@@ -3,10 +3,10 @@
     python benchmarks/large.py [--folder /tmp] [--json benchmarks/results/large.json]
 
 Writes a GGUF file of random int8 or int4 blocks in a model's exact shape (streamed: no float32 copy
-exists anywhere; up to 7.2 GB of disk, removed again), opens it in a fresh interpreter, reads a prompt
-and tells a story to the end of --context, so that all its memory is used. Peaks are the system's
-VmHWM, in which pages of the mapped file count while they are mapped, less what the interpreter had
-before it opened the model. Needs the gguf package (pip install 'pyllama2c[convert]').
+exists anywhere; up to 7.2 GB of disk, removed again), opens it in a fresh interpreter, reads a
+prompt and tells a story to the end of --context, so that all its memory is used. Peaks are the
+system's VmHWM, in which pages of the mapped file count while they are mapped, less what the
+interpreter had before it opened the model. Needs the gguf package (pip install 'pyllama2c[convert]').
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SHAPES = {
     "llama-2-7b": (4096, 11008, 32, 32, 32, 32000, 4096),
     "open_llama_3b": (3200, 8640, 26, 32, 32, 32000, 2048),
 }
-# of a block of 32 values: the type, bytes of integers, and the scale that makes weights of about 0.02
+# of a block of 32 values: the type, bytes of integers, the scale that makes weights of about 0.02
 BLOCKS = {
     "int8": (GGMLQuantizationType.Q8_0, 32, 0.02 / 74),
     "int4": (GGMLQuantizationType.Q4_0, 16, 0.02 / 4.6),
@@ -66,7 +66,7 @@ print(json.dumps({
 
 
 def write(path: Path, shape: str, dtype: str) -> None:
-    """A file whose matrices are random, blocks of the type that `dtype` needs no conversion from."""
+    """A file whose matrices are random blocks of the type that `dtype` takes as they are."""
     dim, hidden, layers, heads, kv_heads, vocab, context = SHAPES[shape]
     kind, n_bytes, scale = BLOCKS[dtype]
     head = dim // heads
@@ -144,13 +144,13 @@ def measure(folder: Path, shape: str, dtype: str, context: int, tokens: int) -> 
         "predicted": {name: plan[name] for name in ("weights", "cache", "scratch", "peak")},
         "predicted_opened": plan["weights"],
         "predicted_resident": plan["resident"],
-        "opened": seen["opened"]["VmRSS"] - base,
         "resident": seen["told"]["VmRSS"] - base,
         "peak": seen["told"]["VmHWM"] - base,
         "peak_to_predicted": (seen["told"]["VmHWM"] - base) / plan["peak"],
         "weights_gb_per_second": seen["tokens_per_second"] * seen["sweep"] / 1e9,
         **seen,
-    } | {"opened": seen["opened"]["VmRSS"] - base}
+        "opened": seen["opened"]["VmRSS"] - base,
+    }
 
 
 def main() -> None:

@@ -104,7 +104,7 @@ class Engine:
             )
         if speculative and not room:
             raise OutOfMemoryError(
-                "no room for an int8 copy that drafts beside the model; speculative=False needs none"
+                "no room for an int8 copy beside the model, to draft; speculative=False needs none"
             )
         return bool(speculative)
 
