@@ -1,4 +1,4 @@
-"""Keys and values in float16: half the memory, the same bits everywhere, and what rounding costs."""
+"""Keys and values in float16: half the memory, the same bits everywhere; what rounding costs."""
 
 from __future__ import annotations
 
