@@ -51,6 +51,9 @@ l2c_status l2c_file_map(const char *path, const char *what, l2c_mapping *mapping
     void *data = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
     int code = errno;
     close(fd); /* the mapping stays */
+    if (data == MAP_FAILED && code == ENOMEM)
+        return l2c_fail(err, L2C_NOMEM, "%s of %lld bytes: the address space has no room to map it (ulimit -v?)", what,
+                        (long long)info.st_size);
     if (data == MAP_FAILED) return fail_errno(err, code, what);
     *mapping = (l2c_mapping){data, (size_t)info.st_size, data, (size_t)info.st_size, 1};
     return L2C_OK;

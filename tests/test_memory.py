@@ -161,6 +161,20 @@ def test_the_command_line_under_a_limit(tmp_path: Path) -> None:
     assert {plan["dtype"] for plan in facts["plans"]} == set(DTYPES)
 
 
+@LINUX
+def test_a_file_beyond_the_address_space(tmp_path: Path) -> None:
+    path = tmp_path / "large.gguf"
+    with path.open("wb") as file:
+        file.truncate(2 << 30)  # takes no disk
+    code = (
+        "import resource, sys; from pyllama2c import Llama\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 30,) * 2)\n"
+        "Llama(sys.argv[1])"
+    )
+    done = run_python("-c", code, str(path))
+    assert "OutOfMemoryError" in done.stderr and "2147483648 bytes: the address space" in done.stderr
+
+
 GROUP = Path("/sys/fs/cgroup")
 
 

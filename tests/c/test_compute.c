@@ -14,14 +14,15 @@ void test_same_bits(void) {
     static const int32_t n_threads[] = {1, 2, 3, 5};
     l2c_isa isas[MAX_ISAS];
     size_t n_isas = available_isas(isas);
-    for (size_t c = 0; c < n_shapes; c++) {
-        truth t = truth_make(&shapes[c]);
+    for (size_t c = 0; c < 2 * n_shapes; c++) {
+        l2c_kv kv = c % 2 == 0 ? L2C_KV_FLOAT32 : L2C_KV_FLOAT16;
+        truth t = truth_make_with(&shapes[c / 2], kv);
         for (size_t i = 0; i < n_isas; i++)
             for (size_t k = 0; k < sizeof n_threads / sizeof *n_threads; k++) {
                 l2c_pool *pool;
                 l2c_session *session;
                 CHECK(l2c_pool_create(n_threads[k], &pool, NULL) == L2C_OK);
-                CHECK(l2c_session_create(t.model, pool, TRUTH_SEQUENCES, 0, L2C_KV_FLOAT32, isas[i], &session, NULL) == L2C_OK);
+                CHECK(l2c_session_create(t.model, pool, TRUTH_SEQUENCES, 0, kv, isas[i], &session, NULL) == L2C_OK);
                 truth_check_session(&t, session, 100 + k);
                 truth_check_session(&t, session, 200 + k); /* position 0 again cuts the sequences */
                 l2c_session_free(session);
@@ -104,6 +105,7 @@ void test_row_errors(void) {
     static const int32_t contexts[] = {-1, 34, INT_MAX, INT_MIN};
     for (size_t i = 0; i < 4; i++)
         CHECK(l2c_session_create(t.model, pool, 1, contexts[i], L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, &err) == L2C_ARG);
+    CHECK(l2c_session_create(t.model, pool, 1, 0, (l2c_kv)7, L2C_ISA_AUTO, &session, &err) == L2C_ARG);
     CHECK(l2c_session_create(t.model, pool, 0, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, &err) == L2C_ARG);
     CHECK(l2c_session_create(t.model, pool, INT_MIN, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, &err) == L2C_ARG);
     CHECK(l2c_session_create(t.model, pool, 1, 0, L2C_KV_FLOAT32, (l2c_isa)99, &session, &err) == L2C_ARG);
