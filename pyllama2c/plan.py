@@ -137,6 +137,7 @@ def alternatives(
     """Options of Llama that fit, the ones that change least first: a smaller cache, a shorter
     context, smaller weights."""
     wanted = [name for name in (dtype, "int8", "int4") if (name, kv_dtype) in plan.needs]
+    shortened = False  # which a smaller dtype need not be as well
     for name in dict.fromkeys(wanted):
         other: dict[str, Any] = {} if name == dtype else {"dtype": name}
         for kv in dict.fromkeys((kv_dtype, "float16")):
@@ -144,7 +145,9 @@ def alternatives(
             if needs.obstacle(against, n_ctx) is None:
                 yield other | ({} if kv == kv_dtype else {"kv_dtype": kv})
                 break
-        if 0 < (fitting := plan.needs[name, kv_dtype].largest_context(against, n_ctx)) < n_ctx:
+        fitting = plan.needs[name, kv_dtype].largest_context(against, n_ctx)
+        if 0 < fitting < n_ctx and not shortened:
+            shortened = True
             yield other | {"context": fitting}
 
 

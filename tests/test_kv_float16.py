@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from test_forward import Sequences, model
 from tiny import Shape, TinyLlama
 
 from pyllama2c import CacheFileError, Llama, NonFiniteLogitsError
+from pyllama2c.evaluate import read_passages
 
 SHAPES = [
     Shape(seq_len=160),
@@ -100,7 +100,8 @@ def test_perplexity_on_held_out_stories(stories260k: Llama) -> None:
     path = SHARED / "text" / "heldout_tinystories.json"
     if not path.is_file():
         pytest.skip(f"{path} is not there")
-    stories = [s if isinstance(s, str) else s["text"] for s in json.loads(path.read_text())][:60]
+    stories = read_passages(path)[:60]
+    assert len(stories) == 60
     with Llama(stories260k.path, stories260k.tokenizer.path, kv_dtype="float16") as half:
         totals = []
         for llama in (stories260k, half):
