@@ -172,7 +172,9 @@ def test_a_file_beyond_the_address_space(tmp_path: Path) -> None:
         "Llama(sys.argv[1])"
     )
     done = run_python("-c", code, str(path))
-    assert "OutOfMemoryError" in done.stderr and "2147483648 bytes: the address space" in done.stderr
+    assert (
+        "OutOfMemoryError" in done.stderr and "2147483648 bytes: the address space" in done.stderr
+    )
 
 
 GROUP = Path("/sys/fs/cgroup")
