@@ -6,7 +6,7 @@ Writes a GGUF file of random int8 or int4 blocks in a model's exact shape (strea
 exists anywhere; up to 7.2 GB of disk, removed again), opens it in a fresh interpreter, reads a
 prompt and tells a story to the end of --context, so that all its memory is used. Peaks are the
 system's VmHWM, in which pages of the mapped file count while they are mapped, less what the
-interpreter had before it opened the model. Needs the gguf package (pip install 'pyllama2c[convert]').
+interpreter had before it opened the model. Needs the gguf package (pip install .[convert]).
 """
 
 from __future__ import annotations
