@@ -170,7 +170,7 @@ static void walk_tensors(walk *w, l2c_model *m, l2c_layer *layers) {
 
 /* ---- Opening ------------------------------------------------------------------------------------- */
 
-static l2c_status load(l2c_model *m, const unsigned char *data, size_t size, l2c_error *err) {
+l2c_status l2c_model_load(l2c_model *m, const unsigned char *data, size_t size, l2c_error *err) {
     if (l2c_gguf_is(data, size)) return l2c_gguf_load_model(m, data, size, err);
     l2c_status status = read_header(&m->config, data, size, err);
     if (status != L2C_OK) return status;
@@ -200,8 +200,7 @@ static l2c_dtype dtype_of(const l2c_matrix *m) {
     }
 }
 
-/* What all matrices together are; and the groups that int8 rows need for them. */
-static void sum_up(l2c_model *m) {
+void l2c_model_sum_up(l2c_model *m) {
     l2c_dtype dtype = dtype_of(&m->token_embedding);
 #define COMPARE(m1)                                                   \
     do {                                                              \
@@ -221,7 +220,7 @@ static l2c_status convert(l2c_model *m, l2c_dtype dtype, l2c_error *err) {
     l2c_status status = l2c_model_pack(m, dtype, err);
     /* A v2 file that cannot be packed is computed as it lies. */
     if (status == L2C_UNSUPPORTED && dtype != L2C_DTYPE_INT4) status = L2C_OK;
-    if (status == L2C_OK) sum_up(m);
+    if (status == L2C_OK) l2c_model_sum_up(m);
     return status;
 }
 
@@ -233,7 +232,7 @@ static l2c_status open_mapping(l2c_mapping mapping, l2c_dtype dtype, l2c_model *
         return l2c_fail(err, L2C_NOMEM, "out of memory for a model");
     }
     m->mapping = mapping;
-    l2c_status status = load(m, mapping.data, mapping.size, err);
+    l2c_status status = l2c_model_load(m, mapping.data, mapping.size, err);
     if (status == L2C_OK) status = convert(m, dtype, err);
     if (status != L2C_OK) {
         l2c_model_free(m);
@@ -248,14 +247,17 @@ static l2c_status check_dtype(l2c_dtype dtype, l2c_error *err) {
     return l2c_fail(err, L2C_ARG, "unknown dtype number %d", (int)dtype);
 }
 
+size_t l2c_model_float32_start(const unsigned char *data, size_t size) {
+    l2c_config c;
+    if (l2c_gguf_is(data, size)) return l2c_gguf_float32_start(data, size);
+    if (read_header(&c, data, size, NULL) != L2C_OK || c.group_size > 0) return 0;
+    return c.version == 0 ? V0_HEADER : HEADER;
+}
+
 /* float32 weights are read as fast as memory allows, so it matters what memory they are in. Only
  * files that have a valid header are copied, and whose weights are computed with as they lie. */
 static void place_weights(l2c_mapping *mapping) {
-    l2c_config c;
-    size_t start = 0;
-    if (l2c_gguf_is(mapping->data, mapping->size)) start = l2c_gguf_float32_start(mapping->data, mapping->size);
-    else if (read_header(&c, mapping->data, mapping->size, NULL) == L2C_OK && c.group_size == 0)
-        start = c.version == 0 ? V0_HEADER : HEADER;
+    size_t start = l2c_model_float32_start(mapping->data, mapping->size);
     if (start > 0) l2c_file_to_memory(mapping, start);
 }
 

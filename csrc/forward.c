@@ -70,10 +70,16 @@ static void rotate(const l2c_session *s, float *pairs, size_t begin, size_t end,
 }
 
 /* Where a (sequence, layer, kv_head) has its (n_ctx, head_size) keys or values in a cache. */
-static float *cached(const l2c_session *s, float *cache, int32_t sequence, size_t layer, size_t kv_head) {
+static unsigned char *cached(const l2c_session *s, unsigned char *cache, int32_t sequence, size_t layer, size_t kv_head) {
     const l2c_config *c = &s->model->config;
     size_t index = ((size_t)sequence * (size_t)c->n_layers + layer) * (size_t)c->n_kv_heads + kv_head;
-    return cache + index * (size_t)s->n_ctx * (size_t)c->head_size;
+    return cache + index * (size_t)s->n_ctx * (size_t)c->head_size * s->kv_bytes;
+}
+
+/* n numbers into a cache, where number 0 is at `at`. */
+static void store(const l2c_session *s, unsigned char *at, size_t number, const float *from, size_t n) {
+    if (s->kv == L2C_KV_FLOAT16) s->kernels->narrow((uint16_t *)at + number, from, n);
+    else memcpy((float *)at + number, from, n * sizeof *from);
 }
 
 /* Puts the columns in `part` of a row's keys, rotated, and of its values into the KV cache. Parts
@@ -84,11 +90,11 @@ static void remember(const l2c_session *s, const l2c_row *row, size_t r, size_t 
     for (size_t i = part.begin, end; i < part.end; i = end) {
         size_t head = i / head_size, within = i % head_size;
         end = (head + 1) * head_size < part.end ? (head + 1) * head_size : part.end;
-        size_t to = (size_t)row->position * head_size + within, bytes = (end - i) * sizeof(float);
-        float *key = cached(s, s->key_cache, row->sequence, layer, head) + to;
-        memcpy(key, s->k + r * kv_dim + i, bytes);
+        size_t to = (size_t)row->position * head_size + within;
+        float *key = s->k + r * kv_dim + i;
         rotate(s, key, within / 2, (within + end - i) / 2, row->position);
-        memcpy(cached(s, s->value_cache, row->sequence, layer, head) + to, s->v + r * kv_dim + i, bytes);
+        store(s, cached(s, s->key_cache, row->sequence, layer, head), to, key, end - i);
+        store(s, cached(s, s->value_cache, row->sequence, layer, head), to, s->v + r * kv_dim + i, end - i);
     }
 }
 
@@ -96,34 +102,65 @@ static void remember(const l2c_session *s, const l2c_row *row, size_t r, size_t 
  * the heads of one position that share a key head (grouped-query attention). */
 typedef struct {
     float *query, *out;          /* of the first */
-    const float *keys, *values;  /* (n_keys + (n - 1) * step, head_size) */
+    const void *keys, *values;   /* (n_keys + (n - 1) * step, head_size), as the cache has them */
     size_t n, stride;            /* how many, and how far apart in q and att */
     size_t n_keys, step;         /* query i attends to the first n_keys + i * step */
     int32_t position;            /* and is at this one + i * step */
 } queries;
 
-/* out (n, head_size) = softmax(query keys^T / sqrt(head_size)) values */
-static void attend(const l2c_session *s, const queries *a, float *scores) {
+/* scores (n, n_ctx) = query keys^T, of a float16 cache: L2C_WIDE positions at a time become float32. */
+static void score_half(const l2c_session *s, const queries *a, float *scores, float *wide) {
+    size_t head_size = (size_t)s->model->config.head_size, most = a->n_keys + (a->n - 1) * a->step;
+    for (size_t t = 0, n; t < most; t += n) {
+        n = most - t < L2C_WIDE ? most - t : L2C_WIDE;
+        s->kernels->widen(wide, (const uint16_t *)a->keys + t * head_size, n * head_size);
+        s->kernels->matmul(scores + t, (size_t)s->n_ctx, a->query, a->stride, a->n, wide, head_size, 0, n);
+    }
+}
+
+/* out (n, head_size) = scores values, likewise: the sums of L2C_WIDE positions each are added in their order. */
+static void mix_half(const l2c_session *s, const queries *a, const float *scores, float *wide) {
+    size_t head_size = (size_t)s->model->config.head_size, most = a->n_keys + (a->n - 1) * a->step;
+    float *sum = wide + L2C_WIDE * head_size;
+    for (size_t t = 0; t < most; t += L2C_WIDE) {
+        size_t n = most - t < L2C_WIDE ? most - t : L2C_WIDE;
+        s->kernels->widen(wide, (const uint16_t *)a->values + t * head_size, n * head_size);
+        for (size_t i = 0; i < a->n; i++) {
+            size_t keys = a->n_keys + i * a->step; /* of this query, of which these are the ones from t on */
+            if (keys <= t) continue;
+            float *out = t == 0 ? a->out + i * a->stride : sum;
+            s->kernels->mix(out, head_size, scores + i * (size_t)s->n_ctx + t, 0, 1, 0, wide, keys - t < n ? keys - t : n,
+                            head_size);
+            if (t > 0) s->kernels->add(a->out + i * a->stride, sum, head_size);
+        }
+    }
+}
+
+/* out (n, head_size) = softmax(query keys^T / sqrt(head_size)) values; scores and wide are this thread's */
+static void attend(const l2c_session *s, const queries *a, float *scores, float *wide) {
     const l2c_kernels *kernels = s->kernels;
     size_t head_size = (size_t)s->model->config.head_size, n_ctx = (size_t)s->n_ctx;
+    int half = s->kv == L2C_KV_FLOAT16;
     for (size_t i = 0; i < a->n; i++)
         rotate(s, a->query + i * a->stride, 0, head_size / 2, a->position + (int32_t)(i * a->step));
-    kernels->matmul(scores, n_ctx, a->query, a->stride, a->n, a->keys, head_size, 0, a->n_keys + (a->n - 1) * a->step);
+    if (half) score_half(s, a, scores, wide);
+    else kernels->matmul(scores, n_ctx, a->query, a->stride, a->n, a->keys, head_size, 0, a->n_keys + (a->n - 1) * a->step);
     for (size_t i = 0; i < a->n; i++) {
         kernels->divide(scores + i * n_ctx, sqrtf((float)head_size), a->n_keys + i * a->step);
         kernels->softmax(scores + i * n_ctx, a->n_keys + i * a->step);
     }
-    kernels->mix(a->out, a->stride, scores, n_ctx, a->n, a->step, a->values, a->n_keys, head_size);
+    if (half) mix_half(s, a, scores, wide);
+    else kernels->mix(a->out, a->stride, scores, n_ctx, a->n, a->step, a->values, a->n_keys, head_size);
 }
 
 /* Asks for the first keys and values, which another story's since then have driven from the cache. What
  * follows them the processor finds by itself. */
 static void fetch(const l2c_session *s, const queries *a) {
-    enum { LINE = 16, MOST = 2048 };
-    size_t n = a->n_keys * (size_t)s->model->config.head_size;
-    for (size_t i = 0; i < n && i < MOST; i += LINE) {
-        L2C_PREFETCH(a->keys + i);
-        L2C_PREFETCH(a->values + i);
+    enum { LINE = 64, MOST = 8192 };
+    size_t bytes = a->n_keys * (size_t)s->model->config.head_size * s->kv_bytes;
+    for (size_t i = 0; i < bytes && i < MOST; i += LINE) {
+        L2C_PREFETCH((const char *)a->keys + i);
+        L2C_PREFETCH((const char *)a->values + i);
     }
 }
 
@@ -136,7 +173,8 @@ static size_t run_of_rows(const pass *p, size_t r) {
 
 /* att (n, q_dim): each head's mixture of the values it attends to. Of these heads
  * of all rows, each of n_threads threads takes its turns. */
-static void attention(const pass *p, size_t layer, range heads, int thread, int n_threads, float *scores) {
+static void attention(const pass *p, size_t layer, range heads, int thread, int n_threads, float *scores,
+                      float *wide) {
     const l2c_session *s = p->s;
     const l2c_config *c = &s->model->config;
     size_t n_heads = (size_t)c->n_heads, per_kv = n_heads / (size_t)c->n_kv_heads, head_size = (size_t)c->head_size;
@@ -162,11 +200,11 @@ static void attention(const pass *p, size_t layer, range heads, int thread, int 
                 .position = row->position,
             };
             fetch(s, &tile);
-            if (ready.n > 0) attend(s, &ready, scores);
+            if (ready.n > 0) attend(s, &ready, scores, wide);
             ready = tile;
         }
     }
-    if (ready.n > 0) attend(s, &ready, scores);
+    if (ready.n > 0) attend(s, &ready, scores, wide);
 }
 
 /* x += delta, both (n, dim), for the columns in `part` */
@@ -198,6 +236,7 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
      * wait for the others'. */
     int own_heads = n_kv_heads % (size_t)n_threads == 0 && head_size % 16 == 0;
     float *scores = s->scores + (size_t)thread * L2C_TILE * (size_t)s->n_ctx;
+    float *wide = s->wide == NULL ? NULL : s->wide + (size_t)thread * (L2C_WIDE + 1) * head_size;
 
     /* What works on whole rows is split by rows. A single row every thread works out for itself, in
      * row `own` of xb, xq and hq: the little that is done twice costs less than waiting for it. */
@@ -231,10 +270,10 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
 
         if (own_heads) {
             size_t heads = (size_t)c->n_heads / (size_t)n_threads;
-            attention(p, l, (range){heads * (size_t)thread, heads * ((size_t)thread + 1)}, 0, 1, scores);
+            attention(p, l, (range){heads * (size_t)thread, heads * ((size_t)thread + 1)}, 0, 1, scores, wide);
         } else {
             l2c_pool_barrier(s->pool, thread);
-            attention(p, l, (range){0, (size_t)c->n_heads}, thread, n_threads, scores);
+            attention(p, l, (range){0, (size_t)c->n_heads}, thread, n_threads, scores, wide);
         }
         l2c_pool_barrier(s->pool, thread);
         if (p->cancelled) return;

@@ -28,16 +28,25 @@ typedef struct {
     size_t size;
     void *block; /* what to unmap; NULL when the memory is the caller's */
     size_t block_size;
+    int is_file; /* pages of a file, read-only: the system can drop and read them again */
 } l2c_mapping;
 
 /* what: "checkpoint" or "tokenizer", for the message. An empty or irregular file is L2C_FORMAT. */
 l2c_status l2c_file_map(const char *path, const char *what, l2c_mapping *mapping, l2c_error *err);
 void l2c_file_unmap(l2c_mapping *mapping);
 
+/* These bytes will not be needed soon: where they are a file's, they leave this process's memory, and are
+ * read again when asked for. */
+void l2c_file_forget(const l2c_mapping *mapping, const void *data, size_t size);
+
 /* Anonymous zeroed memory, on a cache line boundary and in huge pages where those can be had: reading
  * weights is then a quarter faster, since the processor's prefetcher does not stop at the end of
  * every 4 KiB, nor does its address translation miss there. Freed with l2c_file_unmap. */
 l2c_status l2c_memory_map(size_t size, l2c_mapping *mapping);
+
+/* Whether l2c_file_to_memory moves a file of this size; and in what pieces. */
+int l2c_file_is_moved(size_t size);
+enum { L2C_MOVED_PIECE = 64 << 20 };
 
 /* Moves a mapped file of up to 1 GiB into such memory; what follows its header comes to lie on a cache
  * line. Leaves the mapping as it was when it does not return L2C_OK. */
@@ -96,12 +105,25 @@ struct l2c_model {
     l2c_mapping packed;         /* packed weights and the norms, or nothing */
 };
 
+/* Reads a mapped file's header and tensors into an empty model, whose matrices then lie in the file. */
+l2c_status l2c_model_load(l2c_model *model, const unsigned char *data, size_t size, l2c_error *err);
+
+/* Where the weights begin in a file that holds only float32; 0 for all others, and for what is no model. */
+size_t l2c_model_float32_start(const unsigned char *data, size_t size);
+
+/* What the matrices together are, from their types: config.dtype and group. */
+void l2c_model_sum_up(l2c_model *model);
+
 /* ---- pack.c -------------------------------------------------------------------------------------------- */
 
 /* Turns an open model's matrices into those of a dtype (auto: each into what is nearest to it), in
  * memory of its own, and gives the file back; leaves all as it is where there is nothing to turn.
  * L2C_UNSUPPORTED for a v2 file whose groups the packed kernels do not take. */
 l2c_status l2c_model_pack(l2c_model *model, l2c_dtype dtype, l2c_error *err);
+
+/* The bytes that it would take of memory, and the matrices it would leave, without data; 0 bytes where there
+ * is nothing to turn. Fails as l2c_model_pack does. */
+l2c_status l2c_model_pack_shapes(l2c_model *model, l2c_dtype dtype, uint64_t *bytes, l2c_error *err);
 
 /* Calls visit for every matrix of the model; a shared classifier is the embedding. */
 #define EACH_MATRIX(m, visit)                                              \
@@ -132,8 +154,9 @@ void l2c_matrix_row(float *x, const l2c_matrix *matrix, size_t row);
 /* ---- session.c --------------------------------------------------------------------------------------- */
 
 enum {
-    L2C_SESSION_BLOCKS = 32, /* at most */
-    L2C_TILE = 4 /* queries that go through the same keys and values side by side */
+    L2C_SESSION_BLOCKS = 40, /* at most */
+    L2C_TILE = 4, /* queries that go through the same keys and values side by side */
+    L2C_WIDE = 64 /* positions of a float16 cache that are turned into float32 at a time */
 };
 
 struct l2c_session {
@@ -142,8 +165,10 @@ struct l2c_session {
     const l2c_kernels *kernels;
     int32_t n_sequences, n_ctx;
 
-    float *key_cache;   /* (n_sequences, n_layers, n_kv_heads, n_ctx, head_size) */
-    float *value_cache; /* the same shape */
+    l2c_kv kv;
+    size_t kv_bytes;            /* of a number in the cache */
+    unsigned char *key_cache;   /* (n_sequences, n_layers, n_kv_heads, n_ctx, head_size) of those */
+    unsigned char *value_cache; /* the same shape */
     int32_t *lengths;   /* (n_sequences) positions that are in the cache */
     int32_t *next;      /* (n_sequences) scratch of the checks on rows, all 0 between calls */
 
@@ -162,6 +187,7 @@ struct l2c_session {
     float *k, *v;        /* (L2C_MAX_ROWS, n_kv_heads * head_size) */
     float *up;           /* (L2C_MAX_ROWS, hidden_dim) w3's output */
     float *scores;       /* (pool threads, L2C_TILE, n_ctx) attention weights of a few queries */
+    float *wide;         /* (pool threads, L2C_WIDE + 1, head_size) of a float16 cache, and a sum; else NULL */
     float *logits;       /* (L2C_MAX_ROWS, vocab_size) */
     size_t n_logits;     /* rows of logits that are valid */
     void *candidates;    /* (pool threads, vocab_size) l2c_candidate, for the sampler */
@@ -174,6 +200,13 @@ struct l2c_session {
     void *blocks[L2C_SESSION_BLOCKS];
     int n_blocks;
 };
+
+/* What a session takes: `fixed` bytes and `per_position` for each position of its context, of which
+ * `cache` are keys and values. Of one sequence, with a pool of n_threads. UINT64_MAX where it does not fit. */
+typedef struct {
+    uint64_t fixed, per_position, cache;
+} l2c_session_size;
+l2c_session_size l2c_session_measure(const l2c_model *model, l2c_kv kv, int32_t n_threads);
 
 /* ---- forward.c --------------------------------------------------------------------------------------- */
 

@@ -95,6 +95,10 @@ typedef void l2c_integer_matmul(float *out, size_t out_stride, const l2c_quantiz
 /* row `row` of `to` = x (n), n <= to->width, zeros after it */
 typedef void l2c_quantizer(const l2c_quantized *to, size_t row, const float *x, size_t n);
 
+/* float32 to float16 (nearest even) and back, n values */
+typedef void l2c_narrower(uint16_t *out, const float *x, size_t n);
+typedef void l2c_widener(float *out, const uint16_t *x, size_t n);
+
 typedef void l2c_mixer(float *out, size_t out_stride, const float *weights, size_t weights_stride, size_t n_rows,
                        size_t step, const float *rows, size_t n, size_t width);
 
@@ -139,6 +143,9 @@ typedef struct {
 
     /* how many elements from the first on, in whole blocks of L2C_SKIP_BLOCK, are all below floor */
     size_t (*skip_below)(const float *x, size_t n, float floor);
+
+    l2c_narrower *narrow;
+    l2c_widener *widen;
 
     l2c_quantizer *quantize;
     l2c_integer_matmul *matmul_q8, *matmul_q4, *matmul_q4_1;

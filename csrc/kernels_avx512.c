@@ -255,6 +255,8 @@ const l2c_kernels l2c_kernels_avx512 = {
     .swiglu = avx512_swiglu,
     .mix = avx512_mix,
     L2C_PLAIN_KERNELS,
+    .narrow = l2c_avx2_narrow,
+    .widen = l2c_avx2_widen,
     .quantize = l2c_avx2_quantize,
     .matmul_q8 = l2c_avx512_matmul_q8,
     .matmul_q4 = l2c_avx512_matmul_q4,

@@ -310,6 +310,8 @@ const l2c_kernels l2c_kernels_neon = {
     .swiglu = neon_swiglu,
     .mix = neon_mix,
     L2C_PLAIN_KERNELS,
+    .narrow = l2c_neon_narrow,
+    .widen = l2c_neon_widen,
     .quantize = l2c_neon_quantize,
     .matmul_q8 = l2c_neon_matmul_q8,
     .matmul_q4 = l2c_neon_matmul_q4,

@@ -129,6 +129,8 @@ const l2c_kernels l2c_kernels_runq = {
     .swiglu = runq_swiglu,
     .mix = runq_mix,
     L2C_PLAIN_KERNELS,
+    .narrow = l2c_scalar_narrow,
+    .widen = l2c_scalar_widen,
     .quantize = l2c_runq_quantize,
     .matmul_q8 = l2c_runq_matmul,
 };

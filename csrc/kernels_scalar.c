@@ -121,6 +121,8 @@ const l2c_kernels l2c_kernels_scalar = {
     .swiglu = scalar_swiglu,
     .mix = scalar_mix,
     L2C_PLAIN_KERNELS,
+    .narrow = l2c_scalar_narrow,
+    .widen = l2c_scalar_widen,
     .quantize = l2c_scalar_quantize,
     .matmul_q8 = l2c_scalar_matmul_q8,
     .matmul_q4 = l2c_scalar_matmul_q4,

@@ -6,7 +6,7 @@
  *     if (l2c_model_open("stories15M.bin", L2C_DTYPE_AUTO, &model, &err) ||
  *         l2c_tokenizer_open("tokenizer.bin", 0, &tokenizer, &err) ||
  *         l2c_pool_create(2, &pool, &err) ||
- *         l2c_session_create(model, pool, 1, 0, L2C_ISA_AUTO, &session, &err)) {
+ *         l2c_session_create(model, pool, 1, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, &err)) {
  *         fprintf(stderr, "%s\n", err.message);
  *         return 1;
  *     }
@@ -269,15 +269,20 @@ typedef struct {
 
 typedef struct l2c_session l2c_session;
 
+/* What keys and values are kept in: float32 as they are, or half the memory, rounded to float16 (nearest
+ * even). Their products and sums are float32 either way; sums of values are taken 64 positions at a time
+ * with float16. */
+typedef enum { L2C_KV_FLOAT32 = 0, L2C_KV_FLOAT16 } l2c_kv;
+
 /*
  * n_sequences independent sequences of at most n_ctx positions (0: the model's seq_len).
  * Key and value caches are committed by the operating system as positions are used.
  */
-l2c_status l2c_session_create(const l2c_model *model, l2c_pool *pool, int32_t n_sequences,
-                              int32_t n_ctx, l2c_isa isa, l2c_session **session, l2c_error *err);
+l2c_status l2c_session_create(const l2c_model *model, l2c_pool *pool, int32_t n_sequences, int32_t n_ctx,
+                              l2c_kv kv, l2c_isa isa, l2c_session **session, l2c_error *err);
 
-/* Bytes that such a session takes when it is full; UINT64_MAX when that does not fit 64 bits. */
-uint64_t l2c_session_bytes(const l2c_model *model, int32_t n_sequences, int32_t n_ctx);
+/* Bytes that such a session takes when it is full, with one thread; UINT64_MAX when that does not fit 64 bits. */
+uint64_t l2c_session_bytes(const l2c_model *model, int32_t n_sequences, int32_t n_ctx, l2c_kv kv);
 
 /*
  * The forward pass: feeds 1 to L2C_MAX_ROWS rows through the model in one sweep over the weights.
@@ -336,18 +341,44 @@ int32_t l2c_session_length(const l2c_session *session, int32_t sequence);
 l2c_status l2c_session_cut(l2c_session *session, int32_t sequence, int32_t n, l2c_error *err);
 
 /*
- * The cache of the first n positions of sequence 0: float32 keys (n_layers, n_kv_heads, n, head_size),
- * then values. load replaces what the sequence had; any values are safe, though only those of the
+ * The cache of the first n positions of sequence 0, in the type that the session keeps it in: keys
+ * (n_layers, n_kv_heads, n, head_size), then values. load replaces what the sequence had; any values are safe, though only those of the
  * same model mean something.
  */
-l2c_status l2c_session_save(l2c_session *session, int32_t n, float *state, l2c_error *err);
-l2c_status l2c_session_load(l2c_session *session, int32_t n, const float *state, l2c_error *err);
+l2c_status l2c_session_save(l2c_session *session, int32_t n, void *state, l2c_error *err);
+l2c_status l2c_session_load(l2c_session *session, int32_t n, const void *state, l2c_error *err);
 
 /* Asks a forward call that runs in another thread to stop at the next layer (L2C_CANCELLED); with
  * none running, does nothing. Safe from any thread and from signal handlers. */
 void l2c_session_cancel(l2c_session *session);
 
 void l2c_session_free(l2c_session *session);
+
+/* ---- Memory: what opening a model and telling a story take, before it is taken ---------------------- */
+
+/* In bytes, with one dtype. A session of one sequence takes session_fixed + n_ctx * session_per_position:
+ * of that, per position, cache_per_position are keys and values. UINT64_MAX where 64 bits do not hold it. */
+typedef struct {
+    int32_t possible;  /* 0: the file has no such weights; the rest is 0 */
+    int32_t dtype;     /* of the weights: what l2c_model_open leaves in config.dtype */
+    int32_t mapped;    /* 1: weights stay in the mapped file, whose pages the system may drop and read again */
+    uint64_t weights;  /* what they are held in */
+    uint64_t sweep;    /* what decoding one token reads of them */
+    uint64_t opening;  /* pages of the file, at most, that are in memory besides while the model is opened */
+    uint64_t session_fixed, session_per_position, cache_per_position; /* with a float32 cache */
+    uint64_t half_session_fixed, half_session_per_position;           /* with a float16 one */
+} l2c_needs;
+
+typedef struct {
+    l2c_config config; /* dtype: what auto becomes */
+    uint64_t parameters, file_bytes;
+    l2c_needs needs[4]; /* by l2c_dtype: auto, float32, int8, int4 */
+} l2c_plan;
+
+/* Reads the header of what l2c_model_open opens, checks it as that does, and adds up what it would take
+ * with a pool of n_threads. Reads no weights, and takes memory for the list of tensors only. */
+l2c_status l2c_model_plan(const char *path, int32_t n_threads, l2c_plan *plan, l2c_error *err);
+l2c_status l2c_model_plan_memory(const void *data, size_t size, int32_t n_threads, l2c_plan *plan, l2c_error *err);
 
 /* ---- Tokenizers: immutable after open, shared by any number of threads ------------------------ */
 
@@ -388,6 +419,9 @@ void l2c_kernel_matmul(l2c_isa isa, float *out, const float *x, size_t n_rows, c
 void l2c_kernel_exp(l2c_isa isa, float *out, const float *x, size_t n);
 void l2c_kernel_softmax(l2c_isa isa, float *x, size_t n);
 void l2c_kernel_swiglu(l2c_isa isa, float *gate, const float *up, size_t n);
+/* float32 to float16 and back, n values */
+void l2c_kernel_narrow(l2c_isa isa, uint16_t *out, const float *x, size_t n);
+void l2c_kernel_widen(l2c_isa isa, float *out, const uint16_t *x, size_t n);
 void l2c_kernel_mix(l2c_isa isa, float *out, const float *weights, size_t n_rows, size_t step, const float *rows,
                     size_t n, size_t width);
 

@@ -75,9 +75,10 @@ static const float *copy_norm(unsigned char **at, const float *norm, size_t dim)
     return copy;
 }
 
-l2c_status l2c_model_pack(l2c_model *model, l2c_dtype dtype, l2c_error *err) {
+/* The bytes of memory for all matrices and norms; 0 where there is nothing to turn. */
+static l2c_status measure(l2c_model *model, l2c_dtype dtype, size_t *total, l2c_error *err) {
     const l2c_config *c = &model->config;
-    size_t dim = (size_t)c->dim, bytes = (2 * (size_t)c->n_layers + 1) * whole_lines(dim * sizeof(float));
+    size_t bytes = (2 * (size_t)c->n_layers + 1) * whole_lines((size_t)c->dim * sizeof(float));
     int possible = 1, needed = 0;
     /* Some tens of times the file at most, as its matrices do not overlap: no sum wraps around. */
 #define MEASURE(m)                                              \
@@ -89,16 +90,35 @@ l2c_status l2c_model_pack(l2c_model *model, l2c_dtype dtype, l2c_error *err) {
     } while (0)
     EACH_MATRIX(model, MEASURE);
 #undef MEASURE
-    if (!needed) return L2C_OK;
-    if (!possible)
+    *total = needed ? bytes : 0;
+    if (needed && !possible)
         return l2c_fail(err, L2C_UNSUPPORTED, "groups of %d int8 weights cannot be packed", c->group_size);
+    return L2C_OK;
+}
 
+l2c_status l2c_model_pack_shapes(l2c_model *model, l2c_dtype dtype, uint64_t *bytes, l2c_error *err) {
+    size_t total = 0;
+    l2c_status status = measure(model, dtype, &total, err);
+    *bytes = total;
+    if (status != L2C_OK || total == 0) return status;
+#define SHAPE(m) *(m) = packed_shape(m, dtype)
+    EACH_MATRIX(model, SHAPE);
+#undef SHAPE
+    if (model->config.shared_classifier) model->classifier = model->token_embedding;
+    return L2C_OK;
+}
+
+l2c_status l2c_model_pack(l2c_model *model, l2c_dtype dtype, l2c_error *err) {
+    const l2c_config *c = &model->config;
+    size_t dim = (size_t)c->dim, bytes = 0;
+    l2c_status status = measure(model, dtype, &bytes, err);
+    if (status != L2C_OK || bytes == 0) return status;
     l2c_mapping memory;
     if (l2c_memory_map(bytes, &memory) != L2C_OK)
         return l2c_fail(err, L2C_NOMEM, "out of memory for packed weights of %zu bytes", bytes);
     unsigned char *at = (unsigned char *)(uintptr_t)memory.data;
     l2c_pool *pool;
-    l2c_status status = l2c_pool_create(bytes > WORTH_THREADS ? l2c_cpu_count() : 1, &pool, err);
+    status = l2c_pool_create(bytes > WORTH_THREADS ? l2c_cpu_count() : 1, &pool, err);
     if (status != L2C_OK) {
         l2c_file_unmap(&memory);
         return status;
@@ -107,6 +127,7 @@ l2c_status l2c_model_pack(l2c_model *model, l2c_dtype dtype, l2c_error *err) {
     do {                                                               \
         l2c_matrix to = packed_shape(m, dtype);                        \
         if (status == L2C_OK) status = pack_matrix(pool, &to, at, m, err); \
+        l2c_file_forget(&model->mapping, (m)->data, l2c_matrix_bytes(m)); \
         at += whole_lines(l2c_matrix_bytes(&to));                      \
         *(m) = to;                                                     \
     } while (0)

@@ -51,14 +51,29 @@ l2c_status l2c_file_map(const char *path, const char *what, l2c_mapping *mapping
     void *data = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
     int code = errno;
     close(fd); /* the mapping stays */
+    if (data == MAP_FAILED && code == ENOMEM)
+        return l2c_fail(err, L2C_NOMEM, "%s of %lld bytes: the address space has no room to map it (ulimit -v?)", what,
+                        (long long)info.st_size);
     if (data == MAP_FAILED) return fail_errno(err, code, what);
-    *mapping = (l2c_mapping){data, (size_t)info.st_size, data, (size_t)info.st_size};
+    *mapping = (l2c_mapping){data, (size_t)info.st_size, data, (size_t)info.st_size, 1};
     return L2C_OK;
 }
 
 void l2c_file_unmap(l2c_mapping *mapping) {
     if (mapping->block != NULL) munmap(mapping->block, mapping->block_size);
     mapping->block = NULL;
+}
+
+void l2c_file_forget(const l2c_mapping *mapping, const void *data, size_t size) {
+#if defined(MADV_DONTNEED)
+    if (!mapping->is_file || size == 0) return;
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), begin = (size_t)((const unsigned char *)data - mapping->data);
+    begin -= begin % page; /* a mapping begins on a page */
+    madvise((char *)mapping->block + begin, (size_t)((const unsigned char *)data - mapping->data) + size - begin,
+            MADV_DONTNEED);
+#else
+    (void)mapping, (void)data, (void)size;
+#endif
 }
 
 l2c_status l2c_memory_map(size_t size, l2c_mapping *mapping) {
@@ -70,18 +85,30 @@ l2c_status l2c_memory_map(size_t size, l2c_mapping *mapping) {
 #if defined(MADV_HUGEPAGE)
     if (size >= HUGE_PAGE) madvise(start, room, MADV_HUGEPAGE); /* a wish; clearing one takes a while */
 #endif
-    *mapping = (l2c_mapping){(unsigned char *)start, size, block, room + HUGE_PAGE};
+    *mapping = (l2c_mapping){(unsigned char *)start, size, block, room + HUGE_PAGE, 0};
     return L2C_OK;
+}
+
+int l2c_file_is_moved(size_t size) {
+#if defined(MADV_HUGEPAGE)
+    return size <= COPY_LIMIT;
+#else
+    return (void)size, 0;
+#endif
 }
 
 l2c_status l2c_file_to_memory(l2c_mapping *mapping, size_t header) {
 #if defined(MADV_HUGEPAGE)
     l2c_mapping copy;
-    if (mapping->size > COPY_LIMIT) return L2C_UNSUPPORTED;
+    if (!l2c_file_is_moved(mapping->size)) return L2C_UNSUPPORTED;
     if (l2c_memory_map(mapping->size + CACHE_LINE, &copy) != L2C_OK) return L2C_NOMEM;
     copy.data += (CACHE_LINE - header % CACHE_LINE) % CACHE_LINE;
     copy.size = mapping->size;
-    memcpy((void *)(uintptr_t)copy.data, mapping->data, mapping->size);
+    for (size_t at = 0, n; at < mapping->size; at += n) { /* not the whole file twice */
+        n = mapping->size - at < L2C_MOVED_PIECE ? mapping->size - at : L2C_MOVED_PIECE;
+        memcpy((unsigned char *)(uintptr_t)copy.data + at, mapping->data + at, n);
+        l2c_file_forget(mapping, mapping->data + at, n);
+    }
     l2c_file_unmap(mapping);
     *mapping = copy;
     return L2C_OK;

@@ -31,6 +31,21 @@
 
 enum { TILE = 4 }; /* rows of x that share the loads of weights */
 
+/* ---- float16 ------------------------------------------------------------------------------------ */
+
+void l2c_avx2_narrow(uint16_t *out, const float *x, size_t n) {
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm_storeu_si128((__m128i *)(out + i), _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT));
+    for (; i < n; i++) out[i] = l2c_float_to_half(x[i]);
+}
+
+void l2c_avx2_widen(float *out, const uint16_t *x, size_t n) {
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(x + i))));
+    for (; i < n; i++) out[i] = l2c_half_to_float(x[i]);
+}
+
 /* ---- Activations ---------------------------------------------------------------------------- */
 
 INLINE __m256i magnitude_bits(const float *x) {

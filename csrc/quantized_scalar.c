@@ -36,6 +36,14 @@ uint16_t l2c_float_to_half(float value) {
     return (uint16_t)(sign | ((rest - (112u << 23)) >> 13));
 }
 
+void l2c_scalar_narrow(uint16_t *out, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) out[i] = l2c_float_to_half(x[i]);
+}
+
+void l2c_scalar_widen(float *out, const uint16_t *x, size_t n) {
+    for (size_t i = 0; i < n; i++) out[i] = l2c_half_to_float(x[i]);
+}
+
 /* One group, of which the first n values are given and the rest are zeros. */
 static void quantize_group(const l2c_quantized *to, size_t at, float *scale, int32_t *sum, const float *x, size_t n) {
     uint32_t most = 0;

@@ -25,7 +25,9 @@ static l2c_quantized rows_for(const l2c_model *m, size_t cols) {
 
 static size_t query_dim(const l2c_config *c) { return (size_t)c->n_heads * (size_t)c->head_size; }
 
-static void shape_rows(l2c_session *s, const l2c_model *m) {
+static void shape(l2c_session *s, const l2c_model *m, l2c_kv kv) {
+    s->kv = kv;
+    s->kv_bytes = kv == L2C_KV_FLOAT16 ? sizeof(uint16_t) : sizeof(float);
     s->xq = rows_for(m, (size_t)m->config.dim);
     s->aq = rows_for(m, query_dim(&m->config));
     s->hq = rows_for(m, (size_t)m->config.hidden_dim);
@@ -45,8 +47,8 @@ static int list_blocks(l2c_session *s, const l2c_config *c, uint64_t n_sequences
     int n = 0;
 #define BLOCK(member, element, a, b, d, e, g) \
     blocks[n++] = (block){(void **)&s->member, element, {a, b, d, e, g}}
-    BLOCK(key_cache, f, n_sequences, layers, kv_heads, n_ctx, head);
-    BLOCK(value_cache, f, n_sequences, layers, kv_heads, n_ctx, head);
+    BLOCK(key_cache, s->kv_bytes, n_sequences, layers, kv_heads, n_ctx, head);
+    BLOCK(value_cache, s->kv_bytes, n_sequences, layers, kv_heads, n_ctx, head);
     BLOCK(lengths, sizeof(int32_t), n_sequences, 1, 1, 1, 1);
     BLOCK(rope_cos, f, n_ctx, head / 2, 1, 1, 1);
     BLOCK(rope_sin, f, n_ctx, head / 2, 1, 1, 1);
@@ -60,6 +62,7 @@ static int list_blocks(l2c_session *s, const l2c_config *c, uint64_t n_sequences
     BLOCK(v, f, rows, kv_heads, head, 1, 1);
     BLOCK(up, f, rows, hidden, 1, 1, 1);
     BLOCK(scores, f, n_threads, L2C_TILE, n_ctx, 1, 1);
+    if (s->kv == L2C_KV_FLOAT16) BLOCK(wide, f, n_threads, L2C_WIDE + 1, head, 1, 1);
     BLOCK(logits, f, rows, vocab, 1, 1, 1);
     BLOCK(candidates, sizeof(l2c_candidate), n_threads, vocab, 1, 1, 1);
     BLOCK(seen, 1, n_threads, vocab, 1, 1, 1);
@@ -90,13 +93,11 @@ static uint64_t block_bytes(const block *b) {
     return bytes;
 }
 
-uint64_t l2c_session_bytes(const l2c_model *model, int32_t n_sequences, int32_t n_ctx) {
+static uint64_t session_bytes(const l2c_model *model, int32_t n_sequences, int32_t n_ctx, l2c_kv kv, int32_t n_threads) {
     l2c_session unused;
-    shape_rows(&unused, model);
+    shape(&unused, model, kv);
     block blocks[L2C_SESSION_BLOCKS];
-    if (n_ctx == 0) n_ctx = model->config.seq_len;
-    if (n_sequences < 1 || n_ctx < 1) return UINT64_MAX;
-    int n = list_blocks(&unused, &model->config, (uint64_t)n_sequences, (uint64_t)n_ctx, 1, blocks);
+    int n = list_blocks(&unused, &model->config, (uint64_t)n_sequences, (uint64_t)n_ctx, (uint64_t)n_threads, blocks);
     uint64_t total = 0;
     for (int i = 0; i < n; i++) {
         uint64_t bytes = block_bytes(&blocks[i]);
@@ -106,14 +107,28 @@ uint64_t l2c_session_bytes(const l2c_model *model, int32_t n_sequences, int32_t 
     return total;
 }
 
+uint64_t l2c_session_bytes(const l2c_model *model, int32_t n_sequences, int32_t n_ctx, l2c_kv kv) {
+    if (n_ctx == 0) n_ctx = model->config.seq_len;
+    return n_sequences < 1 || n_ctx < 1 ? UINT64_MAX : session_bytes(model, n_sequences, n_ctx, kv, 1);
+}
+
+l2c_session_size l2c_session_measure(const l2c_model *model, l2c_kv kv, int32_t n_threads) {
+    const l2c_config *c = &model->config;
+    uint64_t one = session_bytes(model, 1, 1, kv, n_threads), two = session_bytes(model, 1, 2, kv, n_threads);
+    uint64_t heads = (uint64_t)c->n_layers * (uint64_t)c->n_kv_heads * (uint64_t)c->head_size; /* below 2^51 */
+    if (two == UINT64_MAX) return (l2c_session_size){two, two, two};
+    return (l2c_session_size){one - (two - one), two - one, 2 * heads * (kv == L2C_KV_FLOAT16 ? 2 : 4)};
+}
+
 l2c_status l2c_session_create(const l2c_model *model, l2c_pool *pool, int32_t n_sequences,
-                              int32_t n_ctx, l2c_isa isa, l2c_session **session, l2c_error *err) {
+                              int32_t n_ctx, l2c_kv kv, l2c_isa isa, l2c_session **session, l2c_error *err) {
     const l2c_config *c = &model->config;
     if (n_ctx == 0) n_ctx = c->seq_len;
     if (n_ctx < 1 || n_ctx > c->seq_len)
         return l2c_fail(err, L2C_ARG, "context of %d positions; the model has %d", n_ctx, c->seq_len);
     if (n_sequences < 1)
         return l2c_fail(err, L2C_ARG, "n_sequences is %d; it must be 1 or more", n_sequences);
+    if (kv != L2C_KV_FLOAT32 && kv != L2C_KV_FLOAT16) return l2c_fail(err, L2C_ARG, "unknown cache type %d", (int)kv);
     l2c_status status = l2c_isa_resolve(isa, &isa, err);
     if (status != L2C_OK) return status;
 
@@ -124,7 +139,7 @@ l2c_status l2c_session_create(const l2c_model *model, l2c_pool *pool, int32_t n_
     s->kernels = model->classifier.type == L2C_WEIGHTS_FILE ? &l2c_kernels_runq : l2c_kernels_for(isa);
     s->n_sequences = n_sequences;
     s->n_ctx = n_ctx;
-    shape_rows(s, model);
+    shape(s, model, kv);
     block blocks[L2C_SESSION_BLOCKS];
     int n = list_blocks(s, c, (uint64_t)n_sequences, (uint64_t)n_ctx, (uint64_t)l2c_pool_size(pool), blocks);
     for (int i = 0; i < n; i++) {
@@ -135,7 +150,7 @@ l2c_status l2c_session_create(const l2c_model *model, l2c_pool *pool, int32_t n_
         if (memory == NULL) {
             l2c_session_free(s);
             return l2c_fail(err, L2C_NOMEM, "out of memory for a session of %d x %d positions, which needs %llu bytes",
-                            n_sequences, n_ctx, (unsigned long long)l2c_session_bytes(model, n_sequences, n_ctx));
+                            n_sequences, n_ctx, (unsigned long long)l2c_session_bytes(model, n_sequences, n_ctx, kv));
         }
     }
     *session = s;
@@ -325,19 +340,19 @@ l2c_status l2c_session_cut(l2c_session *s, int32_t sequence, int32_t n, l2c_erro
 }
 
 /* Copies the first n positions of every head of sequence 0 from the cache or into it. */
-static void copy_cache(l2c_session *s, size_t n, float *state, int into_cache) {
+static void copy_cache(l2c_session *s, size_t n, unsigned char *state, int into_cache) {
     const l2c_config *c = &s->model->config;
-    size_t heads = (size_t)c->n_layers * (size_t)c->n_kv_heads, head = (size_t)c->head_size;
-    float *caches[] = {s->key_cache, s->value_cache};
+    size_t heads = (size_t)c->n_layers * (size_t)c->n_kv_heads, head = (size_t)c->head_size * s->kv_bytes;
+    unsigned char *caches[] = {s->key_cache, s->value_cache};
     for (size_t k = 0; k < 2; k++)
         for (size_t i = 0; i < heads; i++) {
-            float *cache = caches[k] + i * (size_t)s->n_ctx * head, *other = state + (k * heads + i) * n * head;
-            if (into_cache) memcpy(cache, other, n * head * sizeof *cache);
-            else memcpy(other, cache, n * head * sizeof *cache);
+            unsigned char *cache = caches[k] + i * (size_t)s->n_ctx * head, *other = state + (k * heads + i) * n * head;
+            if (into_cache) memcpy(cache, other, n * head);
+            else memcpy(other, cache, n * head);
         }
 }
 
-l2c_status l2c_session_save(l2c_session *s, int32_t n, float *state, l2c_error *err) {
+l2c_status l2c_session_save(l2c_session *s, int32_t n, void *state, l2c_error *err) {
     if (!enter(s)) return fail_busy(err);
     l2c_status status = L2C_OK;
     if (n < 0 || n > s->lengths[0])
@@ -347,13 +362,13 @@ l2c_status l2c_session_save(l2c_session *s, int32_t n, float *state, l2c_error *
     return status;
 }
 
-l2c_status l2c_session_load(l2c_session *s, int32_t n, const float *state, l2c_error *err) {
+l2c_status l2c_session_load(l2c_session *s, int32_t n, const void *state, l2c_error *err) {
     if (!enter(s)) return fail_busy(err);
     l2c_status status = L2C_OK;
     if (n < 0 || n > s->n_ctx) {
         status = l2c_fail(err, L2C_RANGE, "%d positions; the context has %d", n, s->n_ctx);
     } else {
-        copy_cache(s, (size_t)n, (float *)(uintptr_t)state, 1);
+        copy_cache(s, (size_t)n, (unsigned char *)(uintptr_t)state, 1);
         s->lengths[0] = n;
         s->n_logits = 0;
     }

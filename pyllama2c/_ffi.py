@@ -22,6 +22,7 @@ __all__ = [
     "dtype_number",
     "ffi",
     "isa_name",
+    "kv_number",
     "lib",
     "new_error",
     "resolve_isa",
@@ -41,6 +42,8 @@ DTYPES: dict[str, int] = {
     "int8": lib.L2C_DTYPE_INT8,
     "int4": lib.L2C_DTYPE_INT4,
 }
+
+KV_DTYPES: dict[str, int] = {"float32": lib.L2C_KV_FLOAT32, "float16": lib.L2C_KV_FLOAT16}
 
 _BY_STATUS: dict[int, type[errors.Llama2cError]] = {
     lib.L2C_NOMEM: errors.OutOfMemoryError,
@@ -104,6 +107,12 @@ def dtype_number(name: str) -> int:
     if name not in DTYPES:
         raise ValueError(f"unknown dtype {name!r}; known: {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def kv_number(name: str) -> int:
+    if name not in KV_DTYPES:
+        raise ValueError(f"unknown kv_dtype {name!r}; known: {', '.join(KV_DTYPES)}")
+    return KV_DTYPES[name]
 
 
 def cpu_features() -> list[str]:

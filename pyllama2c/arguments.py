@@ -28,6 +28,18 @@ def _add_model(parser: argparse.ArgumentParser, *name: str) -> None:
         help="what weights are computed with; auto: what the file holds",
     )
     parser.add_argument(
+        "--context",
+        type=int,
+        metavar="N",
+        help="positions of a story at most; default: the model's",
+    )
+    parser.add_argument(
+        "--kv-dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="what keys and values are kept in; float16: half the memory of a context [float32]",
+    )
+    parser.add_argument(
         "--no-speculative",
         action="store_true",
         help="do not let an int8 copy draft tokens; the story is the same",
@@ -95,6 +107,9 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", action="store_true")
     info = commands.add_parser("info", help="what a model file is and what it needs")
     _add_model(info)
+    info.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="cuda: ask for a card's memory"
+    )
     info.add_argument("--json", action="store_true")
     download = commands.add_parser("download", help="fetch a known model into the cache")
     download.add_argument("name")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pyllama2c._ffi import check, ffi, lib, new_error
 from pyllama2c.errors import NonFiniteLogitsError
 from pyllama2c.request import Request
-from pyllama2c.session import MAX_ROWS, PREFILL_ROWS
+from pyllama2c.session import MAX_ROWS, PREFILL_ROWS, Computing, new_session
 from pyllama2c.text import StoryText
 from pyllama2c.tokenizer import Tokenizer
 
@@ -81,13 +81,17 @@ class _Batch:
     """A C session of several sequences, and what is told in them."""
 
     def __init__(
-        self, model: Any, pool: Any, isa: int, n_sequences: int, n_ctx: int, tokenizer: Tokenizer
+        self,
+        model: Any,
+        pool: Any,
+        computing: Computing,
+        n_sequences: int,
+        n_ctx: int,
+        tokenizer: Tokenizer,
     ):
-        out, err = ffi.new("l2c_session **"), new_error()
-        check(lib.l2c_session_create(model, pool, n_sequences, n_ctx, isa, out, err), err)
-        self._handle = ffi.gc(out[0], lib.l2c_session_free)
+        self._handle = new_session(model, pool, computing, n_sequences, n_ctx)
         self._parents = (model, pool)
-        self._error = err
+        self._error = new_error()
         self._rows = ffi.new("l2c_row[]", MAX_ROWS)
         self._draws = ffi.new("l2c_draw[]", MAX_ROWS)
         self._tokenizer = tokenizer
@@ -161,14 +165,14 @@ class _Batch:
 def run_batch(
     model: Any,
     pool: Any,
-    isa: int,
+    computing: Computing,
     tokenizer: Tokenizer,
     requests: Iterable[tuple[int, Request | Exception]],
     max_batch: int,
     n_ctx: int,
 ) -> Iterator[Completion]:
     """Stories in the order in which they end."""
-    batch = _Batch(model, pool, isa, max_batch, n_ctx, tokenizer)
+    batch = _Batch(model, pool, computing, max_batch, n_ctx, tokenizer)
     waiting = iter(requests)
     more = True
     while more or batch.slots:

@@ -1,7 +1,8 @@
 """A computed prompt on disk: tokens with their keys and values, for the same model later.
 
 Little-endian: b"l2ccache", version (uint32), n tokens (uint32), the model's fingerprint (uint64),
-the tokens (int32), and float32 keys, then values, each (n_layers, n_kv_heads, n, head_size).
+the tokens (int32), and keys, then values, each (n_layers, n_kv_heads, n, head_size): float32 in
+version 1, float16 in version 2.
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ from pyllama2c.files import whole_file
 from pyllama2c.session import Session
 
 _HEADER = struct.Struct("<8sIIQ")
-_MAGIC, _VERSION = b"l2ccache", 1
+_MAGIC = b"l2ccache"
+_VERSIONS = {lib.L2C_KV_FLOAT32: 1, lib.L2C_KV_FLOAT16: 2}
+_NAMES = {1: "float32", 2: "float16"}
 
 
-def _state_bytes(config: Config, n: int) -> int:
-    return 4 * 2 * config.n_layers * config.n_kv_heads * n * config.head_size
+def _state_bytes(config: Config, n: int, version: int) -> int:
+    return (
+        (4 if version == 1 else 2) * 2 * config.n_layers * config.n_kv_heads * n * config.head_size
+    )
 
 
 def save(
@@ -33,11 +38,12 @@ def save(
     tokens = array("i", session.fed[:n])
     if sys.byteorder == "big":
         tokens.byteswap()
-    state = ffi.new("float[]", _state_bytes(config, len(tokens)) // 4)
+    version = _VERSIONS[session.kv]
+    state = ffi.new("char[]", _state_bytes(config, len(tokens), version))
     err = new_error()
     check(lib.l2c_session_save(session.handle, len(tokens), state, err), err)
     with whole_file(Path(path)) as file:
-        file.write(_HEADER.pack(_MAGIC, _VERSION, len(tokens), fingerprint))
+        file.write(_HEADER.pack(_MAGIC, version, len(tokens), fingerprint))
         file.write(tokens.tobytes())
         file.write(ffi.buffer(state))
 
@@ -50,13 +56,18 @@ def load(path: str | os.PathLike[str], session: Session, config: Config, fingerp
         if len(head) < _HEADER.size or head[:8] != _MAGIC:
             raise CacheFileError(f"{path}: not a prompt cache of pyllama2c")
         _, version, n, made_by = _HEADER.unpack(head)
-        if version != _VERSION:
-            raise CacheFileError(f"{path}: version is {version}; version {_VERSION} is known")
+        if version not in _NAMES:
+            raise CacheFileError(f"{path}: version is {version}; versions 1 and 2 are known")
+        if version != (ours := _VERSIONS[session.kv]):
+            raise CacheFileError(
+                f"{path}: keys and values are {_NAMES[version]}; the model's kv_dtype is "
+                f"{_NAMES[ours]}"
+            )
         if made_by != fingerprint:
             raise CacheFileError(f"{path}: made by another model, or in another dtype")
         if n > config.seq_len:
             raise CacheFileError(f"{path}: {n} tokens; the model's context is {config.seq_len}")
-        expected = _HEADER.size + 4 * n + _state_bytes(config, n)
+        expected = _HEADER.size + 4 * n + _state_bytes(config, n, version)
         if size != expected:
             raise CacheFileError(f"{path}: {size} bytes; {n} tokens need {expected}")
         tokens = array("i", file.read(4 * n))
@@ -64,8 +75,8 @@ def load(path: str | os.PathLike[str], session: Session, config: Config, fingerp
             tokens.byteswap()
         if any(not 0 <= token < config.vocab_size for token in tokens):
             raise CacheFileError(f"{path}: a token is outside the vocabulary")
-        state = ffi.from_buffer("float[]", bytearray(file.read()))
-    if len(state) * 4 != _state_bytes(config, n):
+        state = ffi.from_buffer("char[]", bytearray(file.read()))
+    if len(state) != _state_bytes(config, n, version):
         raise CacheFileError(f"{path}: changed while it was read")
     err = new_error()
     check(lib.l2c_session_load(session.handle, n, state, err), err)

@@ -27,6 +27,8 @@ def _load(arguments: argparse.Namespace) -> Llama:
         arguments.model,
         arguments.tokenizer,
         dtype=arguments.dtype,
+        context=arguments.context,
+        kv_dtype=arguments.kv_dtype,
         speculative=False if arguments.no_speculative else "auto",
         threads=arguments.threads,
         isa=arguments.isa,
@@ -113,6 +115,8 @@ def _bench(arguments: argparse.Namespace) -> int:
         llama = bench.synthetic(
             arguments.synthetic,
             arguments.dtype,
+            context=arguments.context,
+            kv_dtype=arguments.kv_dtype,
             speculative=False if arguments.no_speculative else "auto",
             threads=arguments.threads,
             isa=arguments.isa,
@@ -133,7 +137,15 @@ def _bench(arguments: argparse.Namespace) -> int:
 def _info(arguments: argparse.Namespace) -> int:
     from pyllama2c import info
 
-    facts = info.describe(_load(arguments))
+    facts = info.describe(
+        arguments.model,
+        dtype=arguments.dtype,
+        context=arguments.context,
+        kv_dtype=arguments.kv_dtype,
+        threads=arguments.threads,
+        isa=arguments.isa,
+        device=arguments.device,
+    )
     print(info.to_json(facts) if arguments.json else info.to_text(facts))
     return 0
 

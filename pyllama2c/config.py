@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 from pyllama2c._ffi import DTYPES, lib
+from pyllama2c.errors import CheckpointWarning
 
-_DTYPES = {number: name for name, number in DTYPES.items()} | {lib.L2C_DTYPE_MIXED: "mixed"}
+_DTYPES: dict[int, str] = {number: name for name, number in DTYPES.items()} | {
+    lib.L2C_DTYPE_MIXED: "mixed"
+}
 _FILES = {lib.L2C_FILE_LLAMA2C: "llama2.c", lib.L2C_FILE_GGUF: "gguf"}
 
 
@@ -22,6 +26,7 @@ class Config(NamedTuple):
     """of queries, keys and values; n_heads * head_size need not be dim"""
     vocab_size: int
     seq_len: int
+    """positions of a story: the model's context, or the shorter one it was opened with"""
     rope_theta: float
     """RoPE turns pair j of a head by position * rope_theta ** (-2 * j / head_size)"""
     rope_scaled: bool
@@ -39,9 +44,24 @@ class Config(NamedTuple):
     """what the weights are computed with: "float32", "int8", "int4", or "mixed" where it differs"""
 
 
-def read_config(model: Any) -> Config:
-    """The configuration of an `l2c_model`."""
-    c = lib.l2c_model_config(model)
+def dtype_name(number: int) -> str:
+    return _DTYPES[number]
+
+
+def read_config(c: Any) -> Config:
+    """An l2c_config."""
     values = {name: getattr(c, name) for name in Config._fields}
     values |= {name: bool(values[name]) for name in ("shared_classifier", "rope_scaled")}
     return Config(**values | {"dtype": _DTYPES[c.dtype], "file": _FILES[c.file]})
+
+
+def warn_of_groups(config: Config, path: str, stacklevel: int) -> None:
+    """CheckpointWarning for a version 2 file that llama2.c's exporter should not have written."""
+    if config.group_size and config.hidden_dim % config.group_size:
+        warnings.warn(
+            f"{path}: group_size {config.group_size} does not divide hidden_dim "
+            f"{config.hidden_dim}. runq.c, whose results this reproduces, then leaves out "
+            "the last inputs of w2 and shifts its scales; better export with one that divides.",
+            CheckpointWarning,
+            stacklevel=stacklevel,
+        )

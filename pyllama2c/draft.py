@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 from pyllama2c._ffi import check, dtype_number, ffi, lib, new_error
-from pyllama2c.session import MAX_DRAFT, Session, Sessions
+from pyllama2c.session import MAX_DRAFT, Computing, Session, Sessions
 
 WORTH_DRAFTING = 16 << 20
 """bytes of float32 weights from which on reading them costs more than computing with them"""
@@ -15,18 +15,18 @@ WORTH_DRAFTING = 16 << 20
 class Draft:
     """Makes the int8 copy when the first story wants it, and lends its sessions."""
 
-    def __init__(self, model: Any, pool: Any, isa: int):
-        self._from: Any = (model, pool, isa)
+    def __init__(self, model: Any, pool: Any, computing: Computing):
+        self._from: Any = (model, pool, computing)
         self._sessions: Sessions | None = None
         self._lock = threading.Lock()
 
     def lease(self, tokens: list[int]) -> Session:
         with self._lock:
             if self._sessions is None:
-                model, pool, isa = self._from
+                model, pool, computing = self._from
                 out, err = ffi.new("l2c_model **"), new_error()
                 check(lib.l2c_model_quantize(model, dtype_number("int8"), out, err), err)
-                self._sessions = Sessions(ffi.gc(out[0], lib.l2c_model_free), pool, isa)
+                self._sessions = Sessions(ffi.gc(out[0], lib.l2c_model_free), pool, computing)
         return self._sessions.lease(tokens)
 
     def give_back(self, session: Session) -> None:

@@ -3,63 +3,108 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from pyllama2c._ffi import check, dtype_number, ffi, isa_name, lib, new_error, resolve_isa
+from pyllama2c._ffi import (
+    check,
+    dtype_number,
+    ffi,
+    isa_name,
+    kv_number,
+    lib,
+    new_error,
+    resolve_isa,
+)
 from pyllama2c.config import read_config
 from pyllama2c.draft import WORTH_DRAFTING, Draft
-from pyllama2c.errors import ClosedError
-from pyllama2c.session import Sessions
+from pyllama2c.errors import ClosedError, OutOfMemoryError
+from pyllama2c.plan import Plan, check_fits, context_of, has_room, plan_buffer, plan_file
+from pyllama2c.session import Computing, Sessions
 from pyllama2c.workers import batch_threads, default_threads, new_pool
 
 _BUFFERS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 """model handle -> the memory it was opened from"""
 
 
-def open_file(path: str, dtype: str) -> Any:
-    """An l2c_model; CheckpointError and the like for what is not one."""
+class Opened(NamedTuple):
+    """An l2c_model, and what its stories get."""
+
+    handle: Any
+    n_ctx: int
+    kv: int
+    room_for_draft: bool
+    """an int8 copy fits beside it"""
+
+
+def _opened(handle: Any, plan: Plan, dtype: str, kv_dtype: str, n_ctx: int) -> Opened:
+    room = plan.needs[dtype, kv_dtype].sweep < WORTH_DRAFTING or has_room(
+        plan, dtype, kv_dtype, n_ctx, "int8"
+    )
+    return Opened(handle, n_ctx, kv_number(kv_dtype), room)
+
+
+def open_file(
+    path: str, dtype: str, context: int | None = None, kv_dtype: str = "float32"
+) -> Opened:
+    """CheckpointError and the like for no model, OutOfMemoryError for one that does not fit."""
+    plan = plan_file(path)
+    n_ctx = context_of(plan, context)
+    check_fits(plan, dtype, kv_dtype, n_ctx, path)
     out, err = ffi.new("l2c_model **"), new_error()
     check(lib.l2c_model_open(os.fsencode(path), dtype_number(dtype), out, err), err, path)
-    return ffi.gc(out[0], lib.l2c_model_free)
+    handle = ffi.gc(out[0], lib.l2c_model_free)
+    return _opened(handle, plan, dtype, kv_dtype, n_ctx)
 
 
-def open_buffer(checkpoint: Any, dtype: str) -> Any:
+def open_buffer(
+    checkpoint: Any, dtype: str, context: int | None = None, kv_dtype: str = "float32"
+) -> Opened:
     """The same from memory, which lives as long as the model."""
     buffer = ffi.from_buffer(checkpoint)
+    plan = plan_buffer(buffer)
+    n_ctx = context_of(plan, context)
+    check_fits(plan, dtype, kv_dtype, n_ctx, "<memory>")
     number, out, err = dtype_number(dtype), ffi.new("l2c_model **"), new_error()
     check(lib.l2c_model_open_memory(buffer, len(buffer), number, out, err), err, "<memory>")
     handle = ffi.gc(out[0], lib.l2c_model_free)
     # Tied to the handle, not to the Llama: a session holds the handle and may outlive it.
     _BUFFERS[handle] = buffer
-    return handle
+    return _opened(handle, plan, dtype, kv_dtype, n_ctx)
 
 
 class Engine:
     """An open model with its threads. `threads` None: as many as its size is worth."""
 
-    def __init__(self, handle: Any, speculative: bool | str, threads: int | None, isa: str | None):
-        self._model: Any = handle
-        self.config = read_config(handle)
+    def __init__(
+        self, opened: Opened, speculative: bool | str, threads: int | None, isa: str | None
+    ):
+        handle = self._model = opened.handle
+        self.config = read_config(lib.l2c_model_config(handle))._replace(seq_len=opened.n_ctx)
         self.sweep_bytes = int(lib.l2c_model_sweep_bytes(handle))
-        self.isa_number = resolve_isa(isa)
-        self.isa = isa_name(self.isa_number)
+        self.computing = Computing(resolve_isa(isa), opened.kv, opened.n_ctx)
+        self.isa = isa_name(self.computing.isa)
         self.threads = default_threads(self.sweep_bytes) if threads is None else threads
         self._default_threads = threads is None
         self.pool: Any = new_pool(self.threads)
-        self.sessions = Sessions(handle, self.pool, self.isa_number)
+        self.sessions = Sessions(handle, self.pool, self.computing)
         self.draft: Draft | None = None
-        if self._drafts(speculative):
-            self.draft = Draft(handle, self.pool, self.isa_number)
+        if self._drafts(speculative, opened.room_for_draft):
+            self.draft = Draft(handle, self.pool, self.computing)
 
-    def _drafts(self, speculative: bool | str) -> bool:
+    def _drafts(self, speculative: bool | str, room: bool) -> bool:
         if speculative not in (True, False, "auto"):
             raise ValueError(f"speculative is {speculative!r}; it must be True, False or 'auto'")
         if speculative == "auto":
-            return self.config.dtype == "float32" and self.sweep_bytes >= WORTH_DRAFTING
+            worth = self.config.dtype == "float32" and self.sweep_bytes >= WORTH_DRAFTING
+            return worth and room
         if speculative and self.config.dtype != "float32":
             raise ValueError(
                 f"speculative decoding is for float32 weights, not {self.config.dtype}"
+            )
+        if speculative and not room:
+            raise OutOfMemoryError(
+                "no room for an int8 copy beside the model, to draft; speculative=False needs none"
             )
         return bool(speculative)
 

@@ -3,40 +3,83 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pyllama2c._ffi import cpu_features, lib
-from pyllama2c.config import Config
+from pyllama2c._ffi import cpu_features, isa_name, resolve_isa
+from pyllama2c.config import Config, warn_of_groups
+from pyllama2c.errors import UnsupportedError
 from pyllama2c.gguf import Gguf
-from pyllama2c.workers import available_cpus
+from pyllama2c.hub import find_model
+from pyllama2c.memory import Limit, cards, limits
+from pyllama2c.plan import Plan, alternatives, context_of, plan_file, size
+from pyllama2c.workers import available_cpus, default_threads
 
-if TYPE_CHECKING:
-    from pyllama2c.model import Llama
 
-
-def describe(llama: Llama) -> dict[str, Any]:
-    """Facts as JSON types; sizes are bytes."""
-    c = llama.config
-    types = _tensor_types(llama.path) if c.file == "gguf" else {}
+def describe(
+    model: str | None,
+    *,
+    dtype: str = "auto",
+    context: int | None = None,
+    kv_dtype: str = "float32",
+    threads: int | None = None,
+    isa: str | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Facts as JSON types, from the file's header: nothing is loaded. Sizes are bytes."""
+    path = str(find_model(model).checkpoint)
+    plan = plan_file(path, threads)
+    c, n_ctx = plan.config, context_of(plan, context)
+    warn_of_groups(c, path, stacklevel=2)
+    if (dtype, kv_dtype) not in plan.needs:
+        raise UnsupportedError(f"{path}: {dtype} weights are not to be had from this file")
+    needs, against = plan.needs[dtype, kv_dtype], limits()
+    types = _tensor_types(path) if c.file == "gguf" else {}
+    fits = needs.obstacle(against, n_ctx) is None
+    others = [] if fits else list(alternatives(plan, against, dtype, kv_dtype, n_ctx))
     return {
-        "model": llama.path,
+        "model": path,
         "format": _format(c),
-        "file_bytes": os.path.getsize(llama.path),
-        "parameters": llama.n_parameters,
-        "config": c._asdict(),
+        "file_bytes": plan.file_bytes,
+        "parameters": plan.parameters,
+        "config": c._replace(dtype=needs.dtype)._asdict(),
         **({"tensor_types": types} if types else {}),
         "memory": {
-            "weights": int(lib.l2c_model_bytes(llama._engine.model)),
-            "weights_read_per_token": llama.sweep_bytes,
-            "session_at_full_context": int(lib.l2c_session_bytes(llama._engine.model, 1, 0)),
+            "weights": needs.weights,
+            "weights_read_per_token": needs.sweep,
+            "session_at_full_context": needs.session(n_ctx),
+            "context": n_ctx,
+            "kv_dtype": kv_dtype,
+            "float16_file": 2 * plan.parameters,
+            "plans": [_row(plan, against, name, kv, n_ctx) for name, kv in plan.needs],
+            "limits": [limit._asdict() for limit in against],
+            "fits": fits,
+            "recommended": None if fits else next(iter(others), None),
+            **({"cards": cards()} if device == "cuda" else {}),
         },
         "cpu": {"available": available_cpus(), "features": cpu_features()},
-        "threads": llama.threads,
-        "dtype": c.dtype,
-        "kernels": llama.isa,
+        "threads": default_threads(needs.sweep) if threads is None else threads,
+        "dtype": needs.dtype,
+        "kernels": isa_name(resolve_isa(isa)),
+    }
+
+
+def _row(plan: Plan, against: list[Limit], dtype: str, kv_dtype: str, n_ctx: int) -> dict[str, Any]:
+    """What one choice takes. resident: when a whole story has been told; peak: while it is opened,
+    or then, whichever is more, with mapped pages of the file counted, as the system counts them."""
+    needs = plan.needs[dtype, kv_dtype]
+    return {
+        "dtype": dtype,
+        "computes_with": needs.dtype,
+        "kv_dtype": kv_dtype,
+        "weights": needs.weights,
+        "mapped": needs.mapped,
+        "cache": needs.cache(n_ctx),
+        "scratch": needs.scratch(n_ctx),
+        "resident": needs.total(n_ctx),
+        "peak": max(needs.weights + needs.opening, needs.total(n_ctx)),
+        "fits": needs.obstacle(against, n_ctx) is None,
     }
 
 
@@ -91,8 +134,6 @@ def to_text(facts: dict[str, Any]) -> str:
         ("RoPE", f"base {c['rope_theta']:g}{scaled}; RMSNorm's epsilon {c['norm_eps']:.6g}"),
         ("vocabulary", f"{c['vocab_size']:,}, classifier {tied}"),
         ("context", f"{c['seq_len']:,} positions"),
-        ("memory", f"{memory['weights']:,} bytes of weights;"),
-        ("", f"{memory['session_at_full_context']:,} bytes a story at full context"),
         ("a token reads", f"{memory['weights_read_per_token']:,} bytes of weights"),
         (
             "cpu",
@@ -102,5 +143,40 @@ def to_text(facts: dict[str, Any]) -> str:
             "computes with",
             f"{facts['dtype']}, {facts['threads']} thread(s), {facts['kernels']} kernels",
         ),
+        *_memory_rows(memory),
     ]
     return "\n".join(f"{name:<14} {value}" for name, value in rows)
+
+
+def _memory_rows(memory: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [("memory for", f"{'weights':>10}{'cache':>10}{'scratch':>10}{'all':>10}")]
+    shown = [
+        plan
+        for plan in memory["plans"]
+        if plan["kv_dtype"] == memory["kv_dtype"]
+        and (plan["dtype"] != "auto" or plan["computes_with"] == "mixed")
+    ]
+    for plan in shown:
+        name = "the file's own" if plan["dtype"] == "auto" else plan["dtype"]
+        numbers = (size(plan[part]) for part in ("weights", "cache", "scratch", "resident"))
+        verdict = "fits" if plan["fits"] else "does not fit"
+        rows.append((f"  {name}", "".join(f"{n:>10}" for n in numbers) + f"  {verdict}"))
+    half = size(memory["float16_file"])
+    rows.append(("  float16", f"{half:>10}" + " " * 30 + "  as a file; it is computed in float32"))
+    rows.append(("cache", f"{memory['kv_dtype']}, {memory['context']:,} positions of one story"))
+    rows += [("memory", f"{size(n['free'])} {n['name']}") for n in memory["limits"]]
+    if memory["fits"]:
+        rows.append(("", "it fits"))
+    elif memory["recommended"] is None:
+        rows.append(("", "it does not fit, nor does anything smaller"))
+    else:
+        options = memory["recommended"].items()
+        flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options)
+        rows.append(("", f"it does not fit; this would: {flags}"))
+    for card in memory.get("cards", ()):
+        there = f"{size(card['free'])} free of {size(card['total'])}"
+        rows.append(("card", f"{card['name']}: {there}"))
+    if "cards" in memory:
+        found = "" if memory["cards"] else "no card found (nvidia-smi did not answer); "
+        rows.append(("", f"{found}this build has no CUDA: it computes on the processor"))
+    return rows

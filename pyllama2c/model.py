@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyllama2c import cache_file, hub
 from pyllama2c._ffi import lib
 from pyllama2c.batch import Completion, run_batch
+from pyllama2c.config import warn_of_groups
 from pyllama2c.engine import Engine, open_buffer, open_file
-from pyllama2c.errors import (
-    CheckpointWarning,
-    ContextLengthError,
-    TokenizerError,
-    TokenizerNotFoundError,
-)
+from pyllama2c.errors import ContextLengthError, TokenizerError, TokenizerNotFoundError
 from pyllama2c.generation import Generation
 from pyllama2c.request import Request, batch_requests, make_request
 from pyllama2c.score import Score, score_texts
@@ -41,6 +36,9 @@ class Llama:
     `dtype` is what weights are computed with: "float32", "int8" and "int4" (quantized when the file
     is opened; "int4" leaves GGUF's Q4_0, Q4_1 and Q4_K as they are), "auto" keeps what the file
     holds, or comes nearest to it (see llama2c.h).
+    `context` is how many positions a story may have (default: the model's); each takes memory for
+    keys and values, half of it with `kv_dtype` "float16", which rounds them. What does not fit in
+    memory raises OutOfMemoryError, which says what would, before any is taken.
     `speculative` lets an int8 copy of float32 weights draft tokens that the model then checks,
     several at a time: the same story, faster ("auto": where it pays; it takes a quarter more
     memory). `threads` counts all that compute (default: $PYLLAMA2C_THREADS, else by model size and
@@ -56,13 +54,17 @@ class Llama:
         tokenizer: str | os.PathLike[str] | None = None,
         *,
         dtype: str = "auto",
+        context: int | None = None,
+        kv_dtype: str = "float32",
         speculative: bool | str = "auto",
         threads: int | None = None,
         isa: str | None = None,
     ):
         files = hub.find_model(model, tokenizer)
         self.path = str(files.checkpoint)
-        self._engine = Engine(open_file(self.path, dtype), speculative, threads, isa)
+        self._engine = Engine(
+            open_file(self.path, dtype, context, kv_dtype), speculative, threads, isa
+        )
         self._set_up()
         self._find_tokenizer = files.tokenizer
         self._tokenizer = Tokenizer(tokenizer, self.config.vocab_size) if tokenizer else None
@@ -74,6 +76,8 @@ class Llama:
         tokenizer: str | os.PathLike[str] | None = None,
         *,
         dtype: str = "auto",
+        context: int | None = None,
+        kv_dtype: str = "float32",
         speculative: bool | str = "auto",
         threads: int | None = None,
         isa: str | None = None,
@@ -84,7 +88,8 @@ class Llama:
         """
         self = cls.__new__(cls)
         self.path = "<memory>"
-        self._engine = Engine(open_buffer(checkpoint, dtype), speculative, threads, isa)
+        opened = open_buffer(checkpoint, dtype, context, kv_dtype)
+        self._engine = Engine(opened, speculative, threads, isa)
         self._set_up()
         self._find_tokenizer = hub.no_tokenizer(self.path)
         self._tokenizer = Tokenizer(tokenizer, self.config.vocab_size) if tokenizer else None
@@ -97,14 +102,7 @@ class Llama:
         self.sweep_bytes = engine.sweep_bytes
         """bytes of weights that decoding one token reads"""
         self.isa, self.threads = engine.isa, engine.threads
-        if self.config.group_size and self.config.hidden_dim % self.config.group_size:
-            warnings.warn(
-                f"{self.path}: group_size {self.config.group_size} does not divide hidden_dim "
-                f"{self.config.hidden_dim}. runq.c, whose results this reproduces, then leaves out "
-                "the last inputs of w2 and shifts its scales; better export with one that divides.",
-                CheckpointWarning,
-                stacklevel=3,
-            )
+        warn_of_groups(self.config, self.path, stacklevel=4)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -187,7 +185,7 @@ class Llama:
         stories = run_batch(
             engine.model,
             engine.batch_pool(),
-            engine.isa_number,
+            engine.computing,
             self.tokenizer,
             requests,
             min(max_batch, max(1, len(requests))),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pyllama2c._ffi import check, ffi, lib, new_error
 from pyllama2c.errors import ContextLengthError, NonFiniteLogitsError
 from pyllama2c.sampling import new_sampler
-from pyllama2c.session import PREFILL_ROWS
+from pyllama2c.session import PREFILL_ROWS, Computing, new_session
 
 if TYPE_CHECKING:
     from pyllama2c.engine import Engine
@@ -126,11 +126,9 @@ class _Reader:
 class _Scorer:
     """A C session of several sequences, and its last call's logits."""
 
-    def __init__(self, model: Any, pool: Any, isa: int, n_sequences: int, n_ctx: int):
-        out, err = ffi.new("l2c_session **"), new_error()
-        check(lib.l2c_session_create(model, pool, n_sequences, n_ctx, isa, out, err), err)
-        self._handle = ffi.gc(out[0], lib.l2c_session_free)
-        self._parents, self._error = (model, pool), err
+    def __init__(self, model: Any, pool: Any, computing: Computing, n_sequences: int, n_ctx: int):
+        self._handle = new_session(model, pool, computing, n_sequences, n_ctx)
+        self._parents, self._error = (model, pool), new_error()
         self.rows = ffi.new("l2c_row[]", PREFILL_ROWS)
         self._draws = ffi.new("l2c_draw[]", PREFILL_ROWS)
         self._logprob = ffi.new("double *")
@@ -160,12 +158,12 @@ class _Scorer:
         return [draws[row].token for row in range(n)]
 
 
-def _run(model: Any, pool: Any, isa: int, texts: Sequence[_Text]) -> Iterator[_Result]:
+def _run(model: Any, pool: Any, computing: Computing, texts: Sequence[_Text]) -> Iterator[_Result]:
     """Texts as they end. A call takes all rows that it can: of few long texts, of many short ones;
     a sequence is begun only where rows are left, so that few of them ever use their memory."""
     waiting = deque(_chains(texts))
     free = list(range(min(_SEQUENCES, len(waiting))))
-    scorer = _Scorer(model, pool, isa, len(free), max(len(text.tokens) - 1 for text in texts))
+    scorer = _Scorer(model, pool, computing, len(free), max(len(text.tokens) - 1 for text in texts))
     readers: list[_Reader] = []
     while waiting or readers:
         n_rows = 0
@@ -219,7 +217,7 @@ def score_texts(
     ]
     if work:
         pool = engine.batch_pool() if len(work) > 1 else engine.pool
-        for text, logprobs, greedy in _run(engine.model, pool, engine.isa_number, work):
+        for text, logprobs, greedy in _run(engine.model, pool, engine.computing, work):
             tokens = text.tokens
             n_bytes = count_bytes(tokens) - count_bytes(tokens[: text.start])
             scores[text.number] = make_score(tokens, logprobs, greedy, n_bytes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyllama2c._ffi import check, ffi, lib, new_error
 from pyllama2c.errors import ClosedError
@@ -21,15 +21,31 @@ _IDLE_SESSIONS = 2
 """kept for the next story, so that it finds its memory warm and its prefix cached"""
 
 
+class Computing(NamedTuple):
+    """What sessions of a model have in common."""
+
+    isa: int
+    kv: int
+    """l2c_kv: what keys and values are kept in"""
+    n_ctx: int
+    """positions of a story"""
+
+
+def new_session(model: Any, pool: Any, computing: Computing, n_sequences: int, n_ctx: int) -> Any:
+    """An l2c_session; model and pool must outlive it."""
+    out, err, (isa, kv, _) = ffi.new("l2c_session **"), new_error(), computing
+    check(lib.l2c_session_create(model, pool, n_sequences, n_ctx, kv, isa, out, err), err)
+    return ffi.gc(out[0], lib.l2c_session_free)
+
+
 class Session:
     """One sequence of a model. Not to be shared between threads while it computes."""
 
-    def __init__(self, model: Any, pool: Any, isa: int):
-        out, err = ffi.new("l2c_session **"), new_error()
-        check(lib.l2c_session_create(model, pool, 1, 0, isa, out, err), err)
-        self.handle: Any = ffi.gc(out[0], lib.l2c_session_free)
+    def __init__(self, model: Any, pool: Any, computing: Computing):
+        self.handle: Any = new_session(model, pool, computing, 1, computing.n_ctx)
+        self.kv = computing.kv
         self._parents = (model, pool)  # they must outlive the handle
-        self._error = err
+        self._error = new_error()
         self._rows = ffi.new("l2c_row[]", PREFILL_ROWS)
         self._token = ffi.new("int32_t *")
         self._logprob = ffi.new("double *")
@@ -111,8 +127,8 @@ class Session:
 class Sessions:
     """Lends the sessions of a model, each to one computation at a time."""
 
-    def __init__(self, model: Any, pool: Any, isa: int):
-        self._new: Any = (model, pool, isa)
+    def __init__(self, model: Any, pool: Any, computing: Computing):
+        self._new: Any = (model, pool, computing)
         self._idle: list[Session] = []
         # Sessions in use are held here as well: a story that the garbage collector finds in a cycle
         # gives its session back while cffi already frees what only the cycle refers to.

@@ -65,7 +65,8 @@ def test_hostile_files(llama: Llama, tmp_path: Path) -> None:
     n = int.from_bytes(good[12:16], "little")
     bad = {
         "not a prompt cache": [b"", b"l2c", good[:23], b"x" + good[1:]],
-        "version is 2": [good[:8] + b"\2" + good[9:]],
+        "version is 3": [good[:8] + b"\3" + good[9:]],
+        "keys and values are float16": [good[:8] + b"\2" + good[9:]],
         "another model": [good[:16] + b"\0" * 8 + good[24:]],
         "context is 96": [good[:12] + b"\xff\xff\xff\xff" + good[16:]],
         "tokens need": [good[:-1], good + b"\0", good[:12] + bytes([n - 1]) + good[13:]],

@@ -165,3 +165,33 @@ def test_nothing_past_the_end_is_read(n: int, isa: str) -> None:
     lib.l2c_kernel_swiglu(number, pointer(x), pointer(x), n)
     lib.l2c_kernel_softmax(number, pointer(x), n)
     assert abs(float(x.sum()) - 1) < 1e-5
+
+
+def narrow(isa: int, x: np.ndarray) -> np.ndarray:
+    out = np.full(len(x), 0x1234, np.uint16)
+    lib.l2c_kernel_narrow(isa, ffi.cast("uint16_t *", out.ctypes.data), pointer(x), len(x))
+    return out
+
+
+def test_every_float16_widens(isa: str) -> None:
+    halves = np.arange(1 << 16, dtype=np.uint16)
+    expected = halves.view(np.float16).astype(np.float32)
+    out = np.zeros(len(halves), np.float32)
+    data = ffi.cast("uint16_t *", halves.ctypes.data)
+    lib.l2c_kernel_widen(ISA_NAMES[isa], pointer(out), data, len(halves))
+    assert np.array_equal(out, expected, equal_nan=True)
+    ok = ~np.isnan(expected)
+    assert same_bits(out[ok], expected[ok])
+    assert np.array_equal(narrow(ISA_NAMES[isa], out)[ok], halves[ok])
+
+
+@pytest.mark.parametrize("n", [*range(1, 20), 48, 100, 4099])
+def test_float16_rounds_to_nearest_even(n: int, isa: str) -> None:
+    rng = np.random.default_rng(n)
+    bits = rng.integers(0, 1 << 16, n, np.uint32) << 16  # all magnitudes
+    low = rng.choice([0, 0x0FFF, 0x1000, 0x1001, 0x2000, 0x3000, 0x7FFF], n).astype(np.uint32)
+    x = (bits | low).view(np.float32)
+    x = np.where(np.isnan(x), np.float32(1), x)
+    with np.errstate(over="ignore"):
+        expected = x.astype(np.float16).view(np.uint16)
+    assert np.array_equal(narrow(ISA_NAMES[isa], x), expected)

@@ -25,7 +25,7 @@ static void run(const l2c_model *model, int32_t n_ctx, l2c_isa isa, float *logit
     l2c_pool *pool;
     l2c_session *session;
     require(l2c_pool_create(1, &pool, NULL) == L2C_OK);
-    require(l2c_session_create(model, pool, 2, n_ctx, isa, &session, NULL) == L2C_OK);
+    require(l2c_session_create(model, pool, 2, n_ctx, L2C_KV_FLOAT32, isa, &session, NULL) == L2C_OK);
     l2c_row rows[ROWS];
     for (int32_t i = 0; i < ROWS; i++) /* two sequences in turn; together, as a matrix product */
         rows[i] = (l2c_row){i % 2, i / 2 % n_ctx, (int32_t)((uint32_t)i * 7919u % (uint32_t)vocab), 1};
@@ -55,7 +55,7 @@ static void run(const l2c_model *model, int32_t n_ctx, l2c_isa isa, float *logit
 static void compare(const l2c_model *model) {
     const l2c_config *c = l2c_model_config(model);
     int32_t n_ctx = c->seq_len < 8 ? c->seq_len : 8; /* v1 and v2 files claim any length */
-    if (l2c_session_bytes(model, 2, n_ctx) > MOST_BYTES) return;
+    if (l2c_session_bytes(model, 2, n_ctx, L2C_KV_FLOAT32) > MOST_BYTES) return;
     size_t n = ROWS * (size_t)c->vocab_size;
     float *scalar = malloc(n * sizeof *scalar), *fastest = malloc(n * sizeof *fastest);
     require(scalar != NULL && fastest != NULL);
@@ -74,7 +74,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (size > 0) memcpy(copy, data, size);
     for (l2c_dtype dtype = L2C_DTYPE_AUTO; dtype <= L2C_DTYPE_INT4; dtype++) {
         l2c_model *model;
-        if (l2c_model_open_memory(copy, size, dtype, &model, NULL) != L2C_OK) continue;
+        l2c_status opened = l2c_model_open_memory(copy, size, dtype, &model, NULL);
+        l2c_plan plan = {.parameters = 0};
+        l2c_status planned = l2c_model_plan_memory(copy, size, 1, &plan, NULL);
+        if (opened != L2C_OK) { /* a plan does not look at weights, which may be NaN */
+            require(planned == opened || (planned == L2C_OK && (opened == L2C_UNSUPPORTED || opened == L2C_FORMAT)));
+            continue;
+        }
+        const l2c_needs *needs = &plan.needs[dtype];
+        require(planned == L2C_OK && needs->possible && needs->weights == l2c_model_bytes(model));
+        require(needs->sweep == l2c_model_sweep_bytes(model) && needs->dtype == l2c_model_config(model)->dtype);
         compare(model);
         l2c_model_free(model);
     }

@@ -57,6 +57,7 @@ typedef struct {
 } truth;
 
 truth truth_make(const shape *c);
+truth truth_make_with(const shape *c, l2c_kv kv); /* of what keys and values are kept in */
 void truth_free(truth *t);
 l2c_row truth_row(const truth *t, int32_t sequence, int32_t position);
 

@@ -14,14 +14,15 @@ void test_same_bits(void) {
     static const int32_t n_threads[] = {1, 2, 3, 5};
     l2c_isa isas[MAX_ISAS];
     size_t n_isas = available_isas(isas);
-    for (size_t c = 0; c < n_shapes; c++) {
-        truth t = truth_make(&shapes[c]);
+    for (size_t c = 0; c < 2 * n_shapes; c++) {
+        l2c_kv kv = c % 2 == 0 ? L2C_KV_FLOAT32 : L2C_KV_FLOAT16;
+        truth t = truth_make_with(&shapes[c / 2], kv);
         for (size_t i = 0; i < n_isas; i++)
             for (size_t k = 0; k < sizeof n_threads / sizeof *n_threads; k++) {
                 l2c_pool *pool;
                 l2c_session *session;
                 CHECK(l2c_pool_create(n_threads[k], &pool, NULL) == L2C_OK);
-                CHECK(l2c_session_create(t.model, pool, TRUTH_SEQUENCES, 0, isas[i], &session, NULL) == L2C_OK);
+                CHECK(l2c_session_create(t.model, pool, TRUTH_SEQUENCES, 0, kv, isas[i], &session, NULL) == L2C_OK);
                 truth_check_session(&t, session, 100 + k);
                 truth_check_session(&t, session, 200 + k); /* position 0 again cuts the sequences */
                 l2c_session_free(session);
@@ -39,7 +40,7 @@ void test_row_errors(void) {
     l2c_error err;
     enum { CONTEXT = 10 }; /* less than the model's */
     CHECK(l2c_pool_create(2, &pool, NULL) == L2C_OK);
-    CHECK(l2c_session_create(t.model, pool, TRUTH_SEQUENCES, CONTEXT, L2C_ISA_AUTO, &session, &err) == L2C_OK);
+    CHECK(l2c_session_create(t.model, pool, TRUTH_SEQUENCES, CONTEXT, L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, &err) == L2C_OK);
     CHECK(l2c_session_logits(session, 0) == NULL);
     l2c_row rows[L2C_MAX_ROWS + 1];
     for (int32_t i = 0; i < 3; i++) rows[i] = truth_row(&t, 0, i);
@@ -103,14 +104,15 @@ void test_row_errors(void) {
 
     static const int32_t contexts[] = {-1, 34, INT_MAX, INT_MIN};
     for (size_t i = 0; i < 4; i++)
-        CHECK(l2c_session_create(t.model, pool, 1, contexts[i], L2C_ISA_AUTO, &session, &err) == L2C_ARG);
-    CHECK(l2c_session_create(t.model, pool, 0, 0, L2C_ISA_AUTO, &session, &err) == L2C_ARG);
-    CHECK(l2c_session_create(t.model, pool, INT_MIN, 0, L2C_ISA_AUTO, &session, &err) == L2C_ARG);
-    CHECK(l2c_session_create(t.model, pool, 1, 0, (l2c_isa)99, &session, &err) == L2C_ARG);
+        CHECK(l2c_session_create(t.model, pool, 1, contexts[i], L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, &err) == L2C_ARG);
+    CHECK(l2c_session_create(t.model, pool, 1, 0, (l2c_kv)7, L2C_ISA_AUTO, &session, &err) == L2C_ARG);
+    CHECK(l2c_session_create(t.model, pool, 0, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, &err) == L2C_ARG);
+    CHECK(l2c_session_create(t.model, pool, INT_MIN, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, &err) == L2C_ARG);
+    CHECK(l2c_session_create(t.model, pool, 1, 0, L2C_KV_FLOAT32, (l2c_isa)99, &session, &err) == L2C_ARG);
     /* 6.8 TB of cache: more than a process gets. What was taken before it is given back. */
-    CHECK(l2c_session_create(t.model, pool, INT_MAX, 0, L2C_ISA_AUTO, &session, &err) == L2C_NOMEM);
-    CHECK(l2c_session_bytes(t.model, INT_MAX, 0) > (uint64_t)6 << 40);
-    CHECK(l2c_session_bytes(t.model, 0, 0) == UINT64_MAX && l2c_session_bytes(t.model, 1, -1) == UINT64_MAX);
+    CHECK(l2c_session_create(t.model, pool, INT_MAX, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, &err) == L2C_NOMEM);
+    CHECK(l2c_session_bytes(t.model, INT_MAX, 0, L2C_KV_FLOAT32) > (uint64_t)6 << 40);
+    CHECK(l2c_session_bytes(t.model, 0, 0, L2C_KV_FLOAT32) == UINT64_MAX && l2c_session_bytes(t.model, 1, -1, L2C_KV_FLOAT32) == UINT64_MAX);
     l2c_pool_free(pool);
     truth_free(&t);
 }
@@ -128,7 +130,7 @@ void test_nonfinite_weights(void) {
             l2c_session *session;
             CHECK(l2c_model_open_memory(file.data, file.size, L2C_DTYPE_AUTO, &model, NULL) == L2C_OK);
             CHECK(l2c_pool_create(2, &pool, NULL) == L2C_OK);
-            CHECK(l2c_session_create(model, pool, 1, 0, L2C_ISA_AUTO, &session, NULL) == L2C_OK);
+            CHECK(l2c_session_create(model, pool, 1, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, NULL) == L2C_OK);
             l2c_row row = {0, 0, 0, 1};
             CHECK(l2c_session_forward(session, &row, 1, NULL) == L2C_OK);
             l2c_sampler sampler;

@@ -22,7 +22,7 @@ static l2c_status open_checkpoint(image file) {
     l2c_pool *pool;
     l2c_session *session;
     CHECK(l2c_pool_create(1, &pool, NULL) == L2C_OK);
-    CHECK(l2c_session_create(model, pool, 1, 1, L2C_ISA_AUTO, &session, NULL) == L2C_OK);
+    CHECK(l2c_session_create(model, pool, 1, 1, L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, NULL) == L2C_OK);
     l2c_row row = {0, 0, l2c_model_config(model)->vocab_size - 1, 1};
     CHECK(l2c_session_forward(session, &row, 1, NULL) == L2C_OK);
     l2c_session_free(session);

@@ -22,7 +22,7 @@ static l2c_pool *make_pool(int32_t n_threads) {
 
 static l2c_session *make_session(const truth *t, l2c_pool *pool) {
     l2c_session *session;
-    CHECK(l2c_session_create(t->model, pool, TRUTH_SEQUENCES, 0, L2C_ISA_AUTO, &session, NULL) == L2C_OK);
+    CHECK(l2c_session_create(t->model, pool, TRUTH_SEQUENCES, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, NULL) == L2C_OK);
     return session;
 }
 

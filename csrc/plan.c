@@ -1,0 +1,96 @@
+/*
+ * plan.c - what opening a model would take of memory, from its header alone.
+ *
+ * The model is read as for opening, its matrices lying in the mapped file; then for each dtype a copy of it
+ * gets the shapes that packing would give its matrices, and is asked what an open model is asked.
+ */
+#include <string.h>
+
+#include "internal.h"
+
+/* The largest part of the file that packing has in memory at a time. */
+static uint64_t largest_matrix(const l2c_model *m) {
+    uint64_t largest = 0;
+#define COMPARE(m1)                                       \
+    do {                                                  \
+        uint64_t bytes = l2c_matrix_bytes(m1);            \
+        if (bytes > largest) largest = bytes;             \
+    } while (0)
+    EACH_MATRIX(m, COMPARE);
+#undef COMPARE
+    return largest;
+}
+
+/* `shaped` has room for the layers of `file`, and is used up. */
+static l2c_needs needs_of(const l2c_model *file, l2c_model *shaped, l2c_dtype dtype, uint64_t size, int moved,
+                          int32_t n_threads) {
+    l2c_needs needs = {.possible = 0};
+    l2c_layer *layers = shaped->layers;
+    memcpy(layers, file->layers, (size_t)file->config.n_layers * sizeof *layers);
+    *shaped = *file;
+    shaped->layers = layers;
+    uint64_t packed = 0;
+    if (dtype == L2C_DTYPE_FLOAT32 && file->config.group_size > 0) return needs;
+    l2c_status status = l2c_model_pack_shapes(shaped, dtype, &packed, NULL);
+    if (status == L2C_UNSUPPORTED && dtype != L2C_DTYPE_INT4) packed = 0; /* computed as it lies */
+    else if (status != L2C_OK) return needs;
+    l2c_model_sum_up(shaped);
+    needs.possible = 1;
+    needs.dtype = shaped->config.dtype;
+    needs.mapped = packed == 0 && !moved;
+    needs.weights = packed == 0 ? size : packed;
+    needs.sweep = l2c_model_sweep_bytes(shaped);
+    if (packed > 0) needs.opening = largest_matrix(file);
+    else if (moved) needs.opening = size < L2C_MOVED_PIECE ? size : L2C_MOVED_PIECE;
+    l2c_session_size whole = l2c_session_measure(shaped, L2C_KV_FLOAT32, n_threads);
+    l2c_session_size half = l2c_session_measure(shaped, L2C_KV_FLOAT16, n_threads);
+    needs.session_fixed = whole.fixed;
+    needs.session_per_position = whole.per_position;
+    needs.cache_per_position = whole.cache;
+    needs.half_session_fixed = half.fixed;
+    needs.half_session_per_position = half.per_position;
+    return needs;
+}
+
+/* from_file: what l2c_model_open would move into memory of its own, it moves. */
+static l2c_status plan_data(const unsigned char *data, size_t size, int from_file, int32_t n_threads, l2c_plan *plan,
+                            l2c_error *err) {
+    if (n_threads < 1) return l2c_fail(err, L2C_ARG, "n_threads is %d; it must be 1 or more", n_threads);
+    l2c_model *m = l2c_memory_zeroed(2, sizeof *m), *shaped = m + 1;
+    if (m == NULL) return l2c_fail(err, L2C_NOMEM, "out of memory for a model");
+    l2c_status status = l2c_model_load(m, data, size, err);
+    if (status == L2C_OK) {
+        shaped->layers = l2c_memory_zeroed((size_t)m->config.n_layers, sizeof *m->layers);
+        if (shaped->layers == NULL) status = l2c_fail(err, L2C_NOMEM, "out of memory for %d layers", m->config.n_layers);
+    }
+    if (status == L2C_OK) {
+        int moved = from_file && l2c_file_is_moved(size) && l2c_model_float32_start(data, size) > 0;
+        memset(plan, 0, sizeof *plan);
+        for (int dtype = L2C_DTYPE_AUTO; dtype <= L2C_DTYPE_INT4; dtype++)
+            plan->needs[dtype] = needs_of(m, shaped, (l2c_dtype)dtype, size, moved && dtype <= L2C_DTYPE_FLOAT32, n_threads);
+        plan->config = m->config;
+        plan->config.dtype = plan->needs[L2C_DTYPE_AUTO].dtype;
+        plan->parameters = l2c_model_parameters(m);
+        plan->file_bytes = size;
+    }
+    l2c_memory_free(shaped->layers);
+    l2c_memory_free(m->layers);
+    l2c_memory_free(m->rope_divisors);
+    l2c_memory_free(m);
+    return status;
+}
+
+l2c_status l2c_model_plan(const char *path, int32_t n_threads, l2c_plan *plan, l2c_error *err) {
+    l2c_mapping mapping = {0};
+    l2c_status status = l2c_file_map(path, "checkpoint", &mapping, err);
+    if (status != L2C_OK) return status;
+    status = plan_data(mapping.data, mapping.size, 1, n_threads, plan, err);
+    l2c_file_unmap(&mapping);
+    return status;
+}
+
+l2c_status l2c_model_plan_memory(const void *data, size_t size, int32_t n_threads, l2c_plan *plan, l2c_error *err) {
+    if ((uintptr_t)data % sizeof(float) != 0)
+        return l2c_fail(err, L2C_ARG, "checkpoint memory must be aligned to 4 bytes");
+    return plan_data(data, size, 0, n_threads, plan, err);
+}
