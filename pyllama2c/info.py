@@ -9,11 +9,10 @@ from typing import Any
 
 from pyllama2c._ffi import cpu_features, isa_name, resolve_isa
 from pyllama2c.config import Config, warn_of_groups
-from pyllama2c.errors import UnsupportedError
 from pyllama2c.gguf import Gguf
 from pyllama2c.hub import find_model
 from pyllama2c.memory import Limit, cards, limits
-from pyllama2c.plan import Plan, alternatives, context_of, plan_file, size
+from pyllama2c.plan import Plan, alternatives, context_of, plan_file, size, unavailable
 from pyllama2c.workers import available_cpus, default_threads
 
 
@@ -33,7 +32,7 @@ def describe(
     c, n_ctx = plan.config, context_of(plan, context)
     warn_of_groups(c, path, stacklevel=2)
     if (dtype, kv_dtype) not in plan.needs:
-        raise UnsupportedError(f"{path}: {dtype} weights are not to be had from this file")
+        raise unavailable(path, dtype)
     needs, against = plan.needs[dtype, kv_dtype], limits()
     types = _tensor_types(path) if c.file == "gguf" else {}
     fits = needs.obstacle(against, n_ctx) is None

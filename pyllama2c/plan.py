@@ -151,12 +151,18 @@ def alternatives(
             yield other | {"context": fitting}
 
 
+def unavailable(path: str, dtype: str) -> UnsupportedError:
+    """Only llama2.c's version 2 is like that: whatever else a file holds can be made float32."""
+    why = f"the file holds int8 weights; {dtype} are not to be had from it"
+    return UnsupportedError(f"{path}: {why}")
+
+
 def check_fits(plan: Plan, dtype: str, kv_dtype: str, n_ctx: int, path: str) -> None:
     """OutOfMemoryError, with the numbers and what would fit, for what cannot be opened and told a
     whole story with. UnsupportedError for a dtype that the file cannot give."""
     dtype_number(dtype), kv_number(kv_dtype)
     if (dtype, kv_dtype) not in plan.needs:
-        raise UnsupportedError(f"{path}: {dtype} weights are not to be had from this file")
+        raise unavailable(path, dtype)
     needs, against = plan.needs[dtype, kv_dtype], limits()
     obstacle = needs.obstacle(against, n_ctx)
     if obstacle is None:
