@@ -13,7 +13,7 @@ from pyllama2c.errors import NonFiniteLogitsError
 from pyllama2c.request import Request
 from pyllama2c.session import MAX_ROWS, PREFILL_ROWS
 from pyllama2c.text import StoryText
-from pyllama2c.tokenizer import Tokenizer
+from pyllama2c.tokenizer import BaseTokenizer
 
 
 class Completion(NamedTuple):
@@ -35,7 +35,7 @@ class Completion(NamedTuple):
 class _Slot:
     """A story on its way, in one of the session's sequences."""
 
-    def __init__(self, number: int, request: Request, sequence: int, tokenizer: Tokenizer):
+    def __init__(self, number: int, request: Request, sequence: int, tokenizer: BaseTokenizer):
         self.number, self.request, self.sequence = number, request, sequence
         prompt = request.prompt_tokens
         self.history = ffi.new("int32_t[]", len(prompt) + request.max_tokens)
@@ -81,7 +81,7 @@ class _Batch:
     """A C session of several sequences, and what is told in them."""
 
     def __init__(
-        self, model: Any, pool: Any, isa: int, n_sequences: int, n_ctx: int, tokenizer: Tokenizer
+        self, model: Any, pool: Any, isa: int, n_sequences: int, n_ctx: int, tokenizer: BaseTokenizer
     ):
         out, err = ffi.new("l2c_session **"), new_error()
         check(lib.l2c_session_create(model, pool, n_sequences, n_ctx, isa, out, err), err)
@@ -162,7 +162,7 @@ def run_batch(
     model: Any,
     pool: Any,
     isa: int,
-    tokenizer: Tokenizer,
+    tokenizer: BaseTokenizer,
     requests: Iterable[tuple[int, Request | Exception]],
     max_batch: int,
     n_ctx: int,

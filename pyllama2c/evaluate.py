@@ -59,7 +59,7 @@ def evaluate(llama: Llama, passages: Iterable[str]) -> Evaluation:
     n = cut = n_tokens = n_bytes = 0
     totals: list[float] = []
     for passage in passages:
-        tokens = llama.tokenizer.encode(passage, bos=True)
+        tokens = llama.tokenizer.encode_prompt(passage)
         fitting = tokens[: llama.config.seq_len]
         score = llama.score(fitting)
         n += 1
