@@ -81,7 +81,13 @@ class _Batch:
     """A C session of several sequences, and what is told in them."""
 
     def __init__(
-        self, model: Any, pool: Any, isa: int, n_sequences: int, n_ctx: int, tokenizer: BaseTokenizer
+        self,
+        model: Any,
+        pool: Any,
+        isa: int,
+        n_sequences: int,
+        n_ctx: int,
+        tokenizer: BaseTokenizer,
     ):
         out, err = ffi.new("l2c_session **"), new_error()
         check(lib.l2c_session_create(model, pool, n_sequences, n_ctx, isa, out, err), err)

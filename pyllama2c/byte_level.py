@@ -137,9 +137,7 @@ def _bpe(v: Vocabulary, normal: dict[str, int]) -> Callable[[str], list[int]]:
         ) from error
     steps: list[Any] = [pre_tokenizers.Split(Regex(e), "isolated") for e in _PRE[pre]]
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
-    model = models.BPE(
-        vocab=normal, merges=_merges(v, normal), ignore_merges=pre == "llama-bpe"
-    )
+    model = models.BPE(vocab=normal, merges=_merges(v, normal), ignore_merges=pre == "llama-bpe")
     bpe = Tokenizer(model)
     bpe.pre_tokenizer = pre_tokenizers.Sequence(steps)
 

@@ -65,7 +65,8 @@ def evaluate(llama: Llama, passages: Iterable[str]) -> Evaluation:
         n += 1
         cut += len(fitting) < len(tokens)
         n_tokens += len(fitting) - 1
-        n_bytes += len(llama.tokenizer.decode_bytes(fitting))
+        scored = fitting if fitting[0] == llama.tokenizer.bos_id else fitting[1:]
+        n_bytes += len(llama.tokenizer.decode_bytes(scored))
         totals.append(score.total)
     total = -math.fsum(totals)
     return Evaluation(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pyllama2c import cache_file, hub
 from pyllama2c._ffi import lib
 from pyllama2c.batch import Completion, run_batch
+from pyllama2c.conversation import chat_tokens
 from pyllama2c.engine import Engine, open_buffer, open_file
 from pyllama2c.errors import (
     CheckpointWarning,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from pyllama2c.dialog import Message
     from pyllama2c.request import LogitsProcessor
 
 
@@ -170,6 +172,16 @@ class Llama:
             logits_processor=logits_processor,
         )
         return Generation(request, self.tokenizer, engine.sessions, engine.draft)
+
+    def chat(self, messages: Sequence[Message], **parameters: Any) -> Generation:
+        """The next answer to `messages`: dicts with a "role" (maybe one "system", then "user" and
+        "assistant" in turn) and a "content".
+
+        The prompt is made by the `chat_template` of the file, else in Llama 2's format. What
+        messages say is text, even where it spells a control token. `parameters` are those of
+        `generate`. ChatTemplateError for a template that is wrong or refuses the messages.
+        """
+        return self.generate(chat_tokens(self, messages), **parameters)
 
     def generate_batch(
         self,

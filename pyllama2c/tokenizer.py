@@ -37,7 +37,8 @@ class BaseTokenizer(ABC):
     def __init__(
         self, special: Iterable[tuple[str, int]] = (), user_defined: Iterable[tuple[str, int]] = ()
     ):
-        self._special = _longest_first(special)
+        # A single character is text, whatever its type says.
+        self._special = _longest_first(token for token in special if len(token[0]) > 1)
         self._user_defined = _longest_first(user_defined)
         self._pieces: dict[int, bytes] = {}  # those seen so far
         self._closed = False
