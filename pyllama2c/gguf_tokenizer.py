@@ -22,8 +22,17 @@ _N_SPECIAL = 3  # the engine's <unk>, BOS and EOS, with which SentencePiece's vo
 _FIRST_TEXT = _N_SPECIAL + 256
 
 _ENDS = frozenset(
-    ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>")
-    + ("<end_of_turn>", "<EOT>", "</s>")
+    [
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "<end_of_turn>",
+        "<EOT>",
+        "</s>",
+    ]
 )
 """control tokens that end a turn or a text, whether or not a key says so"""
 
