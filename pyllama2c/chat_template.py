@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,9 @@ _MAX_TEMPLATE = 1 << 18
 _MAX_TEXT = 1 << 24
 """characters"""
 _SECONDS = 5
-"""of the processor; twice as many by the clock"""
+"""of the processor"""
+_PATIENCE = 60
+"""seconds by the clock, for machines that are busy with something else"""
 _MEGABYTES = 512
 
 _MARKS = range(0xFDD0, 0xFDF0)
@@ -85,22 +88,29 @@ class ChatTemplate:
             done = subprocess.run(
                 [sys.executable, "-I", "-S", str(worker)],
                 input=json.dumps(request).encode(),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                timeout=2 * _SECONDS,
+                capture_output=True,
+                timeout=_PATIENCE,
             )
-            answer = json.loads(done.stdout)
-        except (subprocess.TimeoutExpired, ValueError):  # ended before it could answer
-            answer = {"error": f"it takes more than {_SECONDS} seconds, or {_MEGABYTES} MB"}
+        except subprocess.TimeoutExpired:
+            raise self._error(f"it takes more than {_PATIENCE} seconds") from None
+        if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+            raise self._error(f"it takes more than {_SECONDS} seconds of the processor")
+        if done.returncode != 0:  # such as memory that ran out while it was being freed
+            reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+            raise self._error(f"its process ended with {done.returncode} {' '.join(reason):.200}")
+        answer = json.loads(done.stdout)
         if "missing" in answer:
             raise UnsupportedError(
                 f"{self._path}: its chat template needs the package jinja2: pip install "
                 f"'pyllama2c[gguf]' ({answer['missing']})"
             )
         if "error" in answer:
-            raise ChatTemplateError(f"{self._path}: tokenizer.chat_template: {answer['error']}")
+            raise self._error(answer["error"])
         text: str = answer["text"]
         return text
+
+    def _error(self, reason: str) -> ChatTemplateError:
+        return ChatTemplateError(f"{self._path}: tokenizer.chat_template: {reason}")
 
 
 def _unused(messages: Sequence[Mapping[str, Any]]) -> str:

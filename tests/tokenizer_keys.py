@@ -31,7 +31,7 @@ def sentencepiece_keys(**changes: Any) -> list[Key]:
         pieces.append(f"[PAD{len(pieces)}]")
         types.append(UNUSED)
     scores = [-float(i) if i > 258 else 0.0 for i in range(300)]
-    return _keys("llama", pieces, types, changes) + [_key("scores", FLOAT32, scores)]
+    return [*_keys("llama", pieces, types, changes), _key("scores", FLOAT32, scores)]
 
 
 MERGES = ["h e", "l l", "he ll", "hell o", "Ġ w", "o r", "Ġw or", "l d", "Ġwor ld", "Ã ©"]
