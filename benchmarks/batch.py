@@ -3,8 +3,8 @@
     python benchmarks/batch.py [--largest 256] [--json benchmarks/results/batch.json]
 
 Temperature 1, top-p 0.9; as many stories as the batch has room for, of equal length. Includes all
-that generate_batch does: memory for the sequences, the prompts (two tokens each: BOS alone has zeros
-for its embedding here, and all tokens are as likely after it), sampling, text.
+that generate_batch does: memory for the sequences, the prompts (two tokens each: BOS alone has
+zeros for its embedding here, and all tokens are as likely after it), sampling, text.
 """
 
 from __future__ import annotations

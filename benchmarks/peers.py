@@ -46,7 +46,7 @@ from pyllama2c.quantize import quantize_file
 FIRST_BYTE, SPACE, FIRST_WORD = 3, 259, 260
 """ids of synthetic_files' pieces: of byte 0, of " " and of " w0" """
 PROMPTS = 8
-"""of a turn of prefill: one alone is over before the processor's caches are the engine's own again"""
+"""of a turn of prefill: one alone is over before the caches are the engine's own again"""
 NOTE = """\
 pyllama2c, run.c and runq.c sample (temperature 1, top-p 0.9); the other engines decode greedily,
 without sampling, which is less work and favours them. In prefill nothing is sampled."""
@@ -443,8 +443,8 @@ def scenario(mode: str, a: argparse.Namespace, vocab_size: int, seed: int) -> tu
     pyllama2c's cache of prompts never helps; within a round every engine has the same."""
     rng = np.random.default_rng(1000 + seed)
     if mode == "decode":
-        # Not BOS alone: its embedding is zeros, all tokens are as likely after it, and only those who
-        # sample would pay for that.
+        # Not BOS alone: its embedding is zeros, all tokens are as likely after it, and only those
+        # who sample would pay for that.
         return a.tokens, [[1, SPACE, FIRST_BYTE + ord("a") + seed % 26], a.tokens, seed]
     if mode == "prefill":
         prompts = rng.integers(FIRST_WORD, vocab_size, (PROMPTS, a.prompt))

@@ -386,7 +386,8 @@ enum { L2C_UNK = 0, L2C_BOS = 1, L2C_EOS = 2 };
 
 typedef struct l2c_tokenizer l2c_tokenizer;
 
-/* Reads a llama2.c tokenizer.bin of exactly vocab_size pieces (0: as many as the file holds). */
+/* Reads a llama2.c tokenizer.bin of exactly vocab_size pieces (0: as many as the file holds). A piece
+ * whose score is minus infinity is never what text becomes. open_memory: data must outlive it. */
 l2c_status l2c_tokenizer_open(const char *path, int32_t vocab_size, l2c_tokenizer **tokenizer,
                               l2c_error *err);
 l2c_status l2c_tokenizer_open_memory(const void *data, size_t size, int32_t vocab_size,
@@ -400,12 +401,12 @@ l2c_status l2c_tokenizer_piece(const l2c_tokenizer *tokenizer, int32_t token, co
                                size_t *length);
 
 /*
- * Byte-pair encodes UTF-8 text as SentencePiece does, with a space put before it unless it is
- * empty. Adds no BOS or EOS. tokens has room for length + 1 ids, which is always enough.
+ * Byte-pair encodes UTF-8 text as SentencePiece does; with space_first, a space is put before it
+ * unless it is empty: what begins a text is then as any other word. Adds no BOS or EOS. tokens has room for length + 1 ids, which is always enough.
  * Bytes that are not UTF-8 become byte tokens.
  */
 l2c_status l2c_tokenizer_encode(const l2c_tokenizer *tokenizer, const char *text, size_t length,
-                                int32_t *tokens, size_t *n_tokens, l2c_error *err);
+                                int space_first, int32_t *tokens, size_t *n_tokens, l2c_error *err);
 
 void l2c_tokenizer_free(l2c_tokenizer *tokenizer);
 

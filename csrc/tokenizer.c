@@ -5,7 +5,9 @@
  * Ids 0 to 2 are <unk>, BOS and EOS, 3 to 258 the byte pieces <0x00> to <0xFF>; the rest is text,
  * with spaces as spaces. Merging takes the pair whose joined piece has the highest score, leftmost
  * first; a heap over a linked list of symbols keeps that near-linear in the length of the text.
+ * A piece whose score is minus infinity has an id and a text, but no text becomes it.
  */
+#include <math.h>
 #include <string.h>
 
 #include "internal.h"
@@ -131,17 +133,17 @@ static l2c_status load(l2c_tokenizer *t, const unsigned char *data, size_t size,
         piece *p = &t->pieces[id];
         l2c_status status = read_piece(data, size, &offset, id, longest, p, err);
         if (status != L2C_OK) return status;
-        if (id >= FIRST_TEXT) {
+        if (id >= FIRST_TEXT && p->score != -HUGE_VALF) {
             uint32_t slot = find_slot(t, p->bytes, (size_t)p->length);
             if (t->table[slot] != NONE)
                 return l2c_fail(err, L2C_FORMAT, "pieces %d and %d are the same", t->table[slot], id);
             t->table[slot] = id;
             if (p->length > t->longest) t->longest = p->length;
-        } else if (id >= FIRST_BYTE) {
+        } else if (id >= FIRST_BYTE && id < FIRST_TEXT) {
             p->bytes = &t->byte[id - FIRST_BYTE];
             p->length = 1;
-        } else if (id != L2C_UNK) {
-            p->length = 0; /* BOS and EOS stand for no text */
+        } else if (id == L2C_BOS || id == L2C_EOS) {
+            p->length = 0; /* they stand for no text */
         }
     }
     return L2C_OK;
@@ -254,10 +256,10 @@ static int32_t character_length(const unsigned char *text, size_t left) {
     return (int32_t)length;
 }
 
-/* The text after a space; U+2581, which SentencePiece writes for a space, is one as well. */
-static size_t put_spaces(unsigned char *spaced, const unsigned char *text, size_t length) {
+/* The text, maybe after a space; U+2581, which SentencePiece writes for a space, is one as well. */
+static size_t put_spaces(unsigned char *spaced, const unsigned char *text, size_t length, int space_first) {
     size_t size = 0;
-    spaced[size++] = ' ';
+    if (space_first) spaced[size++] = ' ';
     for (size_t i = 0; i < length; i++) {
         int meta = length - i >= 3 && memcmp(text + i, "\xE2\x96\x81", 3) == 0;
         spaced[size++] = meta ? ' ' : text[i];
@@ -266,8 +268,8 @@ static size_t put_spaces(unsigned char *spaced, const unsigned char *text, size_
     return size;
 }
 
-l2c_status l2c_tokenizer_encode(const l2c_tokenizer *t, const char *text, size_t length, int32_t *tokens,
-                                size_t *n_tokens, l2c_error *err) {
+l2c_status l2c_tokenizer_encode(const l2c_tokenizer *t, const char *text, size_t length, int space_first,
+                                int32_t *tokens, size_t *n_tokens, l2c_error *err) {
     if (length == 0) {
         *n_tokens = 0;
         return L2C_OK;
@@ -284,7 +286,7 @@ l2c_status l2c_tokenizer_encode(const l2c_tokenizer *t, const char *text, size_t
         status = l2c_fail(err, L2C_NOMEM, "out of memory for a text of %zu bytes", length);
         goto done;
     }
-    size = put_spaces(spaced, (const unsigned char *)text, length);
+    size = put_spaces(spaced, (const unsigned char *)text, length, space_first);
 
     int32_t n = 0;
     for (size_t at = 0; at < size; n++) {

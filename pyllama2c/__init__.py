@@ -11,6 +11,7 @@ from pyllama2c.errors import (
     BusyError,
     CacheFileError,
     CancelledError,
+    ChatTemplateError,
     CheckpointError,
     CheckpointWarning,
     ClosedError,
@@ -27,14 +28,16 @@ from pyllama2c.errors import (
 from pyllama2c.generation import Generation, GenerationStats
 from pyllama2c.model import Llama
 from pyllama2c.score import Score
-from pyllama2c.tokenizer import Tokenizer
+from pyllama2c.tokenizer import BaseTokenizer, Tokenizer
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BaseTokenizer",
     "BusyError",
     "CacheFileError",
     "CancelledError",
+    "ChatTemplateError",
     "CheckpointError",
     "CheckpointWarning",
     "ClosedError",

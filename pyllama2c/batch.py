@@ -13,7 +13,7 @@ from pyllama2c.errors import NonFiniteLogitsError
 from pyllama2c.request import Request
 from pyllama2c.session import MAX_ROWS, PREFILL_ROWS, Computing, new_session
 from pyllama2c.text import StoryText
-from pyllama2c.tokenizer import Tokenizer
+from pyllama2c.tokenizer import BaseTokenizer
 
 
 class Completion(NamedTuple):
@@ -35,7 +35,7 @@ class Completion(NamedTuple):
 class _Slot:
     """A story on its way, in one of the session's sequences."""
 
-    def __init__(self, number: int, request: Request, sequence: int, tokenizer: Tokenizer):
+    def __init__(self, number: int, request: Request, sequence: int, tokenizer: BaseTokenizer):
         self.number, self.request, self.sequence = number, request, sequence
         prompt = request.prompt_tokens
         self.history = ffi.new("int32_t[]", len(prompt) + request.max_tokens)
@@ -87,7 +87,7 @@ class _Batch:
         computing: Computing,
         n_sequences: int,
         n_ctx: int,
-        tokenizer: Tokenizer,
+        tokenizer: BaseTokenizer,
     ):
         self._handle = new_session(model, pool, computing, n_sequences, n_ctx)
         self._parents = (model, pool)
@@ -166,7 +166,7 @@ def run_batch(
     model: Any,
     pool: Any,
     computing: Computing,
-    tokenizer: Tokenizer,
+    tokenizer: BaseTokenizer,
     requests: Iterable[tuple[int, Request | Exception]],
     max_batch: int,
     n_ctx: int,

@@ -1,4 +1,4 @@
-"""A conversation in Llama 2's chat template, as run.c's -m chat."""
+"""A conversation on the terminal, as run.c's -m chat."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from pyllama2c.cli import sampling, steps_of, write
-from pyllama2c.dialog import render
-from pyllama2c.tokenizer import EOS
+from pyllama2c.conversation import Conversation
 
 if TYPE_CHECKING:
     from pyllama2c.model import Llama
@@ -29,14 +28,14 @@ def chat(llama: Llama, arguments: argparse.Namespace) -> int:
         system = _ask("Enter system prompt (optional): ") or ""
     user: str | None = arguments.prompt
     options = sampling(arguments)
-    tokens: list[int] = []  # the conversation so far
+    conversation = Conversation(llama, system)
     while True:
         if user is None:
             user = _ask("User: ")
         if user is None:
             print(file=sys.stderr)
             return 0
-        tokens += llama.tokenizer.encode(render(user, "" if tokens else system), bos=True)
+        tokens = conversation.ask(user)
         room = steps - len(tokens) + 1
         if room < 1:
             break
@@ -45,7 +44,7 @@ def chat(llama: Llama, arguments: argparse.Namespace) -> int:
         for piece in answer:
             write(piece)
         write("\n")
-        tokens += [*answer.tokens, EOS]
+        conversation.take(answer)
         if options["seed"] is not None:  # another turn, other coins; still the same conversation
             options["seed"] = answer.rng_state
         if answer.finish_reason == "length":

@@ -68,7 +68,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     if arguments.stories is not None or arguments.jsonl is not None:
         return _stories(llama, arguments)
     # As bytes: the shell's text need not be valid UTF-8.
-    prompt = llama.tokenizer.encode(os.fsencode(arguments.prompt or ""), bos=True)
+    prompt = llama.tokenizer.encode_prompt(os.fsencode(arguments.prompt or ""))
     steps = steps_of(arguments, llama.config.seq_len)
     story = llama.generate(
         prompt[: steps + 1],
@@ -90,7 +90,7 @@ def _stories(llama: Llama, arguments: argparse.Namespace) -> int:
     if arguments.stories is None or arguments.jsonl is None or arguments.stories < 1:
         raise ValueError("-N (1 or more) and --jsonl belong together")
     prompt = arguments.prompt or ""
-    used = len(llama.tokenizer.encode(os.fsencode(prompt), bos=True))
+    used = len(llama.tokenizer.encode_prompt(os.fsencode(prompt)))
     steps = steps_of(arguments, llama.config.seq_len)
     options = sampling(arguments) | {"max_tokens": max(0, steps - used + 1)}
     count, path = arguments.stories, arguments.jsonl

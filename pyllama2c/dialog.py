@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, TypedDict
 
-from pyllama2c.tokenizer import Tokenizer
+from pyllama2c.tokenizer import BaseTokenizer
 
 Role = Literal["system", "user", "assistant"]
 
@@ -56,7 +56,7 @@ def check_dialog(dialog: Sequence[Message]) -> None:
         raise ValueError(f"the last message must be by 'user'; it is {last}")
 
 
-def dialog_tokens(tokenizer: Tokenizer, dialog: Sequence[Message]) -> list[int]:
+def dialog_tokens(tokenizer: BaseTokenizer, dialog: Sequence[Message]) -> list[int]:
     """The prompt that asks for the next answer to a checked dialog: each earlier turn stands
     between BOS and EOS, the last one after BOS."""
     texts = [message["content"] for message in dialog]

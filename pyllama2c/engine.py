@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from pyllama2c._ffi import (
@@ -18,10 +20,14 @@ from pyllama2c._ffi import (
 )
 from pyllama2c.config import read_config
 from pyllama2c.draft import WORTH_DRAFTING, Draft
-from pyllama2c.errors import ClosedError, OutOfMemoryError
+from pyllama2c.errors import ClosedError, ContextLengthError, OutOfMemoryError
 from pyllama2c.plan import Plan, check_fits, context_of, has_room, plan_buffer, plan_file
-from pyllama2c.session import Computing, Sessions
+from pyllama2c.session import PREFILL_ROWS, Computing, Session, Sessions
 from pyllama2c.workers import batch_threads, default_threads, new_pool
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _BUFFERS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 """model handle -> the memory it was opened from"""
@@ -118,6 +124,36 @@ class Engine:
     @property
     def fingerprint(self) -> int:
         return int(lib.l2c_model_fingerprint(self.model))
+
+    def check_fits(self, tokens: Sequence[int]) -> None:
+        if len(tokens) > self.config.seq_len:
+            raise ContextLengthError(
+                f"{len(tokens)} tokens; the model's context is {self.config.seq_len}"
+            )
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """float32 (len(tokens), vocab_size)."""
+        import numpy as np
+
+        self.check_fits(tokens)
+        vocab_size = self.config.vocab_size
+        out = np.empty((len(tokens), vocab_size), np.float32)
+        with self.sessions.lent() as session:
+            for start in range(0, len(tokens), PREFILL_ROWS):
+                chunk = tokens[start : start + PREFILL_ROWS]
+                session.feed(chunk, start, want_logits=len(chunk))
+                out[start : start + len(chunk)] = session.logits(len(chunk), vocab_size)
+        return out
+
+    @contextmanager
+    def computed(self, tokens: Sequence[int]) -> Iterator[Session]:
+        """A session that has the keys and values of `tokens`."""
+        self.check_fits(tokens)
+        with self.sessions.lent(tokens) as session:
+            start = session.cached(tokens)
+            for at in range(start, len(tokens), PREFILL_ROWS):
+                session.feed(tokens[at : min(at + PREFILL_ROWS, len(tokens))], at, want_logits=0)
+            yield session
 
     def batch_pool(self) -> Any:
         """A model too small for several threads is not, many rows at a time."""

@@ -32,6 +32,10 @@ class TokenizerNotFoundError(FileNotFoundError, TokenizerFileError):
     """There is no such tokenizer file."""
 
 
+class ChatTemplateError(Llama2cError, ValueError):
+    """A file's chat template is wrong, refuses the messages, or asks for too much."""
+
+
 class ContextLengthError(Llama2cError, ValueError):
     """The prompt does not fit the model's context."""
 

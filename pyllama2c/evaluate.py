@@ -59,13 +59,14 @@ def evaluate(llama: Llama, passages: Iterable[str]) -> Evaluation:
     n = cut = n_tokens = n_bytes = 0
     totals: list[float] = []
     for passage in passages:
-        tokens = llama.tokenizer.encode(passage, bos=True)
+        tokens = llama.tokenizer.encode_prompt(passage)
         fitting = tokens[: llama.config.seq_len]
         score = llama.score(fitting)
         n += 1
         cut += len(fitting) < len(tokens)
         n_tokens += len(fitting) - 1
-        n_bytes += len(llama.tokenizer.decode_bytes(fitting))
+        scored = fitting if fitting[0] == llama.tokenizer.bos_id else fitting[1:]
+        n_bytes += len(llama.tokenizer.decode_bytes(scored))
         totals.append(score.total)
     total = -math.fsum(totals)
     return Evaluation(

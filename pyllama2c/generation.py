@@ -14,7 +14,7 @@ from pyllama2c.errors import BusyError, CancelledError
 from pyllama2c.request import Request
 from pyllama2c.session import PREFILL_ROWS, Session, Sessions
 from pyllama2c.text import StoryText
-from pyllama2c.tokenizer import Tokenizer
+from pyllama2c.tokenizer import BaseTokenizer
 
 
 class GenerationStats(NamedTuple):
@@ -47,7 +47,7 @@ class Generation(Iterator[str]):
     """
 
     def __init__(
-        self, request: Request, tokenizer: Tokenizer, sessions: Sessions, draft: Draft | None
+        self, request: Request, tokenizer: BaseTokenizer, sessions: Sessions, draft: Draft | None
     ):
         self.seed = request.seed
         self.prompt_tokens = request.prompt_tokens

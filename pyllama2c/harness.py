@@ -56,9 +56,9 @@ class HarnessLM(TemplateLM):
     tokenizer, dtype, threads: as for pyllama2c.Llama.
     max_length: tokens that are read at once, prompt and answer together (default: the context).
     max_gen_toks: new tokens of an answer where the task does not say.
-    add_bos_token: BOS before every text. True is what Llama's tokenizers do; a text that begins
-    with `<s>` already has it. The harness counts on it: log p(BOS | BOS) is part of
-    loglikelihood_rolling.
+    add_bos_token: BOS before every text (default: as the tokenizer has it, which is True for
+    Llama's); a text that begins with BOS as text, `<s>`, already has it. The harness counts on it:
+    log p(BOS | BOS) is part of loglikelihood_rolling.
     batch_size: answers that generate_until tells at a time, 1 to 256, or "auto" (64); scoring
     always fills its forward calls.
     seed: of tasks that sample.
@@ -74,7 +74,7 @@ class HarnessLM(TemplateLM):
         threads: int | None = None,
         max_length: int | None = None,
         max_gen_toks: int = 256,
-        add_bos_token: bool = True,
+        add_bos_token: bool | None = None,
         batch_size: int | str = "auto",
         seed: int = 1234,
         device: str | None = None,
@@ -91,7 +91,10 @@ class HarnessLM(TemplateLM):
         self.batch_size = 64 if batch_size == "auto" else int(batch_size)
         if not 1 <= self.batch_size <= MAX_ROWS:
             raise ValueError(f"batch_size is {batch_size}; it must be 1 to {MAX_ROWS} or auto")
-        self.max_gen_toks, self.add_bos_token, self.seed = max_gen_toks, add_bos_token, seed
+        self.max_gen_toks, self.seed = max_gen_toks, seed
+        own = self.llama.tokenizer
+        self.add_bos_token = own.add_bos if add_bos_token is None else add_bos_token
+        self._bos_text = own.special_text(own.bos_id) or _BOS_TEXT
 
     @property
     def eot_token_id(self) -> int:
@@ -108,8 +111,8 @@ class HarnessLM(TemplateLM):
         bos = self.add_bos_token
         if add_special_tokens is not None:
             bos = add_special_tokens
-        elif string.startswith(_BOS_TEXT):
-            string, bos = string.removeprefix(_BOS_TEXT), True
+        elif string.startswith(self._bos_text):
+            string, bos = string.removeprefix(self._bos_text), True
         return self.llama.tokenizer.encode(string, bos=bos)
 
     def _loglikelihood_tokens(

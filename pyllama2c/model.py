@@ -10,18 +10,22 @@ from pyllama2c import cache_file, hub
 from pyllama2c._ffi import lib
 from pyllama2c.batch import Completion, run_batch
 from pyllama2c.config import warn_of_groups
+from pyllama2c.conversation import chat_tokens
 from pyllama2c.engine import Engine, open_buffer, open_file
-from pyllama2c.errors import ContextLengthError, TokenizerError, TokenizerNotFoundError
+from pyllama2c.errors import TokenizerError, TokenizerNotFoundError
 from pyllama2c.generation import Generation
+from pyllama2c.gguf import Gguf
+from pyllama2c.opening import Companions
 from pyllama2c.request import Request, batch_requests, make_request
 from pyllama2c.score import Score, score_texts
-from pyllama2c.session import MAX_ROWS, PREFILL_ROWS
-from pyllama2c.tokenizer import Tokenizer
+from pyllama2c.session import MAX_ROWS
+from pyllama2c.tokenizer import BaseTokenizer
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from pyllama2c.dialog import Message
     from pyllama2c.request import LogitsProcessor
 
 
@@ -31,8 +35,9 @@ class Llama:
     `model` is the path of a llama2.c checkpoint (.bin, version 0, 1 or 2) or a GGUF file of
     architecture `llama`, the name of a known model ("stories15M": downloaded once, checked,
     cached), or None for the embedded storyteller.
-    `tokenizer` is the path of its tokenizer.bin; by default the one that belongs to the known
-    model, the one beside the checkpoint, or Llama 2's where the vocabulary has its size.
+    `tokenizer` is the path of its tokenizer.bin; by default the one inside a GGUF file, the one
+    that belongs to the known model, the one beside the checkpoint, or Llama 2's where the
+    vocabulary has its size.
     `dtype` is what weights are computed with: "float32", "int8" and "int4" (quantized when the file
     is opened; "int4" leaves GGUF's Q4_0, Q4_1 and Q4_K as they are), "auto" keeps what the file
     holds, or comes nearest to it (see llama2c.h).
@@ -66,8 +71,9 @@ class Llama:
             open_file(self.path, dtype, context, kv_dtype), speculative, threads, isa
         )
         self._set_up()
-        self._find_tokenizer = files.tokenizer
-        self._tokenizer = Tokenizer(tokenizer, self.config.vocab_size) if tokenizer else None
+        self._companions = Companions(
+            self.config, tokenizer, files.tokenizer, lambda: Gguf(self.path)
+        )
 
     @classmethod
     def from_buffer(
@@ -91,8 +97,12 @@ class Llama:
         opened = open_buffer(checkpoint, dtype, context, kv_dtype)
         self._engine = Engine(opened, speculative, threads, isa)
         self._set_up()
-        self._find_tokenizer = hub.no_tokenizer(self.path)
-        self._tokenizer = Tokenizer(tokenizer, self.config.vocab_size) if tokenizer else None
+        self._companions = Companions(
+            self.config,
+            tokenizer,
+            hub.no_tokenizer(self.path),
+            lambda: Gguf.from_buffer(checkpoint),
+        )
         return self
 
     def _set_up(self) -> None:
@@ -105,13 +115,16 @@ class Llama:
         warn_of_groups(self.config, self.path, stacklevel=4)
 
     @property
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> BaseTokenizer:
         """The model's tokenizer, loaded on first use."""
         assert self._engine.model  # raises once it is closed
-        if self._tokenizer is None:
-            path = self._find_tokenizer(self.config.vocab_size)
-            self._tokenizer = Tokenizer(path, self.config.vocab_size)
-        return self._tokenizer
+        return self._companions.tokenizer
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template of its conversations, where the file has one (GGUF)."""
+        assert self._engine.model
+        return self._companions.chat_template
 
     def generate(
         self,
@@ -128,14 +141,15 @@ class Llama:
         stop_tokens: Iterable[int] | None = None,
         logits_processor: LogitsProcessor | None = None,
     ) -> Generation:
-        """A story that continues `prompt`: text (BOS is put before it) or token ids (as they are).
+        """A story that continues `prompt`: text (BOS is put before it, unless the tokenizer's
+        `add_bos` says otherwise) or token ids (as they are).
 
         max_tokens: new tokens at most, clipped to what the context leaves (None: all of that).
         temperature: 0 is greedy. top_p: 0 and 1 mean off, as in llama2.c. top_k, min_p: 0 is off.
         repetition_penalty: CTRL's rule over prompt and story; 1 is off.
         seed: the same seed tells llama2.c's story; None draws one (`Generation.seed`).
         stop: strings that end the story; they are not part of it. stop_tokens: ids that do, and are
-        not either (None: BOS and EOS, as in llama2.c).
+        not either (None: the tokenizer's `ends`; BOS and EOS, as in llama2.c).
         logits_processor: called as f(token ids so far, logits) with a float32 array (vocab_size),
         which it changes in place or replaces; minus infinity forbids a token.
 
@@ -158,6 +172,16 @@ class Llama:
             logits_processor=logits_processor,
         )
         return Generation(request, self.tokenizer, engine.sessions, engine.draft)
+
+    def chat(self, messages: Sequence[Message], **parameters: Any) -> Generation:
+        """The next answer to `messages`: dicts with a "role" (maybe one "system", then "user" and
+        "assistant" in turn) and a "content".
+
+        The prompt is made by the `chat_template` of the file, else in Llama 2's format. What
+        messages say is text, even where it spells a control token. `parameters` are those of
+        `generate`. ChatTemplateError for a template that is wrong or refuses the messages.
+        """
+        return self.generate(chat_tokens(self, messages), **parameters)
 
     def generate_batch(
         self,
@@ -195,21 +219,10 @@ class Llama:
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """float32 (len(tokens), vocab_size): row i scores what may follow token i."""
-        import numpy as np
-
-        tokens = self._checked(tokens)
-        self._check_fits(len(tokens))
-        vocab_size = self.config.vocab_size
-        out = np.empty((len(tokens), vocab_size), np.float32)
-        with self._engine.sessions.lent() as session:
-            for start in range(0, len(tokens), PREFILL_ROWS):
-                chunk = tokens[start : start + PREFILL_ROWS]
-                session.feed(chunk, start, want_logits=len(chunk))
-                out[start : start + len(chunk)] = session.logits(len(chunk), vocab_size)
-        return out
+        return self._engine.logits(self._checked(tokens))
 
     def score(self, text: str | bytes | Sequence[int]) -> Score:
-        """Log-probabilities of a text (after BOS) or of token ids (as they are)."""
+        """Log-probabilities of a text (as `generate` begins it) or of token ids (as they are)."""
         return self.score_batch([text])[0]
 
     def score_batch(
@@ -237,13 +250,9 @@ class Llama:
 
     def save_cache(self, path: str | os.PathLike[str], prompt: str | bytes | Sequence[int]) -> None:
         """Computes a prompt, unless it is cached, and writes its keys and values to a file."""
-        tokens = self._tokens(prompt)
-        self._check_fits(len(tokens))
-        with self._engine.sessions.lent(tokens) as session:
-            start = session.cached(tokens)
-            for at in range(start, len(tokens), PREFILL_ROWS):
-                session.feed(tokens[at : min(at + PREFILL_ROWS, len(tokens))], at, want_logits=0)
-            cache_file.save(path, session, len(tokens), self.config, self._engine.fingerprint)
+        tokens, engine = self._tokens(prompt), self._engine
+        with engine.computed(tokens) as session:
+            cache_file.save(path, session, len(tokens), self.config, engine.fingerprint)
 
     def load_cache(self, path: str | os.PathLike[str]) -> list[int]:
         """Reads such a file and returns its tokens: a prompt that begins with them starts sooner.
@@ -255,9 +264,9 @@ class Llama:
             return list(session.fed)
 
     def _tokens(self, text: str | bytes | Sequence[int]) -> list[int]:
-        """Text as BOS and its ids; ids as they are, checked."""
+        """Text as its ids, after BOS as the tokenizer has it; ids as they are, checked."""
         if isinstance(text, (str, bytes)):
-            return self.tokenizer.encode(text, bos=True)
+            return self.tokenizer.encode_prompt(text)
         return self._checked(text)
 
     def _checked(self, tokens: Sequence[int]) -> list[int]:
@@ -268,12 +277,6 @@ class Llama:
                     f"token {token} is outside the vocabulary of {self.config.vocab_size}"
                 )
         return ids
-
-    def _check_fits(self, n_tokens: int) -> None:
-        if n_tokens > self.config.seq_len:
-            raise ContextLengthError(
-                f"{n_tokens} tokens; the model's context is {self.config.seq_len}"
-            )
 
     # ---- life ----
 

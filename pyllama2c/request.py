@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from pyllama2c.tokenizer import Tokenizer
+    from pyllama2c.tokenizer import BaseTokenizer
 
     LogitsProcessor = Callable[[list[int], NDArray[np.float32]], NDArray[np.float32] | None]
 
@@ -33,11 +33,11 @@ class Request(NamedTuple):
         """positions of the context that the whole story needs; its last token is not fed"""
         return max(1, len(self.prompt_tokens) + self.max_tokens - 1)
 
-    def ends(self, tokenizer: Tokenizer) -> frozenset[int]:
-        """Tokens that end the story: by default BOS as well, which llama2.c's models end with."""
+    def ends(self, tokenizer: BaseTokenizer) -> frozenset[int]:
+        """Tokens that end the story."""
         if self.stop_tokens is not None:
             return self.stop_tokens
-        return frozenset((tokenizer.bos_id, tokenizer.eos_id))
+        return tokenizer.ends
 
 
 def make_request(
@@ -57,7 +57,7 @@ def make_request(
 ) -> Request:
     """Checks the parameters of Llama.generate; ValueError or ContextLengthError."""
     if not prompt_tokens:
-        raise ValueError("the prompt has no tokens; begin with BOS (1)")
+        raise ValueError("the prompt has no tokens; begin with BOS")
     room = seq_len - len(prompt_tokens) + 1  # the last token is sampled, but not fed
     if room < 1:
         raise ContextLengthError(

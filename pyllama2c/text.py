@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
-from pyllama2c.tokenizer import BOS, Tokenizer
+from pyllama2c.tokenizer import BaseTokenizer
 
 
 class StopFinder:
@@ -46,10 +46,10 @@ class StopFinder:
 class StoryText:
     """The text of a story whose tokens arrive one by one."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt_tokens: Sequence[int], stop: Sequence[str]):
+    def __init__(self, tokenizer: BaseTokenizer, prompt_tokens: Sequence[int], stop: Sequence[str]):
         self._tokenizer = tokenizer
         # As SentencePiece: encoding put a space before the text.
-        self._strip_space = prompt_tokens[-1] == BOS
+        self._strip_space = tokenizer.adds_space and prompt_tokens[-1] == tokenizer.bos_id
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._finder = StopFinder(stop)
 

@@ -1,98 +1,143 @@
-"""llama2.c's tokenizer.bin: text to token ids and back."""
+"""Text to token ids and back: what every tokenizer does, and llama2.c's tokenizer.bin."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from pyllama2c._ffi import TOKENIZER, check, ffi, lib, new_error
 from pyllama2c.errors import ClosedError, TokenizerError
 
-BOS: int = lib.L2C_BOS
-EOS: int = lib.L2C_EOS
+NONE = -1
+"""the id of a special token that a vocabulary does not have, as in SentencePiece"""
+
+_Self = TypeVar("_Self", bound="BaseTokenizer")
 
 
-class Tokenizer:
-    """Byte-pair encoding as SentencePiece does it, with byte fallback.
+class BaseTokenizer(ABC):
+    """What a model's tokenizer offers, wherever it is from."""
 
-    `path` is a tokenizer.bin as llama2.c's tokenizer.py writes it. `vocab_size`, where given, is
-    how many pieces the model needs; a file with another number is refused.
+    path: str
+    vocab_size: int
+    bos_id: int
+    """opens a text; -1 where the vocabulary has none, as for `eos_id`"""
+    eos_id: int
+    add_bos: bool = True
+    """whether texts begin with BOS; a prompt then does"""
+    add_eos: bool = False
+    """whether texts end with EOS; a prompt, which is to go on, never does"""
+    adds_space: bool = False
+    """whether `encode` puts a space before a text, which `decode` takes off again"""
+    ends: frozenset[int]
+    """ids that end a story: BOS (llama2.c's models end with it), EOS, the end of a chat's turn"""
 
-    Raises TokenizerError (a ValueError) for a damaged or unfitting file; where it cannot be read,
-    one that is an OSError as well.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], vocab_size: int | None = None):
-        self.path = os.fspath(path)
-        out, err = ffi.new("l2c_tokenizer **"), new_error()
-        status = lib.l2c_tokenizer_open(os.fsencode(self.path), vocab_size or 0, out, err)
-        check(status, err, self.path, TOKENIZER)
-        self._handle: Any = ffi.gc(out[0], lib.l2c_tokenizer_free)
-        self.vocab_size: int = lib.l2c_tokenizer_vocab_size(self._handle)
+    def __init__(
+        self, special: Iterable[tuple[str, int]] = (), user_defined: Iterable[tuple[str, int]] = ()
+    ):
+        # A single character is text, whatever its type says.
+        self._special = _longest_first(token for token in special if len(token[0]) > 1)
+        self._user_defined = _longest_first(user_defined)
         self._pieces: dict[int, bytes] = {}  # those seen so far
+        self._closed = False
 
-    bos_id = BOS
-    eos_id = EOS
+    @abstractmethod
+    def _encode_text(self, text: str, space_first: bool) -> list[int]:
+        """Ids of text without special tokens; lone surrogates stand for bytes (surrogateescape)."""
 
-    def encode(self, text: str | bytes, bos: bool = False, eos: bool = False) -> list[int]:
+    @abstractmethod
+    def _piece(self, token: int) -> bytes: ...
+
+    def encode(
+        self, text: str | bytes, bos: bool = False, eos: bool = False, *, special: bool = False
+    ) -> list[int]:
         """Token ids of `text`; BOS and EOS only where asked for.
 
-        The ids are SentencePiece's: a space is put before the text unless it is empty, `<s>` or
-        `<0x41>` in it are just characters, and characters outside the vocabulary become byte
-        tokens. Bytes need not be valid UTF-8. Lone surrogates in a str raise TokenizerError.
+        `<s>`, `<|im_end|>` or `<0x41>` in it are just characters, unless `special` asks for control
+        tokens where their text stands: never ask for a text that others wrote. Bytes need not be
+        valid UTF-8. TokenizerError for lone surrogates in a str, and for characters that a
+        vocabulary has no tokens for.
         """
-        handle = self._open_handle()
-        if isinstance(text, str):
-            try:
-                text = text.encode()
-            except UnicodeEncodeError as error:
-                raise TokenizerError(f"text cannot be encoded as UTF-8: {error}") from None
-        tokens, n, err = ffi.new("int32_t[]", len(text) + 1), ffi.new("size_t *"), new_error()
-        check(lib.l2c_tokenizer_encode(handle, text, len(text), tokens, n, err), err)
-        ids: list[int] = ffi.unpack(tokens, n[0]) if n[0] else []
-        return [BOS] * bos + ids + [EOS] * eos
+        parts = self.split(text) if special else [_as_text(text)]
+        first = [self._asked_for(self.bos_id, "BOS")] if bos else []
+        last = [self._asked_for(self.eos_id, "EOS")] if eos else []
+        return first + self.encode_parts(parts) + last
+
+    def encode_prompt(self, text: str | bytes) -> list[int]:
+        """Token ids of a text that is to be continued: BOS first where `add_bos` says so, or where
+        there is nothing else to begin with."""
+        return self.encode(text, bos=self.add_bos or (not text and self.bos_id != NONE))
+
+    def split(self, text: str | bytes) -> list[str | int]:
+        """The text cut at the texts of control tokens, which become their ids."""
+        return _cut([_as_text(text)], self._special)
+
+    def encode_parts(self, parts: Sequence[str | int], inside: bool = False) -> list[int]:
+        """Ids of what `split` made; `inside` another text no space is put before the first."""
+        self._check_open()
+        ids: list[int] = []
+        after_special = not inside
+        for part in _cut(parts, self._user_defined):
+            if isinstance(part, int):
+                ids.append(part)
+            elif part:
+                ids += self._encode_text(part, self.adds_space and after_special)
+            after_special = isinstance(part, int)
+        return ids
 
     def piece(self, token: int) -> bytes:
-        """The bytes that one token stands for: none for BOS and EOS, one for a byte piece."""
-        handle = self._open_handle()
+        """The bytes that one token stands for: none for a control token, maybe half a character."""
+        self._check_open()
         known = self._pieces.get(token)
         if known is not None:
             return known
-        data, length = ffi.new("char **"), ffi.new("size_t *")
-        if not 0 <= token < self.vocab_size or lib.l2c_tokenizer_piece(handle, token, data, length):
+        if not 0 <= token < self.vocab_size:
             raise TokenizerError(f"token {token} is outside the vocabulary of {self.vocab_size}")
-        self._pieces[token] = piece = bytes(ffi.buffer(data[0], length[0]))
+        self._pieces[token] = piece = self._piece(token)
         return piece
 
     def decode_bytes(self, tokens: Sequence[int]) -> bytes:
         """The bytes that `tokens` stand for, without the space that `encode` put in front."""
         parts: list[bytes] = []
-        at_start = True
+        at_start = self.adds_space
         for token in tokens:
             piece = self.piece(token)
             if at_start:
                 piece = piece.removeprefix(b" ")
             parts.append(piece)
-            at_start = token == BOS or (at_start and token == EOS)
+            opens = token == self.bos_id or (at_start and token == self.eos_id)
+            at_start = self.adds_space and opens
         return b"".join(parts)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """`decode_bytes` as text; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(tokens).decode("utf-8", "replace")
 
-    def _open_handle(self) -> Any:
-        if self._handle is None:
+    def special_text(self, token: int) -> str:
+        """The text of a control token, as templates spell it; empty for any other id."""
+        return next((text for text, number in self._special if number == token), "")
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Control tokens by their text."""
+        return dict(self._special)
+
+    def _asked_for(self, token: int, name: str) -> int:
+        if token == NONE:
+            raise TokenizerError(f"{self.path}: the vocabulary has no {name}")
+        return token
+
+    def _check_open(self) -> None:
+        if self._closed:
             raise ClosedError("the tokenizer is closed")
-        return self._handle
 
     def close(self) -> None:
         """Frees the tokenizer; further use raises ClosedError."""
-        # Dropped rather than freed: a generation in another thread may still hold it.
-        self._handle = None
+        self._closed = True
 
-    def __enter__(self) -> Tokenizer:
+    def __enter__(self: _Self) -> _Self:
         return self
 
     def __exit__(
@@ -104,4 +149,94 @@ class Tokenizer:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Tokenizer({self.path!r}, vocab_size={self.vocab_size})"
+        return f"{type(self).__name__}({self.path!r}, vocab_size={self.vocab_size})"
+
+
+class Tokenizer(BaseTokenizer):
+    """Byte-pair encoding as SentencePiece does it, with byte fallback.
+
+    `path` is a tokenizer.bin as llama2.c's tokenizer.py writes it. `vocab_size`, where given, is
+    how many pieces the model needs; a file with another number is refused. The ids are
+    SentencePiece's: a space is put before a text unless it is empty, and characters outside the
+    vocabulary become byte tokens.
+
+    Raises TokenizerError (a ValueError) for a damaged or unfitting file; where it cannot be read,
+    one that is an OSError as well.
+    """
+
+    bos_id: int = lib.L2C_BOS
+    eos_id: int = lib.L2C_EOS
+    adds_space = True
+    ends = frozenset((bos_id, eos_id))
+
+    def __init__(self, path: str | os.PathLike[str], vocab_size: int | None = None):
+        super().__init__()
+        self.path = os.fspath(path)
+        out, err = ffi.new("l2c_tokenizer **"), new_error()
+        status = lib.l2c_tokenizer_open(os.fsencode(self.path), vocab_size or 0, out, err)
+        self._open(status, out, err)
+
+    def _open(self, status: int, out: Any, err: Any) -> None:
+        check(status, err, self.path, TOKENIZER)
+        self._handle: Any = ffi.gc(out[0], lib.l2c_tokenizer_free)
+        self.vocab_size: int = lib.l2c_tokenizer_vocab_size(self._handle)
+
+    def _open_handle(self) -> Any:
+        handle = self._handle
+        if handle is None:
+            raise ClosedError("the tokenizer is closed")
+        return handle
+
+    def _encode_text(self, text: str, space_first: bool) -> list[int]:
+        data = text.encode("utf-8", "surrogateescape")
+        tokens, n, err = ffi.new("int32_t[]", len(data) + 1), ffi.new("size_t *"), new_error()
+        handle = self._open_handle()
+        status = lib.l2c_tokenizer_encode(handle, data, len(data), space_first, tokens, n, err)
+        check(status, err)
+        return ffi.unpack(tokens, n[0]) if n[0] else []
+
+    def _piece(self, token: int) -> bytes:
+        data, length = ffi.new("char **"), ffi.new("size_t *")
+        lib.l2c_tokenizer_piece(self._open_handle(), token, data, length)
+        return bytes(ffi.buffer(data[0], length[0]))
+
+    def close(self) -> None:
+        """Frees the tokenizer; further use raises ClosedError."""
+        super().close()
+        # Dropped rather than freed: a generation in another thread may still hold it.
+        self._handle = None
+
+
+def _longest_first(tokens: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    return sorted(tokens, key=lambda token: -len(token[0]))
+
+
+def _as_text(text: str | bytes) -> str:
+    if isinstance(text, bytes):
+        return text.decode("utf-8", "surrogateescape")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TokenizerError(f"text cannot be encoded as UTF-8: {error}") from None
+    return text
+
+
+def _cut(parts: Sequence[str | int], tokens: list[tuple[str, int]]) -> list[str | int]:
+    """Parts cut further at the texts of tokens. Each token in turn takes what it finds, from the
+    left, as in llama.cpp: the longest come first."""
+    parts = list(parts)
+    whole = [part for part in parts if isinstance(part, str)]
+    for text, number in tokens:
+        if any(text in part for part in whole):
+            parts = [piece for part in parts for piece in _cut_part(part, text, number)]
+    return parts
+
+
+def _cut_part(part: str | int, text: str, number: int) -> list[str | int]:
+    if isinstance(part, int):
+        return [part]
+    first, *others = part.split(text)
+    pieces: list[str | int] = [first]
+    for other in others:
+        pieces += [number, other]
+    return [piece for piece in pieces if piece != ""]

@@ -6,6 +6,7 @@ import base64
 from itertools import pairwise
 from pathlib import Path
 
+from pyllama2c.byte_level import CHARACTERS
 from pyllama2c.convert.vocabulary import CONTROL, NORMAL, Vocabulary
 from pyllama2c.errors import TokenizerError, UnsupportedError
 
@@ -20,21 +21,9 @@ _SPECIAL = {
 }
 
 
-def _byte_characters() -> list[str]:
-    """A visible character for each byte: its own in Latin-1 where that has one (GPT-2's table)."""
-    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in visible]
-    table = {byte: chr(byte) for byte in visible}
-    table |= {byte: chr(256 + i) for i, byte in enumerate(others)}
-    return [table[byte] for byte in range(256)]
-
-
-_CHARACTERS = _byte_characters()
-
-
 def as_text(piece: bytes) -> str:
     """The bytes of a piece as a byte-level vocabulary writes them."""
-    return "".join(_CHARACTERS[byte] for byte in piece)
+    return "".join(CHARACTERS[byte] for byte in piece)
 
 
 def _halves(piece: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes] | None:

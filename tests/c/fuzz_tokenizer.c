@@ -18,13 +18,13 @@ static void *copy_of(const void *data, size_t size) {
     return copy;
 }
 
-static void round_trip(const l2c_tokenizer *t, const char *text, size_t length) {
+static void round_trip(const l2c_tokenizer *t, const char *text, size_t length, int space_first) {
     int32_t *tokens = malloc((length + 1) * sizeof *tokens);
     require(tokens != NULL);
     size_t n, at = 0;
-    require(l2c_tokenizer_encode(t, text, length, tokens, &n, NULL) == L2C_OK);
+    require(l2c_tokenizer_encode(t, text, length, space_first, tokens, &n, NULL) == L2C_OK);
     require(n <= length + 1 && (n == 0) == (length == 0));
-    int first = 1; /* the space in front is still to come */
+    int first = space_first; /* the space in front is still to come */
     for (size_t i = 0; i < n; i++) {
         const char *bytes;
         size_t size;
@@ -49,7 +49,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     char *text = copy_of(data + size - length, length);
     l2c_tokenizer *t;
     if (l2c_tokenizer_open_memory(file, left - length, 0, &t, NULL) == L2C_OK) {
-        round_trip(t, text, length);
+        round_trip(t, text, length, data[0] & 1);
         l2c_tokenizer_free(t);
     }
     free(text);

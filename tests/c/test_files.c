@@ -175,7 +175,7 @@ static void check_round_trip(const l2c_tokenizer *t, const char *text, size_t le
     int32_t *tokens = malloc((length + 1) * sizeof *tokens);
     CHECK(tokens != NULL);
     size_t n = 12345, at = 0;
-    CHECK(l2c_tokenizer_encode(t, (char *)exact.data, length, tokens, &n, NULL) == L2C_OK);
+    CHECK(l2c_tokenizer_encode(t, (char *)exact.data, length, 1, tokens, &n, NULL) == L2C_OK);
     CHECK(n <= length + 1 && (n == 0) == (length == 0));
     int first = 1; /* the space in front is still to come */
     for (size_t i = 0; i < n; i++) {
