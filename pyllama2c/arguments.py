@@ -90,7 +90,9 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--batch", type=int, default=64, metavar="N", help="stories told side by side [64]"
     )
-    chat = commands.add_parser("chat", help="talk to a chat model, in Llama 2's template")
+    chat = commands.add_parser(
+        "chat", help="talk to a chat model, in its file's template or Llama 2's"
+    )
     _add_model(chat)
     _add_story(chat, steps=0)
     bench = commands.add_parser("bench", help="measure tokens per second")

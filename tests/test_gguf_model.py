@@ -37,6 +37,7 @@ from pyllama2c import (
     Llama2cError,
     UnsupportedError,
 )
+from pyllama2c.gguf import Gguf
 from pyllama2c.quantize import quantize_file, quantize_groups
 
 SHAPES = {
@@ -741,6 +742,8 @@ def test_smollm2_chats(smollm2: Path) -> None:
         assert story.read() == done.stdout.rstrip("\n") and story.finish_reason == "stop"
 
 
+KINDS_OF_KEYS = {bool: BOOL, int: UINT32, float: FLOAT32, str: STRING}
+
 QUESTIONS = (
     "What is the capital of France?", "Write a haiku about the sea.",
     "Explain photosynthesis to a child.", "List three prime numbers.", "Who wrote Hamlet?",
@@ -776,3 +779,31 @@ def test_smollm2_greedy_as_llama_cpp(smollm2: Path, dtype: str) -> None:
                     break
     print(f"{dtype}: {len(QUESTIONS) - len(gaps)} of {len(QUESTIONS)} the same; gaps {gaps}")
     assert max(gaps, default=0) < 1.0
+
+
+@SMOLLM2
+def test_smollm2_greedy_on_the_same_weights_in_f32(smollm2: Path, tmp_path: Path) -> None:
+    """Without that rounding, llama.cpp's continuations are ours, all ten."""
+    llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python")
+    path, exact = tmp_path / "f32.gguf", File()
+    with Gguf(smollm2) as gguf:
+        for name in gguf:
+            value = gguf[name]
+            first = value[0] if isinstance(value, list) else value
+            exact.keys.append(Key(name, KINDS_OF_KEYS[type(first)], value))
+        for name, tensor in gguf.tensors.items():
+            dims = tensor.shape[::-1]
+            exact.tensors.append(TensorData(name, dims, 0, gguf.read(name).tobytes()))
+    path.write_bytes(exact.build())
+    peer = llama_cpp.Llama(str(path), n_ctx=512, logits_all=True, verbose=False)
+    with Llama(smollm2, dtype="float32") as llama:
+        for question in QUESTIONS:
+            story = llama.chat(
+                [{"role": "user", "content": question}], temperature=0, max_tokens=64
+            )
+            story.read()
+            prompt, ours = story.prompt_tokens, [*story.tokens, llama.tokenizer.eos_id][:64]
+            peer.reset()
+            peer.eval(prompt + ours[:-1])
+            theirs = np.array(peer.scores[len(prompt) - 1 : len(prompt) - 1 + len(ours)])
+            assert theirs.argmax(axis=1).tolist() == ours
