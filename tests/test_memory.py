@@ -101,8 +101,9 @@ def long_model(folder: Path) -> Path:
 
 
 LIMITED = """
-import json, resource, sys
+import json, os, resource, sys
 import numpy  # its own memory is none of a plan's
+os.environ["PYLLAMA2C_THREADS"] = "1"  # nor are the stacks of workers, which these limits count
 from pyllama2c import Llama, OutOfMemoryError
 from pyllama2c.memory import _fields
 from pathlib import Path
