@@ -251,11 +251,12 @@ def test_opening_never_holds_the_file_twice(dtype: str, hundred_megabytes: Path)
 @LINUX
 def test_a_draft_needs_room(hundred_megabytes: Path) -> None:
     code = (
-        "import resource, sys\n"
+        "import os, resource, sys\n"
         "from pathlib import Path\n"
         "from pyllama2c import Llama, OutOfMemoryError\n"
         "from pyllama2c.memory import _fields\n"
         "from pyllama2c.plan import plan_file\n"
+        "os.environ['PYLLAMA2C_THREADS'] = '1'\n"  # stacks of workers would count too
         "needs = plan_file(sys.argv[1]).needs['float32', 'float32']\n"
         "room = needs.address_space + (24 << 20)\n"
         "used = _fields(Path('/proc/self/status'), 1024)['VmSize']\n"
