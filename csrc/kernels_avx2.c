@@ -241,7 +241,19 @@ static void avx2_swiglu(float *gate, const float *up, size_t n) {
 }
 
 /* Sums of `registers` * 8 neighbouring columns stay in registers over all rows. */
-#define MIX_COLUMNS(registers)                                                                          do {                                                                                                    __m256 s[registers];                                                                                UNROLL for (int k = 0; k < registers; k++) s[k] = _mm256_setzero_ps();                              for (size_t t = 0; t < n; t++) {                                                                        __m256 weight = _mm256_set1_ps(weights[t]);                                                         const float *row = rows + t * width + i;                                                            UNROLL for (int k = 0; k < registers; k++)                                                              s[k] = _mm256_fmadd_ps(weight, _mm256_loadu_ps(row + k * HALF), s[k]);                      }                                                                                                   UNROLL for (int k = 0; k < registers; k++) _mm256_storeu_ps(out + i + k * HALF, s[k]);              i += registers * HALF;                                                                          } while (0)
+#define MIX_COLUMNS(registers)                                                                 \
+    do {                                                                                       \
+        __m256 s[registers];                                                                   \
+        UNROLL for (int k = 0; k < registers; k++) s[k] = _mm256_setzero_ps();                 \
+        for (size_t t = 0; t < n; t++) {                                                       \
+            __m256 weight = _mm256_set1_ps(weights[t]);                                        \
+            const float *row = rows + t * width + i;                                           \
+            UNROLL for (int k = 0; k < registers; k++)                                         \
+                s[k] = _mm256_fmadd_ps(weight, _mm256_loadu_ps(row + k * HALF), s[k]);         \
+        }                                                                                      \
+        UNROLL for (int k = 0; k < registers; k++) _mm256_storeu_ps(out + i + k * HALF, s[k]); \
+        i += registers * HALF;                                                                 \
+    } while (0)
 
 static void mix_row(float *out, const float *weights, const float *rows, size_t n, size_t width) {
     size_t i = 0;

@@ -58,9 +58,7 @@ static float avx512_dot(const float *a, const float *b, size_t n) {
     return sum_lanes(sum);
 }
 
-/* 4 weight rows, w_stride apart, against `rows` rows of x, x_stride apart. Results of neighbouring
- * weight rows go out_step apart, of neighbouring rows of x out_stride apart. Meanwhile fetches the
- * first n_next elements of 4 more weight rows at `next`. */
+/* sums += the next 16 elements of 4 weight rows, w_stride apart, times those of `rows` rows of x. */
 INLINE void dot_step(__m512 sums[][4], const float *x, size_t x_stride, const float *w, size_t w_stride,
                      __mmask16 mask, int rows) {
     __m512 wj[4];
@@ -71,6 +69,9 @@ INLINE void dot_step(__m512 sums[][4], const float *x, size_t x_stride, const fl
     }
 }
 
+/* 4 weight rows, w_stride apart, against `rows` rows of x, x_stride apart. Results of neighbouring
+ * weight rows go out_step apart, of neighbouring rows of x out_stride apart. Meanwhile asks for the
+ * first n_next elements of 4 more weight rows at `next`. */
 INLINE void dot_tile(float *out, size_t out_step, size_t out_stride, const float *x, size_t x_stride, const float *w,
                      size_t w_stride, size_t n, const float *next, size_t n_next, int rows) {
     const __mmask16 all = 0xFFFF;
@@ -79,7 +80,7 @@ INLINE void dot_tile(float *out, size_t out_step, size_t out_stride, const float
         UNROLL for (int i = 0; i < 4; i++) sums[r][i] = _mm512_setzero_ps();
     size_t j = 0;
     for (; j + LANES <= n_next; j += LANES) {
-        UNROLL for (int i = 0; i < 4; i++) _mm_prefetch((const char *)(next + (size_t)i * w_stride + j), _MM_HINT_T0);
+        UNROLL for (int i = 0; i < 4; i++) L2C_PREFETCH(next + (size_t)i * w_stride + j);
         dot_step(sums, x + j, x_stride, w + j, w_stride, all, rows);
     }
     for (; j + LANES <= n; j += LANES) dot_step(sums, x + j, x_stride, w + j, w_stride, all, rows);

@@ -218,7 +218,16 @@ INLINE void tile_q4_1(__m256 (*sums)[2], const l2c_quantized *x, size_t r, const
     tile_4_bits(sums, x, r, w, block, apart, tile, blocks, 1);
 }
 
-#define ONE_TILE(FUNCTION, i, tile, blocks, step)                                                           do {                                                                                                        __m256 sums[TILE][2];                                                                                   FUNCTION(sums, x, first + r, w, l2c_block(w, i), (step) / L2C_BLOCK_ROWS * w->block_bytes, tile, blocks);         for (int t = 0; t < tile; t++)                                                                              for (int b = 0; b < blocks; b++) {                                                                          size_t row = (i) + (size_t)b * (step);                                                                  store(out + (r + (size_t)t) * out_stride + row, sums[t * blocks + b], end - row);                   }                                                                                               } while (0)
+#define ONE_TILE(FUNCTION, i, tile, blocks, step)                                                                 \
+    do {                                                                                                          \
+        __m256 sums[TILE][2];                                                                                     \
+        FUNCTION(sums, x, first + r, w, l2c_block(w, i), (step) / L2C_BLOCK_ROWS * w->block_bytes, tile, blocks); \
+        for (int t = 0; t < tile; t++)                                                                            \
+            for (int b = 0; b < blocks; b++) {                                                                    \
+                size_t row = (i) + (size_t)b * (step);                                                            \
+                store(out + (r + (size_t)t) * out_stride + row, sums[t * blocks + b], end - row);                 \
+            }                                                                                                     \
+    } while (0)
 
 /* Several rows of x: a block stays in the first cache while they pass by it. One row is a matter of
  * memory: four blocks a quarter of the matrix apart, each a stream that the hardware prefetcher

@@ -146,12 +146,12 @@ l2c_status l2c_session_create(const l2c_model *model, l2c_pool *pool, int32_t n_
         uint64_t bytes = block_bytes(&blocks[i]);
         void *memory = bytes > SIZE_MAX ? NULL : l2c_memory_zeroed((size_t)bytes, 1);
         *blocks[i].pointer = s->blocks[s->n_blocks++] = memory;
-        if (memory != NULL && blocks[i].factor[3] * blocks[i].factor[4] < SPARSE) l2c_memory_wish_huge(memory, (size_t)bytes);
         if (memory == NULL) {
             l2c_session_free(s);
             return l2c_fail(err, L2C_NOMEM, "out of memory for a session of %d x %d positions, which needs %llu bytes",
                             n_sequences, n_ctx, (unsigned long long)l2c_session_bytes(model, n_sequences, n_ctx, kv));
         }
+        if (blocks[i].factor[3] * blocks[i].factor[4] < SPARSE) l2c_memory_wish_huge(memory, (size_t)bytes);
     }
     *session = s;
     return L2C_OK;
