@@ -51,10 +51,10 @@ def _opened(handle: Any, plan: Plan, dtype: str, kv_dtype: str, n_ctx: int) -> O
 
 
 def open_file(
-    path: str, dtype: str, context: int | None = None, kv_dtype: str = "float32"
+    path: str, dtype: str, context: int | None, kv_dtype: str, threads: int | None
 ) -> Opened:
     """CheckpointError and the like for no model, OutOfMemoryError for one that does not fit."""
-    plan = plan_file(path)
+    plan = plan_file(path, threads)
     n_ctx = context_of(plan, context)
     check_fits(plan, dtype, kv_dtype, n_ctx, path)
     out, err = ffi.new("l2c_model **"), new_error()
@@ -64,11 +64,11 @@ def open_file(
 
 
 def open_buffer(
-    checkpoint: Any, dtype: str, context: int | None = None, kv_dtype: str = "float32"
+    checkpoint: Any, dtype: str, context: int | None, kv_dtype: str, threads: int | None
 ) -> Opened:
     """The same from memory, which lives as long as the model."""
     buffer = ffi.from_buffer(checkpoint)
-    plan = plan_buffer(buffer)
+    plan = plan_buffer(buffer, threads)
     n_ctx = context_of(plan, context)
     check_fits(plan, dtype, kv_dtype, n_ctx, "<memory>")
     number, out, err = dtype_number(dtype), ffi.new("l2c_model **"), new_error()

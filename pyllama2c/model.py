@@ -68,7 +68,7 @@ class Llama:
         files = hub.find_model(model, tokenizer)
         self.path = str(files.checkpoint)
         self._engine = Engine(
-            open_file(self.path, dtype, context, kv_dtype), speculative, threads, isa
+            open_file(self.path, dtype, context, kv_dtype, threads), speculative, threads, isa
         )
         self._set_up()
         self._companions = Companions(
@@ -94,7 +94,7 @@ class Llama:
         """
         self = cls.__new__(cls)
         self.path = "<memory>"
-        opened = open_buffer(checkpoint, dtype, context, kv_dtype)
+        opened = open_buffer(checkpoint, dtype, context, kv_dtype, threads)
         self._engine = Engine(opened, speculative, threads, isa)
         self._set_up()
         self._companions = Companions(

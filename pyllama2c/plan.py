@@ -90,7 +90,8 @@ class Plan(NamedTuple):
 
 def _plan(call: Any, arguments: tuple[Any, ...], threads: int | None, path: str) -> Plan:
     out, err = ffi.new("l2c_plan *"), new_error()
-    check(call(*arguments, threads or batch_threads(), out, err), err, path)
+    count = max(0, threads or 0) or batch_threads()  # the pool has the say on wrong numbers
+    check(call(*arguments, count, out, err), err, path)
     needs = {}
     for dtype in ("auto", "float32", "int8", "int4"):
         n = out.needs[dtype_number(dtype)]
