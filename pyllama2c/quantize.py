@@ -22,11 +22,6 @@ _CHUNK = 1 << 22
 """weights at a time: memory does not grow with the model"""
 
 
-def group_size(config: Config) -> int:
-    """The largest of 32, 16, ... that divides every row: groups must not straddle rows."""
-    return gcd(32, config.dim, config.hidden_dim)
-
-
 def quantize_groups(
     x: NDArray[np.float32], size: int
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -93,9 +88,13 @@ def _pieces(path: Path, c: Config, size: int) -> Iterator[bytes]:
             yield np.concatenate(scales).tobytes()
 
 
-def quantize_file(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> int:
+def quantize_file(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], group_size: int | None = None
+) -> int:
     """Writes `source`, a float32 checkpoint, as int8 to `target`; returns the bytes written.
 
+    `group_size` weights share a scale: a divisor of dim and hidden_dim (else ValueError), by
+    default the largest power of two up to 32 that is.
     The file appears under its name when it is whole. CheckpointError for a source that is not a
     checkpoint, UnsupportedError for one that is int8 already, and for GGUF.
     """
@@ -106,7 +105,14 @@ def quantize_file(source: str | os.PathLike[str], target: str | os.PathLike[str]
         raise UnsupportedError(f"{source} is a GGUF file; only llama2.c's files are quantized")
     if config.dtype != "float32":
         raise UnsupportedError(f"{source} holds {config.dtype} weights; only float32 is quantized")
+    if group_size is None:
+        group_size = gcd(32, config.dim, config.hidden_dim)
+    if group_size < 1 or config.dim % group_size or config.hidden_dim % group_size:
+        raise ValueError(
+            f"group_size is {group_size}; it must divide dim, {config.dim}, and hidden_dim, "
+            f"{config.hidden_dim}: groups must not straddle rows"
+        )
     with whole_file(target) as file:
-        for piece in _pieces(source, config, group_size(config)):
+        for piece in _pieces(source, config, group_size):
             file.write(piece)
     return target.stat().st_size

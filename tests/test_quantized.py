@@ -11,7 +11,7 @@ from conftest import real_file, run_python
 from tiny import Shape, TinyLlama, tokenizer_file
 
 from pyllama2c import CheckpointError, Llama, UnsupportedError
-from pyllama2c.quantize import group_size, quantize_file, quantize_groups
+from pyllama2c.quantize import quantize_file, quantize_groups
 
 # dims that fill groups and blocks, that do not, and grouped queries
 SHAPES = [
@@ -78,13 +78,29 @@ def test_quantize_file_keeps_every_tensor(version: int, tied: bool, tmp_path: Pa
     quantize_file(source, target)
     with Llama(target) as llama:
         size = llama.config.group_size
-        assert size == group_size(llama.config) == 16
+        assert size == 16
         expected = TinyLlama(
             Shape(dim=48, hidden_dim=80, tied=tied, group_size=size), model.weights
         )
         truth = expected.as_int8().logits(IDS)
         error = llama.logits(IDS) - truth  # of the rounded activations alone
     assert math.sqrt((error**2).mean()) < 0.03 * truth.std()
+
+
+def test_quantize_file_takes_a_group_size(tmp_path: Path) -> None:
+    model = TinyLlama.random(Shape(dim=64, hidden_dim=192))
+    source, target = tmp_path / "in.bin", tmp_path / "out.bin"
+    source.write_bytes(model.v0())
+    quantize_file(source, target, 64)
+    shape = Shape(dim=64, hidden_dim=192, group_size=64)
+    expected = TinyLlama(shape, model.weights)
+    assert len(target.read_bytes()) == len(expected.v2())
+    with Llama(target) as llama:
+        error = llama.logits(IDS) - expected.as_int8().logits(IDS)
+        assert llama.config.group_size == 64 and error.std() < 0.03 * llama.logits(IDS).std()
+    for wrong in (0, -64, 48, 128):
+        with pytest.raises(ValueError, match=f"group_size is {wrong}; it must divide dim, 64"):
+            quantize_file(source, target, wrong)
 
 
 def test_quantize_refuses(tmp_path: Path) -> None:
