@@ -1,108 +1,31 @@
-"""The training recipe, end to end on a few kilobytes: tokenizer, training, a kill, export."""
+"""The training recipe, end to end: tokenizer, training, a kill, export."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from conftest import run_python
+from tokenizer_keys import byte_level_keys, chat_model
+from training import losses, module, needs_packages, script, torch_logits, write_run
 
 from pyllama2c import Llama
 
-TRAINING = Path(__file__).resolve().parents[1] / "models" / "training"
-NEEDED = ("torch", "sentencepiece", "matplotlib")
-missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-pytestmark = pytest.mark.skipif(
-    bool(missing), reason=f"needs {', '.join(missing)}: pip install '.[train]'"
-)
+pytestmark = needs_packages
 
-NAMES, THINGS = ["Tom", "Lily", "Ben", "Sue", "Max"], ["ball", "kite", "boat", "hat", "drum"]
 SHAPES = {
     "tied": "dim = 32\nhidden_dim = 64\nn_heads = 4\nn_kv_heads = 4\ntied = true",
     "untied": "dim = 32\nhidden_dim = 64\nn_heads = 4\nn_kv_heads = 4\ntied = false",
     "grouped": "dim = 32\nhidden_dim = 64\nn_heads = 4\nn_kv_heads = 2\ntied = true",
     "grouped, untied": "dim = 32\nhidden_dim = 64\nn_heads = 4\nn_kv_heads = 1\ntied = false",
 }
-RUN = """
-out = "out"
-[data]
-texts = ["stories.txt"]
-[model]
-{shape}
-n_layers = 2
-vocab_size = 320
-seq_len = 48
-dropout = 0.1
-[training]
-steps = 12
-batch_size = 4
-learning_rate = 1e-2
-warmup_steps = 2
-weight_decay = 0.1
-gradient_clip = 1.0
-ema_decay = 0.5
-evaluate_every = 4
-seed = 7
-[export]
-group_size = 32
-"""
-
-
-def stories() -> str:
-    told = [
-        f"One day {a} had a {t}. {b} saw the {t} and said, please let me play with it, {a}. "
-        f"So {a} and {b} played with the {t} all day long, and they were very happy."
-        for a in NAMES
-        for b in NAMES
-        for t in THINGS
-        if a != b
-    ]
-    return "<|endoftext|>".join(told)
-
-
-def script(name: str, run: Path, *arguments: str) -> None:
-    done = run_python(str(TRAINING / name), str(run), *arguments, timeout=300)
-    assert done.returncode == 0, done.stderr
 
 
 def prepare(folder: Path, shape: str) -> Path:
-    folder.mkdir()
-    (folder / "stories.txt").write_text(stories())
-    run = folder / "run.toml"
-    run.write_text(RUN.format(shape=SHAPES[shape]))
+    run = write_run(folder, SHAPES[shape])
     script("train_tokenizer.py", run)
     return run
-
-
-def losses(run: Path) -> list[float]:
-    lines = (run.parent / "out" / "log.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
-
-
-def torch_logits(run: Path, tokens: list[int]) -> np.ndarray[Any, Any]:
-    """Of the averaged weights, by the module that trained them."""
-    import torch
-
-    sys.path.insert(0, str(TRAINING))
-    try:
-        from llama import Llama as Model
-        from run import load_run
-    finally:
-        sys.path.remove(str(TRAINING))
-    described = load_run(run)
-    state = torch.load(run.parent / "out" / "checkpoint.pt", weights_only=True)["average"]
-    model = Model(described.model)
-    model.load_state_dict(
-        {k.removeprefix("module."): v for k, v in state.items() if "n_av" not in k}
-    )
-    model.eval()
-    with torch.no_grad():
-        return model(torch.tensor([tokens]))[0].numpy()  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -124,6 +47,19 @@ def test_the_engine_computes_what_was_trained(shape: str, tmp_path: Path) -> Non
         assert int8.score(tokens).bits_per_byte == pytest.approx(exact, abs=0.05)
 
 
+def test_another_rope_base_becomes_gguf(tmp_path: Path) -> None:
+    shape = "dim = 64\nhidden_dim = 96\nn_heads = 4\nn_kv_heads = 2\nrope_theta = 1e5"
+    run = write_run(tmp_path / "a", shape)
+    script("train_tokenizer.py", run)
+    script("train.py", run, "--stop-after", "4")
+    script("export.py", run)
+    with Llama(run.parent / "out" / "model.gguf", dtype="float32") as llama:
+        tokens = llama.tokenizer.encode("One day Ben had a kite.", bos=True)
+        truth = torch_logits(run, tokens)
+        assert tokens[0] == 1 and llama.config.rope_theta == 1e5
+        assert np.abs(llama.logits(tokens) - truth).max() < 0.03 * np.abs(truth).max()  # Q8_0
+
+
 def test_a_killed_run_resumes(tmp_path: Path) -> None:
     whole, killed = (prepare(tmp_path / name, "tied") for name in ("whole", "killed"))
     script("train.py", whole)
@@ -134,3 +70,36 @@ def test_a_killed_run_resumes(tmp_path: Path) -> None:
         file.write(json.dumps({"step": 6, "loss": 99.0, "lr": 0.0}) + "\n")
     script("train.py", killed)
     assert losses(killed) == pytest.approx(losses(whole), abs=2e-3)
+
+
+def test_a_model_gets_another_vocabulary(tmp_path: Path) -> None:
+    """Ids change, what the model computes for a text does not."""
+    import torch
+
+    old_path = tmp_path / "old.gguf"
+    old_path.write_bytes(chat_model(byte_level_keys()).build())
+    shape = "dim = 48\nhidden_dim = 80\nn_heads = 4\nn_kv_heads = 2"
+    run = write_run(tmp_path / "a", shape)
+    script("train_tokenizer.py", run)
+    script("transplant.py", run, str(old_path))
+    described = module("run").load_run(run)
+    model = module("llama").Llama(described.model)
+    model.load_state_dict(torch.load(described.out / "start.pt", weights_only=True))
+    with Llama(old_path) as old:
+        pieces = module("train").spm.SentencePieceProcessor(
+            model_file=str(described.tokenizer / "tokenizer.model")
+        )
+        # Letters are tokens of both; "One" is one piece here, which the old tokenizer spells.
+        letters = [i for i in map(pieces.piece_to_id, "abcdefgh") if i != pieces.unk_id()]
+        spelled = [old.tokenizer.encode(pieces.id_to_piece(i))[0] for i in letters]
+        assert len(letters) >= 6
+        with torch.no_grad():
+            ours = model(torch.tensor([[1, *letters]]))[0].numpy()
+        theirs = old.logits([0, *spelled])
+        np.testing.assert_allclose(ours[:, letters], theirs[:, spelled], atol=1e-4)
+        one = pieces.piece_to_id("▁One")
+        assert one != pieces.unk_id()
+        ids = old.tokenizer.encode(" One")
+        mean = theirs[:, ids].mean(axis=1)  # logits are linear in the embedding
+        assert len(ids) > 1
+        np.testing.assert_allclose(ours[:, one], mean, atol=1e-4)

@@ -23,12 +23,14 @@ class LlamaConfig:
     seq_len: int
     tied: bool = True
     dropout: float = 0.0
+    rope_theta: float = 10000.0
 
 
 def rotary_table(config: LlamaConfig) -> Tensor:
-    """(2, seq_len, head_size / 2): cosine and sine of position * 10000^(-2j / head_size)."""
+    """(2, seq_len, head_size / 2): cosine and sine of position * theta^(-2j / head_size)."""
     head_size = config.dim // config.n_heads
-    frequency = 10000.0 ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)
+    halves = torch.arange(0, head_size, 2, dtype=torch.float64)
+    frequency = config.rope_theta ** (-halves / head_size)
     angle = torch.outer(torch.arange(config.seq_len, dtype=torch.float64), frequency)
     return torch.stack([angle.cos(), angle.sin()]).float()
 
@@ -106,3 +108,8 @@ class Llama(nn.Module):
         for layer in self.layers:
             x = layer(x, self.table)
         return self.output(self.norm(x))
+
+
+def weight_name(meta: str) -> str:
+    """Of a weight in this module, from Meta's name for it."""
+    return meta.replace("feed_forward.", "") + ".weight"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,19 @@ else:
 
 
 @dataclass
-class Training:
+class Stage:
+    """A stretch of training: what is read, and in windows of which size."""
+
     steps: int
-    batch_size: int  # windows of seq_len tokens a step
+    batch_size: int  # windows a step
+    window: int  # tokens
+    lessons: list[Path]  # folders of stories with a teacher's marks; none: the run's texts
+    hard_weight: float  # of the story's own next token beside the teacher's marks
+
+
+@dataclass
+class Training:
+    stages: list[Stage]
     learning_rate: float
     warmup_steps: int
     weight_decay: float
@@ -27,11 +38,17 @@ class Training:
     ema_decay: float  # the exported weights are this running average of the trained ones
     evaluate_every: int
     seed: int
+    compile: bool = False  # a minute at the start, and a third faster from then on
+
+    @property
+    def steps(self) -> int:
+        return sum(stage.steps for stage in self.stages)
 
 
 @dataclass
 class Run:
     out: Path
+    tokenizer: Path  # folder that holds tokenizer.model and tokenizer.bin
     texts: list[Path]
     separator: str
     held_out: Path | None
@@ -39,22 +56,40 @@ class Run:
     training: Training
     group_size: int  # of the exported int8 file
 
-    def stories(self) -> list[str]:
-        return read_stories(self.texts, self.separator, self.held_out)
+    def split_stories(self) -> tuple[list[str], list[str]]:
+        """The texts' stories to learn from, and up to 100 kept apart to watch the training by.
+
+        Which ones those are does not depend on the run, so that no teacher shows them to a pupil.
+        """
+        stories = read_stories(self.texts, self.separator, self.held_out)
+        random.Random(2026).shuffle(stories)
+        n_validation = min(100, len(stories) // 20)
+        return stories[n_validation:], stories[:n_validation]
 
 
 def load_run(path: Path) -> Run:
     """Reads a run file; paths in it are relative to it."""
     with path.open("rb") as f:
         table: dict[str, Any] = tomllib.load(f)
-    base, data = path.parent, table["data"]
+    base, data, training = path.parent, table["data"], table["training"]
     held_out = data.get("held_out")
+    stages = [
+        Stage(
+            steps=stage["steps"],
+            batch_size=stage["batch_size"],
+            window=stage["window"],
+            lessons=[base / folder for folder in stage.get("lessons", [])],
+            hard_weight=stage.get("hard_weight", 0.0),
+        )
+        for stage in training.pop("stages")
+    ]
     return Run(
         out=base / table["out"],
+        tokenizer=base / table.get("tokenizer", table["out"]),
         texts=[base / text for text in data["texts"]],
         separator=data.get("separator", "<|endoftext|>"),
         held_out=base / held_out if held_out else None,
         model=LlamaConfig(**table["model"]),
-        training=Training(**table["training"]),
+        training=Training(stages=stages, **training),
         group_size=table["export"]["group_size"],
     )

@@ -1,5 +1,7 @@
 """Train a Llama on the stories of a run file; run again to resume where it was killed.
 
+It starts from `start.pt` in the run's folder, where there is one (see transplant.py).
+
 python models/training/train.py models/training/storyteller.toml
 """
 
@@ -9,50 +11,22 @@ import argparse
 import json
 import math
 import os
-import random
+from itertools import accumulate
 from pathlib import Path
 
+import lessons
 import matplotlib
-import numpy as np
 import sentencepiece as spm
 import torch
 import torch.nn.functional as F
 from llama import Llama
 from run import Run, Training, load_run
+from torch import Tensor
 from tqdm import tqdm
+from windows import Batch, Windows
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
-
-BOS = 1
-
-
-class Windows:
-    """Training windows of seq_len + 1 tokens.
-
-    Every epoch shuffles the stories and cuts the new stream, so that a window seldom repeats.
-    Which windows step i sees depends on the seed and i alone, so a resumed run sees the same.
-    """
-
-    def __init__(self, run: Run, stories: list[str], tokenizer: spm.SentencePieceProcessor):
-        self.stories = [np.array([BOS, *ids]) for ids in tokenizer.encode(stories)]
-        self.length, self.batch = run.model.seq_len + 1, run.training.batch_size
-        self.seed = run.training.seed
-        total = sum(len(story) for story in self.stories)
-        self.steps_per_epoch = max(1, total // (self.length * self.batch))
-        self.epoch, self.windows = -1, torch.empty(0)
-
-    def __getitem__(self, step: int) -> torch.Tensor:
-        epoch, i = divmod(step, self.steps_per_epoch)
-        if epoch != self.epoch:
-            order = list(range(len(self.stories)))
-            random.Random(f"{self.seed} {epoch}").shuffle(order)
-            stream = torch.from_numpy(np.concatenate([self.stories[j] for j in order]))
-            count = self.steps_per_epoch * self.batch
-            stream = stream.repeat(1 + count * self.length // len(stream))
-            self.windows = stream[: count * self.length].view(count, self.length)
-            self.epoch = epoch
-        return self.windows[i * self.batch : (i + 1) * self.batch]
 
 
 def learning_rate(step: int, t: Training) -> float:
@@ -63,16 +37,34 @@ def learning_rate(step: int, t: Training) -> float:
     return t.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+def cross_entropy(logits: Tensor, batch: Batch, hard_weight: float) -> Tensor:
+    """Against the next tokens and, where a teacher left marks, against those.
+
+    logits (batch_size, window, vocab_size). Of what the teacher finds unlikely there are no marks;
+    a next token from among that counts whole. As often as the teacher's own stories go on with
+    such tokens, that makes up for the missing marks.
+    """
+    logits, target = logits.float(), batch.tokens[:, 1:]
+    total = logits.logsumexp(-1)
+    hard = total - logits.gather(-1, target[..., None])[..., 0]
+    if batch.ids is None or batch.probabilities is None:
+        return hard.mean()
+    soft = (batch.probabilities * (total[..., None] - logits.gather(-1, batch.ids))).sum(-1)
+    unmarked = (batch.ids != target[..., None]).all(-1)
+    return (hard_weight * hard + (1 - hard_weight) * (soft + unmarked * hard)).mean()
+
+
 @torch.no_grad()
 def bits_per_byte(model: Llama, tokenizer: spm.SentencePieceProcessor, texts: list[str]) -> float:
     """-log2 p of each text after BOS, over its UTF-8 bytes; what does not fit is left out."""
     model.eval()
     nats, n_bytes = 0.0, 0
     for text in texts:
-        ids = torch.tensor([[BOS, *tokenizer.encode(text)]], device=model.table.device)
+        ids = torch.tensor([[lessons.BOS, *tokenizer.encode(text)]], device=model.table.device)
         ids = ids[:, : model.config.seq_len + 1]
-        logits = model(ids[:, :-1]).float()
-        nats += F.cross_entropy(logits[0], ids[0, 1:], reduction="sum").item()
+        with torch.autocast(ids.device.type, dtype=torch.bfloat16):
+            logits = model(ids[:, :-1])
+        nats += F.cross_entropy(logits[0].float(), ids[0, 1:], reduction="sum").item()
         n_bytes += len(text.encode())
     model.train()
     return nats / math.log(2) / n_bytes
@@ -91,6 +83,78 @@ def plot(log: Path, out: Path) -> None:
     pyplot.close(figure)
 
 
+class Trainer:
+    """Weights, their running average and the optimizer's state: all that a checkpoint holds."""
+
+    def __init__(self, run: Run, device: torch.device):
+        self.run, self.device, self.step = run, device, 0
+        self.checkpoint, self.log = run.out / "checkpoint.pt", run.out / "log.jsonl"
+        t = run.training
+        self.model = Llama(run.model).to(device)
+        start = run.out / "start.pt"
+        if start.exists():
+            self.model.load_state_dict(torch.load(start, map_location=device, weights_only=True))
+        self.average = torch.optim.swa_utils.AveragedModel(
+            self.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(t.ema_decay)
+        )
+        matrices = [p for p in self.model.parameters() if p.dim() == 2]
+        vectors = [p for p in self.model.parameters() if p.dim() == 1]
+        groups = [
+            {"params": matrices, "weight_decay": t.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=t.learning_rate, betas=(0.9, 0.95), fused=True
+        )
+        self.loss = torch.compile(self._loss) if t.compile else self._loss
+        self._resume()
+
+    def _resume(self) -> None:
+        if not self.checkpoint.exists():
+            self.log.unlink(missing_ok=True)
+            return
+        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+        rows = [line for line in self.log.read_text().splitlines() if line]
+        kept = [row for row in rows if json.loads(row)["step"] < self.step]
+        self.log.write_text("".join(row + "\n" for row in kept))
+
+    def save(self) -> None:
+        temporary = self.checkpoint.with_suffix(".part")
+        state = {"model": self.model.state_dict(), "average": self.average.state_dict()}
+        state |= {"optimizer": self.optimizer.state_dict(), "step": self.step}
+        torch.save(state, temporary)
+        os.replace(temporary, self.checkpoint)
+
+    def _loss(self, batch: Batch, hard_weight: float) -> Tensor:
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            logits = self.model(batch.tokens[:, :-1])
+        return cross_entropy(logits, batch, hard_weight)
+
+    def learn(self, batch: Batch, hard_weight: float) -> float:
+        """One step; returns its loss in nats per token."""
+        t = self.run.training
+        torch.manual_seed(t.seed * 1_000_003 + self.step)  # dropout is the same after resuming
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, t)
+        batch = Batch(*(None if part is None else part.to(self.device) for part in batch))
+        loss = self.loss(batch, hard_weight)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), t.gradient_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.average.update_parameters(self.model)
+        self.step += 1
+        return loss.item()
+
+    def note(self, row: dict[str, float]) -> None:
+        with self.log.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -100,77 +164,36 @@ def main() -> None:
     parser.add_argument("--stop-after", type=int, help="stop early at this step, as if killed")
     arguments = parser.parse_args()
     run = load_run(arguments.run)
-    t, device = run.training, torch.device(arguments.device)
+    t = run.training
     torch.manual_seed(t.seed)
-
-    tokenizer = spm.SentencePieceProcessor(model_file=str(run.out / "tokenizer.model"))
-    stories = run.stories()
-    random.Random(t.seed).shuffle(stories)
-    n_validation = min(100, len(stories) // 20)
-    validation, stories = stories[:n_validation], stories[n_validation:]
-    windows = Windows(run, stories, tokenizer)
-
-    model = Llama(run.model).to(device)
-    average = torch.optim.swa_utils.AveragedModel(
-        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(t.ema_decay)
-    )
-    matrices = [p for p in model.parameters() if p.dim() == 2]
-    vectors = [p for p in model.parameters() if p.dim() == 1]
-    groups = [
-        {"params": matrices, "weight_decay": t.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=t.learning_rate, betas=(0.9, 0.95), fused=True)
-
-    checkpoint, log, step = run.out / "checkpoint.pt", run.out / "log.jsonl", 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        step = state["step"]
-        lines = log.read_text().splitlines()
-        log.write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] < step))
-    elif log.exists():
-        log.unlink()
-
-    def save() -> None:
-        temporary = checkpoint.with_suffix(".part")
-        state = {"model": model.state_dict(), "average": average.state_dict()}
-        torch.save(state | {"optimizer": optimizer.state_dict(), "step": step}, temporary)
-        os.replace(temporary, checkpoint)
-
-    n_parameters = sum(p.numel() for p in model.parameters())
-    print(f"{n_parameters:,} parameters, {len(stories):,} stories, ", end="")
-    print(f"{windows.steps_per_epoch} steps an epoch, {device}")
-    end = min(t.steps, arguments.stop_after or t.steps)
-    bar = tqdm(total=t.steps, initial=step, unit="step")
-    while step < end:
-        torch.manual_seed(t.seed * 1_000_003 + step)  # dropout, too, is the same after resuming
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, t)
-        batch = windows[step].to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            logits = model(batch[:, :-1])
-        loss = F.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), t.gradient_clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        average.update_parameters(model)
-        row = {"step": step, "loss": round(loss.item(), 5), "lr": learning_rate(step, t)}
-        if (step + 1) % t.evaluate_every == 0 or step + 1 == end:
-            row["bits_per_byte"] = round(bits_per_byte(average.module, tokenizer, validation), 5)
-            bar.set_postfix(loss=row["loss"], bits_per_byte=row["bits_per_byte"])
-        with log.open("a") as f:
-            f.write(json.dumps(row) + "\n")
-        step += 1
-        bar.update()
-        if "bits_per_byte" in row:
-            save()
-    bar.close()
-    if log.exists():
-        plot(log, run.out / "loss.svg")
+    run.out.mkdir(parents=True, exist_ok=True)
+    tokenizer = spm.SentencePieceProcessor(model_file=str(run.tokenizer / "tokenizer.model"))
+    texts, validation = run.split_stories()
+    trainer = Trainer(run, torch.device(arguments.device))
+    n_parameters = sum(p.numel() for p in trainer.model.parameters())
+    print(f"{n_parameters:,} parameters, {trainer.device}")
+    last = min(t.steps, arguments.stop_after or t.steps)
+    ends = list(accumulate(stage.steps for stage in t.stages))
+    with tqdm(total=t.steps, initial=trainer.step, unit="step") as bar:
+        for stage, end in zip(t.stages, ends, strict=True):
+            if trainer.step >= min(end, last):
+                continue
+            read = lessons.load(stage.lessons) if stage.lessons else None
+            windows = Windows(stage, read or lessons.from_stories(texts, tokenizer), t.seed)
+            bar.write(f"{windows.steps_per_epoch} steps an epoch, {stage}")
+            for step in range(trainer.step, min(end, last)):
+                batch = windows[step - (end - stage.steps)]
+                row = {"step": step, "lr": learning_rate(step, t)}
+                row["loss"] = round(trainer.learn(batch, stage.hard_weight), 5)
+                if (step + 1) % t.evaluate_every == 0 or step + 1 == last:
+                    average = bits_per_byte(trainer.average.module, tokenizer, validation)
+                    row["bits_per_byte"] = round(average, 5)
+                    trainer.save()
+                trainer.note(row)
+                bar.update()
+                bar.set_postfix(loss=row["loss"])
+    if trainer.log.exists():
+        plot(trainer.log, run.out / "loss.svg")
 
 
 if __name__ == "__main__":

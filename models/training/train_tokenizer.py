@@ -38,7 +38,7 @@ def main() -> None:
     run = load_run(parser.parse_args().run)
     model = io.BytesIO()
     spm.SentencePieceTrainer.train(
-        sentence_iterator=iter(tqdm(run.stories(), desc="stories", unit="")),
+        sentence_iterator=iter(tqdm(run.split_stories()[0], desc="stories", unit="")),
         model_writer=model,
         model_type="bpe",
         vocab_size=run.model.vocab_size,
@@ -51,10 +51,10 @@ def main() -> None:
         max_sentence_length=1 << 20,
         minloglevel=1,
     )
-    run.out.mkdir(parents=True, exist_ok=True)
-    (run.out / "tokenizer.model").write_bytes(model.getvalue())
+    run.tokenizer.mkdir(parents=True, exist_ok=True)
+    (run.tokenizer / "tokenizer.model").write_bytes(model.getvalue())
     processor = spm.SentencePieceProcessor(model_proto=model.getvalue())
-    write_tokenizer_bin(processor, run.out / "tokenizer.bin")
+    write_tokenizer_bin(processor, run.tokenizer / "tokenizer.bin")
     print(f"wrote {run.out / 'tokenizer.bin'}: {processor.vocab_size()} pieces")
 
 

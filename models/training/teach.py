@@ -1,0 +1,124 @@
+"""Let a trained teacher write stories and mark the real ones: lessons for a smaller model.
+
+Both through this package's engine, from `model.gguf` in the run's folder (see export.py). After
+every token the teacher's likeliest next tokens are kept, so that a pupil can learn from those.
+Run again to go on where it was killed.
+
+python models/training/teach.py models/training/teacher.toml --stories 20000
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import lessons
+import numpy as np
+import sentencepiece as spm
+from numpy.typing import NDArray
+from run import Run, load_run
+from tqdm import tqdm
+
+from pyllama2c import Llama
+
+SHARD = 500  # stories a file
+MAX_TOKENS = 511  # the pupil's context, less BOS
+
+
+class Listener:
+    """Keeps what the teacher thought after every token of one story."""
+
+    def __init__(self) -> None:
+        self.logits: list[NDArray[np.float32]] = []
+
+    def __call__(self, tokens: list[int], logits: NDArray[np.float32]) -> None:
+        self.logits.append(logits.copy())
+
+    def mark(self, tokens: list[int]) -> lessons.Marked:
+        """tokens: from BOS on."""
+        return tokens, *lessons.likeliest(np.stack(self.logits[: len(tokens)]))
+
+
+def in_shards(stories: Iterator[lessons.Marked], folder: Path) -> None:
+    """Saves stories as they come, SHARD a file, after those that are there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number, waiting = len(list(folder.glob("*.npz"))), []
+    for story in stories:
+        waiting.append(story)
+        if len(waiting) == SHARD:
+            lessons.save(folder / f"{number:05}.npz", lessons.from_marked(waiting))
+            number, waiting = number + 1, []
+    if waiting:
+        lessons.save(folder / f"{number:05}.npz", lessons.from_marked(waiting))
+
+
+def stories_in(folder: Path) -> int:
+    return sum(len(np.load(path)["lengths"]) for path in folder.glob("*.npz"))
+
+
+def mark_stories(teacher: Llama, run: Run, folder: Path) -> None:
+    """The real stories, in order; of a long one the beginning."""
+    pieces = spm.SentencePieceProcessor(model_file=str(run.tokenizer / "tokenizer.model"))
+    texts = run.split_stories()[0]
+    rest = texts[stories_in(folder) :]
+    room = min(MAX_TOKENS + 1, teacher.config.seq_len)
+
+    def marked() -> Iterator[lessons.Marked]:
+        for text in tqdm(rest, desc="marking", unit="story"):
+            tokens = [lessons.BOS, *pieces.encode(text)][:room]
+            yield tokens, *lessons.likeliest(teacher.logits(tokens))
+
+    in_shards(marked(), folder)
+
+
+def write_stories(
+    teacher: Llama, run: Run, folder: Path, count: int, temperature: float, top_p: float
+) -> None:
+    """Stories from BOS on, in the order in which they end; those that do not are left out.
+
+    Seeds go on behind those of the stories that are there, with room for what a kill left untold.
+    """
+    there = stories_in(folder)
+    listeners = [Listener() for _ in range(there, count)]
+    told = teacher.generate_batch(
+        [[lessons.BOS]] * len(listeners),
+        max_batch=128,
+        max_tokens=MAX_TOKENS,
+        temperature=temperature,
+        top_p=top_p,
+        seed=run.training.seed + 1000 * there,
+        logits_processor=listeners,
+    )
+
+    def marked() -> Iterator[lessons.Marked]:
+        for story in tqdm(told, desc="writing", total=count, initial=there, unit="story"):
+            if story.error is not None:
+                raise story.error
+            listener, listeners[story.number] = listeners[story.number], Listener()
+            if story.finish_reason == "stop":
+                yield listener.mark([lessons.BOS, *story.tokens])
+
+    in_shards(marked(), folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="TOML file that describes the teacher's run")
+    parser.add_argument("--stories", type=int, default=20000, help="to write (%(default)s)")
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--top-p", type=float, default=0.95)
+    arguments = parser.parse_args()
+    run = load_run(arguments.run)
+    with Llama(run.out / "model.gguf") as teacher:
+        mark_stories(teacher, run, run.out / "marked")
+        folder = run.out / "written"
+        write_stories(
+            teacher, run, folder, arguments.stories, arguments.temperature, arguments.top_p
+        )
+
+
+if __name__ == "__main__":
+    main()
