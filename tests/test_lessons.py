@@ -29,10 +29,10 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_marks_are_the_engines_probabilities(teacher: Path) -> None:
-    lessons = module("lessons")
+    lessons, opening = module("lessons"), module("teach").OPENING
     out = teacher.parent / "out"
     described = module("run").load_run(teacher)
-    for folder in ("marked", "written"):
+    for folder in ("marked", "written-0"):
         told = lessons.load([out / folder])
         count = len(told.starts) - 1
         if folder == "marked":
@@ -42,8 +42,10 @@ def test_marks_are_the_engines_probabilities(teacher: Path) -> None:
         with Llama(out / "model.gguf") as llama:
             for i in (0, count // 2, count - 1):
                 tokens = [1, *told.story(i)]
-                at = slice(told.starts[i], told.starts[i + 1])
-                logits = llama.logits(tokens).astype(float)
+                begin = told.starts[i] + opening
+                assert not told.probabilities[told.starts[i] : begin].any()
+                at = slice(begin, told.starts[i + 1])
+                logits = llama.logits(tokens)[opening:].astype(float)
                 p = np.exp(logits - logits.max(axis=1, keepdims=True))
                 p /= p.sum(axis=1, keepdims=True)
                 expected = -np.sort(-p, axis=1)[:, : lessons.K]
@@ -58,9 +60,9 @@ def test_marks_are_the_engines_probabilities(teacher: Path) -> None:
 
 def test_teaching_goes_on_where_it_was_killed(teacher: Path) -> None:
     lessons, out = module("lessons"), teacher.parent / "out"
-    before = lessons.load([out / "written"])
+    before = lessons.load([out / "written-0"])
     script("teach.py", teacher, "--stories", "35")
-    after = lessons.load([out / "written"])
+    after = lessons.load([out / "written-0"])
     n_before, n_after = len(before.starts) - 1, len(after.starts) - 1
     assert n_before < n_after <= 35
     assert (after.tokens[: len(before.tokens)] == before.tokens).all()
@@ -86,9 +88,9 @@ def test_good_stories_are_chosen(tmp_path: Path) -> None:
         tokens = [1, *pieces.encode(text)]
         ids = np.arange(len(tokens) * lessons.K, dtype=np.uint16).reshape(-1, lessons.K)
         marked.append((tokens, ids, ids.astype(np.float16)))
-    (out / "written").mkdir()
-    lessons.save(out / "written" / "00000.npz", lessons.from_marked(marked[:2]))
-    lessons.save(out / "written" / "00001.npz", lessons.from_marked(marked[2:]))
+    (out / "written-0").mkdir()
+    lessons.save(out / "written-0" / "00000.npz", lessons.from_marked(marked[:2]))
+    lessons.save(out / "written-0" / "00001.npz", lessons.from_marked(marked[2:]))
     said = script("select_lessons.py", run)
     assert said == f"kept 1 stories, {len(NEW)} bytes; dropped: {{'short': 1, 'told before': 1}}\n"
     chosen = lessons.load([out / "chosen"])
@@ -100,7 +102,7 @@ def test_a_pupil_learns_from_marks(teacher: Path, tmp_path: Path) -> None:
     out = teacher.parent / "out"
     folder = json.dumps(str(out / "marked"))
     stages = [
-        f"{{ steps = 6, batch_size = 4, window = 32, lessons = [{folder}] }}",
+        f"{{ steps = 6, batch_size = 4, window = 32, from_starts = true, lessons = [{folder}] }}",
         f"{{ steps = 4, batch_size = 2, window = 64, lessons = [{folder}], hard_weight = 0.5 }}",
     ]
     curves = []
@@ -167,7 +169,7 @@ def test_windows_show_every_token_once_an_epoch() -> None:
         ids = np.array(tokens, np.uint16)[:, None] + np.arange(lessons.K, dtype=np.uint16)
         marked.append((tokens, ids, ids.astype(np.float16) / 1000))
     told = lessons.from_marked(marked)
-    stage = run.Stage(steps=9, batch_size=2, window=3, lessons=[], hard_weight=0.0)
+    stage = run.Stage(steps=9, batch_size=2, window=3, from_starts=False, lessons=[], hard_weight=0)
     cut = windows.Windows(stage, told, 7)
     assert cut.steps_per_epoch == 3
     seen = []
@@ -184,3 +186,34 @@ def test_windows_show_every_token_once_an_epoch() -> None:
     few = told.chosen([2, 0])
     assert few.story(0) == told.story(2) and few.story(1) == told.story(0)
     assert few.ids[few.starts[1], 0] == 1
+
+
+def test_windows_may_begin_with_stories() -> None:
+    lessons, windows, run = module("lessons"), module("windows"), module("run")
+    lengths = [5, 9, 3, 7]
+    marked = [
+        (
+            [1, *range(100 * i + 100, 100 * i + 99 + n)],
+            np.zeros((n, lessons.K), np.uint16),
+            np.zeros((n, lessons.K), np.float16),
+        )
+        for i, n in enumerate(lengths)
+    ]
+    stage = run.Stage(
+        steps=9, batch_size=2, window=5, from_starts=True, lessons=[], hard_weight=0.0
+    )
+    cut = windows.Windows(stage, lessons.from_marked(marked), 7)
+    firsts, whole = set(), set()
+    for step in range(12):
+        for row in cut[step].tokens.tolist():
+            starts = [i for i, token in enumerate(row) if token == 1]
+            assert starts[0] == 0
+            firsts.add(row[1])
+            for begin, end in zip(starts, [*starts[1:], len(row)], strict=True):
+                story = row[begin + 1 : end]  # each from its beginning on
+                first = story[0] if story else 0
+                assert first % 100 == 0 and story == list(range(first, first + len(story)))
+                if end < len(row):
+                    whole.add((first // 100, len(story) + 1))
+    assert firsts == {100, 200, 300, 400}
+    assert whole == {(1, 5), (3, 3)}  # the others do not fit a window

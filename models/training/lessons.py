@@ -29,9 +29,9 @@ class Lessons:
     starts: NDArray[np.int64]
     """where each story begins, and last where the last one ends"""
     ids: NDArray[np.uint16] | None = None
-    """(tokens, K): what the teacher finds likeliest after each token"""
+    """(tokens, K): what the teacher finds likeliest after each token; 0 (unknown) for no mark"""
     probabilities: NDArray[np.float16] | None = None
-    """(tokens, K)"""
+    """(tokens, K); 0 for no mark"""
 
     def story(self, i: int) -> list[int]:
         """Its tokens, without BOS."""

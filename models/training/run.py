@@ -24,6 +24,7 @@ class Stage:
     steps: int
     batch_size: int  # windows a step
     window: int  # tokens
+    from_starts: bool  # every window begins with a story, as generation does; else anywhere
     lessons: list[Path]  # folders of stories with a teacher's marks; none: the run's texts
     hard_weight: float  # of the story's own next token beside the teacher's marks
 
@@ -78,6 +79,7 @@ def load_run(path: Path) -> Run:
             steps=stage["steps"],
             batch_size=stage["batch_size"],
             window=stage["window"],
+            from_starts=stage.get("from_starts", False),
             lessons=[base / folder for folder in stage.get("lessons", [])],
             hard_weight=stage.get("hard_weight", 0.0),
         )

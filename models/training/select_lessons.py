@@ -54,7 +54,7 @@ def main() -> None:
     run = load_run(parser.parse_args().run)
     pieces = spm.SentencePieceProcessor(model_file=str(run.tokenizer / "tokenizer.model"))
     judge = make_filter(run.split_stories()[0], held_out_runs(run.held_out))
-    written = lessons.load([run.out / "written"])
+    written = lessons.load(sorted(run.out.glob("written-*")))
     keep, flaws, n_bytes = [], Counter[str](), 0
     for i in tqdm(range(len(written.starts) - 1), unit="story"):
         text = pieces.decode(written.story(i))

@@ -21,6 +21,22 @@ class Batch(NamedTuple):
     """float32, of the same shape: how likely"""
 
 
+def _story_starts(ends: NDArray[np.int64], length: int, count: int) -> NDArray[np.int64]:
+    """Where `count` windows begin, each with a story: the one that the window before cut short.
+
+    `ends`: of the stories in a stream. A story longer than a window is never seen to its end.
+    """
+    cuts, at = [], 0
+    for _ in range(count):
+        cuts.append(at)
+        last = int(np.searchsorted(ends, at + length, side="right")) - 1
+        begin = int(ends[last]) if last >= 0 else 0
+        at = begin if begin > at else int(ends[last + 1])
+        if at == ends[-1]:
+            at = 0
+    return np.array(cuts)
+
+
 class Windows:
     """The windows of one stage.
 
@@ -31,17 +47,22 @@ class Windows:
     def __init__(self, stage: Stage, lessons: Lessons, seed: int):
         self.lessons, self.seed = lessons, seed
         self.length, self.batch = stage.window + 1, stage.batch_size
+        self.from_starts = stage.from_starts
         self.steps_per_epoch = max(1, len(lessons.tokens) // (self.length * self.batch))
         self.epoch, self.windows = -1, np.empty(0, np.int64)
 
     def _cut(self, epoch: int) -> NDArray[np.int64]:
         """(windows, window + 1): where in the lessons each token stands."""
-        starts = self.lessons.starts
-        order = list(range(len(starts) - 1))
+        begins, lengths = self.lessons.starts[:-1], np.diff(self.lessons.starts)
+        order = list(range(len(begins)))
         random.Random(f"{self.seed} {epoch}").shuffle(order)
-        stream = np.concatenate([np.arange(starts[j], starts[j + 1]) for j in order])
+        stream = np.concatenate([np.arange(begins[j], begins[j] + lengths[j]) for j in order])
         count = self.steps_per_epoch * self.batch
-        return np.resize(stream, (count, self.length))
+        if self.from_starts:
+            cuts = _story_starts(np.cumsum(lengths[order]), self.length, count)
+        else:
+            cuts = np.arange(count) * self.length
+        return stream[(cuts[:, None] + np.arange(self.length)) % len(stream)]
 
     def __getitem__(self, step: int) -> Batch:
         epoch, i = divmod(step, self.steps_per_epoch)
