@@ -53,13 +53,15 @@ def in_shards(stories: Iterator[lessons.Marked], folder: Path) -> None:
     """Saves stories as they come, SHARD a file, after those that are there."""
     folder.mkdir(parents=True, exist_ok=True)
     number, waiting = len(list(folder.glob("*.npz"))), []
-    for story in stories:
-        waiting.append(story)
-        if len(waiting) == SHARD:
+    try:
+        for story in stories:
+            waiting.append(story)
+            if len(waiting) == SHARD:
+                lessons.save(folder / f"{number:05}.npz", lessons.from_marked(waiting))
+                number, waiting = number + 1, []
+    finally:  # after Ctrl-C, too
+        if waiting:
             lessons.save(folder / f"{number:05}.npz", lessons.from_marked(waiting))
-            number, waiting = number + 1, []
-    if waiting:
-        lessons.save(folder / f"{number:05}.npz", lessons.from_marked(waiting))
 
 
 def stories_in(folder: Path) -> int:

@@ -74,7 +74,8 @@ def plot(log: Path, out: Path) -> None:
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     evaluated = [row for row in rows if "bits_per_byte" in row]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4))
-    left.plot([r["step"] for r in rows], [r["loss"] for r in rows], linewidth=0.5)
+    losses = [r["loss"] for r in rows]
+    left.plot([r["step"] for r in rows], losses, linewidth=0.5, rasterized=True)  # of any length
     left.set(xlabel="step", ylabel="training loss (nats per token)")
     right.plot([r["step"] for r in evaluated], [r["bits_per_byte"] for r in evaluated])
     right.set(xlabel="step", ylabel="validation bits per byte (averaged weights)")
