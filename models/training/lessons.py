@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece as spm
@@ -91,12 +92,26 @@ def save(path: Path, lessons: Lessons) -> None:
         )
 
 
+def _read(path: Path) -> dict[str, Any]:
+    with np.load(path) as file:
+        return dict(file)
+
+
+def count(folder: Path) -> int:
+    """Stories that were saved in it."""
+    total = 0
+    for path in folder.glob("*.npz"):
+        with np.load(path) as file:
+            total += len(file["lengths"])
+    return total
+
+
 def load(folders: list[Path]) -> Lessons:
     """All that was saved in these folders."""
     paths = [path for folder in folders for path in sorted(folder.glob("*.npz"))]
     if not paths:
         raise FileNotFoundError(f"there are no lessons (*.npz) in {', '.join(map(str, folders))}")
-    files = [dict(np.load(path)) for path in paths]
+    files = [_read(path) for path in paths]
     return Lessons(
         np.concatenate([file["tokens"] for file in files]),
         _starts(np.concatenate([file["lengths"] for file in files])),

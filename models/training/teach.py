@@ -64,15 +64,11 @@ def in_shards(stories: Iterator[lessons.Marked], folder: Path) -> None:
             lessons.save(folder / f"{number:05}.npz", lessons.from_marked(waiting))
 
 
-def stories_in(folder: Path) -> int:
-    return sum(len(np.load(path)["lengths"]) for path in folder.glob("*.npz"))
-
-
 def mark_stories(teacher: Llama, run: Run, folder: Path) -> None:
     """The real stories, in order; of a long one the beginning."""
     pieces = spm.SentencePieceProcessor(model_file=str(run.tokenizer / "tokenizer.model"))
     texts = run.split_stories()[0]
-    rest = texts[stories_in(folder) :]
+    rest = texts[lessons.count(folder) :]
     room = min(MAX_TOKENS + 1, teacher.config.seq_len)
 
     def marked() -> Iterator[lessons.Marked]:
@@ -98,7 +94,7 @@ def write_stories(
     Seeds go on behind those of the stories that are there, with room for what a kill left untold.
     """
     folder = run.out / f"written-{worker}"
-    there = stories_in(folder)
+    there = lessons.count(folder)
     seed = run.training.seed + 10**9 * worker + 1000 * there
     begun = openings(run, count - there, seed)
     listeners = [Listener() for _ in range(there, count)]
