@@ -107,7 +107,8 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             groups, lr=t.learning_rate, betas=(0.9, 0.95), fused=True
         )
-        self.loss = torch.compile(self._loss) if t.compile else self._loss
+        # Stages differ in shape: each is compiled for its own, which is faster than for any.
+        self.loss = torch.compile(self._loss, dynamic=False) if t.compile else self._loss
         self._resume()
 
     def _resume(self) -> None:
