@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import run_python
+
+from pyllama2c import Llama
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -63,6 +66,26 @@ def test_the_reading_misses_nothing() -> None:
     for name, texts in MUST_SHOW.items():
         for text in texts.split():
             assert (name, text) in shown
+
+
+def test_the_readmes_story() -> None:
+    """Of its first command, as it is printed there."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"pyllama2c generate (.*)\n\.\.\.\n((?:.*\n)*?)achieved tok/s", readme)
+    assert found
+    done = run_python("-m", "pyllama2c", "generate", *found[1].split())
+    assert done.stdout == found[2]
+
+
+def test_the_cards_samples_are_unedited() -> None:
+    card = (ROOT / "models" / "README.md").read_text(encoding="utf-8")
+    samples = re.findall(r"^Seed (\d+) \(.*\):\n\n((?:>.*\n)+)", card, re.M)
+    assert [int(seed) for seed, _ in samples] == list(range(1, 11))
+    with Llama() as llama:
+        for seed, quoted in samples:
+            text = llama.generate(temperature=0.8, seed=int(seed)).read().strip()
+            shown = [re.sub("^> ?", "", line) for line in quoted.splitlines()]
+            assert shown == [line.rstrip() for line in text.split("\n")]
 
 
 def repair(page: Path) -> None:
