@@ -187,11 +187,13 @@ def main() -> None:
                 batch = windows[step - (end - stage.steps)]
                 row = {"step": step, "lr": learning_rate(step, t)}
                 row["loss"] = round(trainer.learn(batch, stage.hard_weight), 5)
-                if (step + 1) % t.evaluate_every == 0 or step + 1 == last:
+                evaluating = (step + 1) % t.evaluate_every == 0 or step + 1 == last
+                if evaluating:
                     average = bits_per_byte(trainer.average.module, tokenizer, validation)
                     row["bits_per_byte"] = round(average, 5)
-                    trainer.save()
                 trainer.note(row)
+                if evaluating:  # after the note: a row beyond the checkpoint is written again
+                    trainer.save()
                 bar.update()
                 bar.set_postfix(loss=row["loss"])
     if trainer.log.exists():
