@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import sentencepiece as spm
 from llama import LlamaConfig
 from stories import read_stories
 
@@ -56,6 +57,10 @@ class Run:
     model: LlamaConfig
     training: Training
     group_size: int  # of the exported int8 file
+
+    def pieces(self) -> spm.SentencePieceProcessor:
+        """The run's tokenizer."""
+        return spm.SentencePieceProcessor(model_file=str(self.tokenizer / "tokenizer.model"))
 
     def split_stories(self) -> tuple[list[str], list[str]]:
         """The texts' stories to learn from, and up to 100 kept apart to watch the training by.

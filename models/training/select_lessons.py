@@ -16,7 +16,6 @@ from pathlib import Path
 
 import lessons
 import numpy as np
-import sentencepiece as spm
 from run import load_run
 from stories import Words, clean, flaw, held_out_runs, ngrams, repetition
 from tqdm import tqdm
@@ -52,7 +51,7 @@ def main() -> None:
     )
     parser.add_argument("run", type=Path, help="TOML file that describes the teacher's run")
     run = load_run(parser.parse_args().run)
-    pieces = spm.SentencePieceProcessor(model_file=str(run.tokenizer / "tokenizer.model"))
+    pieces = run.pieces()
     judge = make_filter(run.split_stories()[0], held_out_runs(run.held_out))
     written = lessons.load(sorted(run.out.glob("written-*")))
     keep, flaws, n_bytes = [], Counter[str](), 0

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import lessons
 import numpy as np
-import sentencepiece as spm
 from numpy.typing import NDArray
 from run import Run, load_run
 from tqdm import tqdm
@@ -66,7 +65,7 @@ def in_shards(stories: Iterator[lessons.Marked], folder: Path) -> None:
 
 def mark_stories(teacher: Llama, run: Run, folder: Path) -> None:
     """The real stories, in order; of a long one the beginning."""
-    pieces = spm.SentencePieceProcessor(model_file=str(run.tokenizer / "tokenizer.model"))
+    pieces = run.pieces()
     texts = run.split_stories()[0]
     rest = texts[lessons.count(folder) :]
     room = min(MAX_TOKENS + 1, teacher.config.seq_len)
@@ -81,7 +80,7 @@ def mark_stories(teacher: Llama, run: Run, folder: Path) -> None:
 
 def openings(run: Run, count: int, seed: int) -> list[list[int]]:
     """From BOS on, of real stories."""
-    pieces = spm.SentencePieceProcessor(model_file=str(run.tokenizer / "tokenizer.model"))
+    pieces = run.pieces()
     texts = random.Random(seed).choices(run.split_stories()[0], k=count)
     return [[lessons.BOS, *tokens[:OPENING]] for tokens in pieces.encode(texts)]
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 from itertools import accumulate
 from pathlib import Path
 
@@ -24,6 +23,8 @@ from run import Run, Training, load_run
 from torch import Tensor
 from tqdm import tqdm
 from windows import Batch, Windows
+
+from pyllama2c.files import whole_file
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -125,11 +126,10 @@ class Trainer:
         self.log.write_text("".join(row + "\n" for row in kept))
 
     def save(self) -> None:
-        temporary = self.checkpoint.with_suffix(".part")
         state = {"model": self.model.state_dict(), "average": self.average.state_dict()}
         state |= {"optimizer": self.optimizer.state_dict(), "step": self.step}
-        torch.save(state, temporary)
-        os.replace(temporary, self.checkpoint)
+        with whole_file(self.checkpoint) as file:
+            torch.save(state, file)
 
     def _loss(self, batch: Batch, hard_weight: float) -> Tensor:
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
@@ -169,7 +169,7 @@ def main() -> None:
     t = run.training
     torch.manual_seed(t.seed)
     run.out.mkdir(parents=True, exist_ok=True)
-    tokenizer = spm.SentencePieceProcessor(model_file=str(run.tokenizer / "tokenizer.model"))
+    tokenizer = run.pieces()
     texts, validation = run.split_stories()
     trainer = Trainer(run, torch.device(arguments.device))
     n_parameters = sum(p.numel() for p in trainer.model.parameters())

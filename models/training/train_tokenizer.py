@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import struct
 from pathlib import Path
 
 import sentencepiece as spm
 from run import load_run
 from tqdm import tqdm
+
+from pyllama2c.files import whole_file
 
 
 def write_tokenizer_bin(model: spm.SentencePieceProcessor, path: Path) -> None:
@@ -22,12 +23,10 @@ def write_tokenizer_bin(model: spm.SentencePieceProcessor, path: Path) -> None:
     for i in range(model.vocab_size()):
         piece = {1: "\n<s>\n", 2: "\n</s>\n"}.get(i, model.id_to_piece(i)).replace("▁", " ")
         pieces.append((model.get_score(i), piece.encode()))
-    temporary = path.with_suffix(".part")
-    with temporary.open("wb") as f:
+    with whole_file(path) as f:
         f.write(struct.pack("<i", max(len(piece) for _, piece in pieces)))
         for score, piece in pieces:
             f.write(struct.pack("<fi", score, len(piece)) + piece)
-    os.replace(temporary, path)
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from run import load_run
 
 from pyllama2c import Llama as Engine
 from pyllama2c.convert.layout import weights
+from pyllama2c.files import whole_file
 from pyllama2c.tokenizer import BaseTokenizer
 
 END_OF_TEXT = 0  # between SmolLM2's documents, so it stands for BOS, which is between stories
@@ -63,13 +64,14 @@ def main() -> None:
     names = weights(run.model.n_layers, tied=True)
     state = {weight_name(name.meta): weight(f"{name.gguf}.weight") for name in names}
     embedding = state["tok_embeddings.weight"]
-    pieces = spm.SentencePieceProcessor(model_file=str(run.tokenizer / "tokenizer.model"))
+    pieces = run.pieces()
     with Engine(arguments.gguf) as engine:
         spelled = tokens_of_pieces(pieces, engine.tokenizer)
     state["tok_embeddings.weight"] = torch.stack([embedding[ids].mean(dim=0) for ids in spelled])
     state["output.weight"] = state["tok_embeddings.weight"]  # SmolLM2's are tied
     model.load_state_dict(state)  # which checks every shape
-    torch.save(model.state_dict(), run.out / "start.pt")
+    with whole_file(run.out / "start.pt") as file:
+        torch.save(model.state_dict(), file)
     whole = sum(len(ids) == 1 for ids in spelled)
     print(f"wrote {run.out / 'start.pt'}: {whole} of {len(spelled)} pieces were tokens before")
 
