@@ -8,8 +8,10 @@ python models/training/train.py models/training/storyteller.toml
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import math
+import platform
 from itertools import accumulate
 from pathlib import Path
 
@@ -28,6 +30,20 @@ from pyllama2c.files import whole_file
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what one step frees for the next one.
+
+    It would hand the larger tensors back to the kernel and get them anew, zeroed page by page:
+    a sixth of the time of a step on a CPU.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    m_trim_threshold, m_mmap_threshold, most = -1, -3, 2**31 - 1  # see mallopt(3)
+    libc = ctypes.CDLL(None)
+    libc.mallopt(m_mmap_threshold, most)
+    libc.mallopt(m_trim_threshold, most)
 
 
 def learning_rate(step: int, t: Training) -> float:
@@ -167,6 +183,7 @@ def main() -> None:
     arguments = parser.parse_args()
     run = load_run(arguments.run)
     t = run.training
+    keep_freed_memory()
     torch.manual_seed(t.seed)
     run.out.mkdir(parents=True, exist_ok=True)
     tokenizer = run.pieces()
