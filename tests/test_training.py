@@ -72,6 +72,22 @@ def test_a_killed_run_resumes(tmp_path: Path) -> None:
     assert losses(killed) == pytest.approx(losses(whole), abs=2e-3)
 
 
+def test_attention_on_a_cpu_is_that_on_a_gpu() -> None:
+    """Written out or by PyTorch's kernel, with the same gradients, heads shared or not."""
+    import torch
+    import torch.nn.functional as F
+
+    for n_heads, n_kv_heads, time in ((6, 2, 17), (9, 3, 33), (4, 4, 8), (4, 1, 1)):
+        shapes = [(2, heads, time, 16) for heads in (n_heads, n_kv_heads, n_kv_heads)]
+        inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
+        ours = module("llama").attend(*inputs)
+        theirs = F.scaled_dot_product_attention(*inputs, is_causal=True, enable_gqa=True)
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+        weights = torch.randn_like(ours)
+        gradients = [torch.autograd.grad((y * weights).sum(), inputs) for y in (ours, theirs)]
+        torch.testing.assert_close(*gradients, atol=1e-5, rtol=0)
+
+
 def test_a_model_gets_another_vocabulary(tmp_path: Path) -> None:
     """Ids change, what the model computes for a text does not."""
     import torch

@@ -44,7 +44,7 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention of q (batch, n_heads, time, head_size) on k, v with n_kv_heads of heads.
+    """Causal attention of q (batch, n_heads, time, head_size) on k and v with n_kv_heads heads.
 
     No dropout on the attention weights: it rules out PyTorch's fused kernels on a GPU.
     """
