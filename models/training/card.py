@@ -3,7 +3,7 @@
 Prints Markdown; with --write it goes between the markers of models/README.md.
 
 python models/training/card.py ../shared/text/heldout_tinystories.json --write \\
-    --compare build/storyteller/model.bin build/storyteller/tokenizer.bin
+    --compare "the same in float32" build/storyteller/model.bin build/teacher/tokenizer.bin
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from stories import distinct, repetition
 from pyllama2c import Llama
 from pyllama2c.batch import Completion
 from pyllama2c.evaluate import evaluate, read_passages
+from pyllama2c.files import whole_file
 
 CARD = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
@@ -74,10 +75,10 @@ def main() -> None:
     parser.add_argument("held_out", type=Path, help="JSON file with a list `passages`")
     parser.add_argument(
         "--compare",
-        nargs=2,
+        nargs=3,
         action="append",
         default=[],
-        metavar=("MODEL", "TOKENIZER"),
+        metavar=("NAME", "MODEL", "TOKENIZER"),
         help="another model for the first table",
     )
     parser.add_argument("--write", action="store_true", help="into models/README.md")
@@ -85,7 +86,7 @@ def main() -> None:
     passages = read_passages(arguments.held_out)
     ours = Llama(CARD.parent / "storyteller.bin", CARD.parent / "tokenizer.bin")
     models = [("storyteller.bin, as shipped", ours)]
-    models += [(Path(m).name, Llama(m, t)) for m, t in arguments.compare]
+    models += [(name, Llama(model, tokenizer)) for name, model, tokenizer in arguments.compare]
     many = told(ours, N_SAMPLED, 1)
     ended = sum(story.finish_reason == "stop" for story in many)
     lines = [
@@ -105,7 +106,8 @@ def main() -> None:
         card = CARD.read_text(encoding="utf-8")
         before, rest = card.split(BEGIN)
         after = rest.split(END)[1]
-        CARD.write_text(f"{before}{BEGIN}\n{block}\n{END}{after}", encoding="utf-8")
+        with whole_file(CARD) as file:
+            file.write(f"{before}{BEGIN}\n{block}\n{END}{after}".encode())
 
 
 if __name__ == "__main__":
