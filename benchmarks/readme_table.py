@@ -14,6 +14,8 @@ from typing import Any
 
 from common import RESULTS
 
+from pyllama2c.files import whole_file
+
 README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN, END = "<!-- speed table -->", "<!-- /speed table -->"
 
@@ -109,7 +111,9 @@ def main() -> None:
     block = markdown(json.loads(arguments.peers.read_text()))
     print(block)
     if arguments.write:
-        arguments.readme.write_text(put(arguments.readme.read_text(), block))
+        readme = put(arguments.readme.read_text(), block)
+        with whole_file(arguments.readme) as file:
+            file.write(readme.encode())
 
 
 if __name__ == "__main__":
