@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from llama import Llama, LlamaConfig, weight_name
+from llama import Llama, LlamaConfig, averaged_weights, weight_name
 from numpy.typing import NDArray
 from run import Run, load_run
 
@@ -24,12 +24,8 @@ from pyllama2c.quantize import quantize_file
 
 
 def load_averaged(run: Run) -> Llama:
-    """The running average of the weights, which is what is exported."""
-    state = torch.load(run.out / "checkpoint.pt", map_location="cpu", weights_only=True)
-    averaged = {k.removeprefix("module."): v for k, v in state["average"].items()}
-    del averaged["n_averaged"]
     model = Llama(run.model)
-    model.load_state_dict(averaged)
+    model.load_state_dict(averaged_weights(run.out))
     return model.eval()
 
 

@@ -6,6 +6,7 @@ Dimensions carry llama2.c's names; `csrc/forward.c` computes the same function i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -123,6 +124,14 @@ class Llama(nn.Module):
         for layer in self.layers:
             x = layer(x, self.table)
         return self.output(self.norm(x))
+
+
+def averaged_weights(out: Path) -> dict[str, Tensor]:
+    """The running average of the weights in a run's folder, which is what is exported."""
+    state = torch.load(out / "checkpoint.pt", map_location="cpu", weights_only=True)
+    averaged = {k.removeprefix("module."): v for k, v in state["average"].items()}
+    del averaged["n_averaged"]
+    return averaged
 
 
 def weight_name(meta: str) -> str:

@@ -50,6 +50,7 @@ class Training:
 @dataclass
 class Run:
     out: Path
+    start: Path | None  # folder of a run whose averaged weights this one begins with
     tokenizer: Path  # folder that holds tokenizer.model and tokenizer.bin
     texts: list[Path]
     separator: str
@@ -78,7 +79,7 @@ def load_run(path: Path) -> Run:
     with path.open("rb") as f:
         table: dict[str, Any] = tomllib.load(f)
     base, data, training = path.parent, table["data"], table["training"]
-    held_out = data.get("held_out")
+    held_out, start = data.get("held_out"), table.get("start")
     stages = [
         Stage(
             steps=stage["steps"],
@@ -92,6 +93,7 @@ def load_run(path: Path) -> Run:
     ]
     return Run(
         out=base / table["out"],
+        start=base / start if start else None,
         tokenizer=base / table.get("tokenizer", table["out"]),
         texts=[base / text for text in data["texts"]],
         separator=data.get("separator", "<|endoftext|>"),

@@ -1,6 +1,7 @@
 """Train a Llama on the stories of a run file; run again to resume where it was killed.
 
-It starts from `start.pt` in the run's folder, where there is one (see transplant.py).
+It starts from the averaged weights of the run file's `start`, another run's folder, or from
+`start.pt` in its own (see transplant.py), where there is one.
 
 python models/training/train.py models/training/storyteller.toml
 """
@@ -20,7 +21,7 @@ import matplotlib
 import sentencepiece as spm
 import torch
 import torch.nn.functional as F
-from llama import Llama
+from llama import Llama, averaged_weights
 from run import Run, Training, load_run
 from torch import Tensor
 from tqdm import tqdm
@@ -59,14 +60,18 @@ def cross_entropy(logits: Tensor, batch: Batch, hard_weight: float) -> Tensor:
 
     logits (batch_size, window, vocab_size). Of what the teacher finds unlikely there are no marks;
     a next token from among that counts whole. As often as the teacher's own stories go on with
-    such tokens, that makes up for the missing marks.
+    such tokens, that makes up for the missing marks. A negative mark is of a token to avoid: as
+    much of its unlikelihood, -log(1 - p) (Welleck et al. 2020).
     """
     logits, target = logits.float(), batch.tokens[:, 1:]
     total = logits.logsumexp(-1)
     hard = total - logits.gather(-1, target[..., None])[..., 0]
     if batch.ids is None or batch.probabilities is None:
         return hard.mean()
-    soft = (batch.probabilities * (total[..., None] - logits.gather(-1, batch.ids))).sum(-1)
+    marked = logits.gather(-1, batch.ids) - total[..., None]
+    likely, avoided = batch.probabilities.clamp(min=0), batch.probabilities.clamp(max=0)
+    unlikelihood = torch.log1p(-marked.exp().clamp(max=0.999))
+    soft = (avoided * unlikelihood - likely * marked).sum(-1)
     unmarked = (batch.ids != target[..., None]).all(-1)
     return (hard_weight * hard + (1 - hard_weight) * (soft + unmarked * hard)).mean()
 
@@ -110,7 +115,9 @@ class Trainer:
         t = run.training
         self.model = Llama(run.model).to(device)
         start = run.out / "start.pt"
-        if start.exists():
+        if run.start:
+            self.model.load_state_dict(averaged_weights(run.start))
+        elif start.exists():
             self.model.load_state_dict(torch.load(start, map_location=device, weights_only=True))
         self.average = torch.optim.swa_utils.AveragedModel(
             self.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(t.ema_decay)
