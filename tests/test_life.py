@@ -97,8 +97,9 @@ def test_a_generation_keeps_its_model_alive(tiny_path: Path) -> None:
 def test_ctrl_c_in_the_middle(tiny_path: Path) -> None:
     """Within one token, and everything is usable afterwards."""
     code = """
-        import sys
+        import signal, sys
         from pyllama2c import Llama
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
         llama = Llama(sys.argv[1], threads=2)
         expected = llama.generate("ab", seed=1, max_tokens=30).read()
         try:
