@@ -7,13 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from training import RUN, SHAPE, losses, module, needs_packages, script, stories, write_run
+from training import SHAPE, TEACHER, losses, module, needs_packages, script, stories, write_run
 
 from pyllama2c import Llama
 
 pytestmark = needs_packages
-
-TEACHER = "dim = 64\nhidden_dim = 96\nn_heads = 4\nn_kv_heads = 2\nrope_theta = 1e5"
 
 
 @pytest.fixture(scope="module")
@@ -101,15 +99,13 @@ def test_good_stories_are_chosen(tmp_path: Path) -> None:
 def test_a_pupil_learns_from_marks(teacher: Path, tmp_path: Path) -> None:
     out = teacher.parent / "out"
     folder = json.dumps(str(out / "marked"))
-    stages = [
+    stages = (
         f"{{ steps = 6, batch_size = 4, window = 32, from_starts = true, lessons = [{folder}] }}",
         f"{{ steps = 4, batch_size = 2, window = 64, lessons = [{folder}], hard_weight = 0.5 }}",
-    ]
+    )
     curves = []
     for name in ("whole", "killed"):
-        run = write_run(tmp_path / name)
-        text = RUN.format(shape=SHAPE, stages=", ".join(stages))
-        run.write_text(f"tokenizer = {json.dumps(str(out))}\n{text}")
+        run = write_run(tmp_path / name, SHAPE, stages, f"tokenizer = {json.dumps(str(out))}\n")
         if name == "killed":
             script("train.py", run, "--stop-after", "7")
         script("train.py", run)

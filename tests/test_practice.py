@@ -8,13 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from training import RUN, SHAPE, module, needs_packages, script, write_run
+from training import SHAPE, TEACHER, module, needs_packages, script, write_run
 
 from pyllama2c import Llama
 
 pytestmark = needs_packages
-
-TEACHER = "dim = 64\nhidden_dim = 96\nn_heads = 4\nn_kv_heads = 2\nrope_theta = 1e5"
 
 
 @pytest.fixture(scope="module")
@@ -140,9 +138,8 @@ def test_learning_from_practice_avoids_slips(runs: tuple[Path, Path], tmp_path: 
         folders = json.dumps([str(tmp_path / f"{name}-lessons"), str(pupil.out / "real")])
         stage = f"{{ steps = 40, batch_size = 8, window = 64, lessons = {folders} }}"
         paths = {"start": str(pupil.out), "tokenizer": str(pupil.tokenizer)}
-        run = write_run(tmp_path / name)
-        text = RUN.format(shape=SHAPE, stages=stage)
-        run.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in paths.items()) + text)
+        more = "".join(f"{key} = {json.dumps(path)}\n" for key, path in paths.items())
+        run = write_run(tmp_path / name, SHAPE, (stage,), more)
         script("train.py", run)
         model, found = module("export").load_averaged(load_run(run)), []
         for i in range(60):

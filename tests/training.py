@@ -23,6 +23,7 @@ needs_packages = pytest.mark.skipif(
 
 _NAMES, _THINGS = ["Tom", "Lily", "Ben", "Sue", "Max"], ["ball", "kite", "boat", "hat", "drum"]
 SHAPE = "dim = 32\nhidden_dim = 64\nn_heads = 4\nn_kv_heads = 4"
+TEACHER = "dim = 64\nhidden_dim = 96\nn_heads = 4\nn_kv_heads = 2\nrope_theta = 1e5"
 RUN = """
 out = "out"
 [data]

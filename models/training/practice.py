@@ -5,11 +5,11 @@ runs (see export.py). A slip is a token that the teacher finds all but impossibl
 the storyteller is far surer of it. At the first that is all but impossible, the story is cut back
 to the last whole sentence and told on from there, with another seed. These lessons mark slips as to
 be avoided (unlikelihood training, Welleck et al. 2020, "Neural Text Generation with Unlikelihood
-Training") and the other tokens as certain; a story that ends without a slip is a lesson of its own,
-whole (Dong et al. 2023, "RAFT: Reward rAnked FineTuning"). Stories that repeat themselves or do not
-end are told on unread. The real stories go beside them, so that these stay in mind. A run that
-starts from the storyteller's learns from all this (practice.toml). Run again to go on where it was
-killed. One process a core reads most:
+Training") and the other tokens as certain; a story that ends with none all but impossible is a
+lesson of its own, whole (Dong et al. 2023, "RAFT: Reward rAnked FineTuning"). Stories that repeat
+themselves or do not end are told on unread. The real stories go beside them, so that these stay in
+mind. A run that starts from the storyteller's learns from all this (practice.toml). Run again to go
+on where it was killed. One process a core reads most:
 
 export PYLLAMA2C_THREADS=1
 python models/training/practice.py models/training/storyteller.toml models/training/teacher.toml &
@@ -40,7 +40,7 @@ AT_ONCE = 256  # stories under way
 TRIES = 16  # of telling one on, before it is begun anew
 IMPOSSIBLE = math.log(0.003)  # to the teacher
 UNLIKELY, SURER = math.log(0.03), math.log(8)  # to the teacher; the storyteller, than the teacher
-REPETITIVE = 0.025  # nine of ten real stories are less so
+REPETITIVE = 0.025  # nearly nine of ten real stories are less so
 SLIP_WEIGHT = 2.0  # of avoiding a slip, beside 1 of telling another token again
 SENTENCE_ENDS = (".", "!", "?", '"')
 
