@@ -1,10 +1,11 @@
 """Let a trained teacher write stories and mark the real ones: lessons for a smaller model.
 
-Both through this package's engine, from `model.gguf` in the run's folder (see export.py). After
-every token the teacher's likeliest next tokens are kept, so that a pupil can learn from those.
-What it writes begins with the first few tokens of a real story. Neither these nor the same of real
-stories are marked: a teacher whose training windows began anywhere does not know how stories begin.
-Run again to go on where it was killed. One process a core, each with one thread, writes most:
+Through this package's engine, from `model.gguf` in the run's folder (see export.py), or on a GPU
+through PyTorch, from the run's checkpoint. After every token the teacher's likeliest next tokens
+are kept, so that a pupil can learn from those. What it writes begins with the first few tokens of
+a real story. Neither these nor the same of real stories are marked: a teacher whose training
+windows began anywhere does not know how stories begin. Run again to go on where it was killed.
+Without a GPU, one process a core, each with one thread, writes most:
 
 export PYLLAMA2C_THREADS=1
 python models/training/teach.py models/training/teacher.toml --stories 10000 &
@@ -20,8 +21,11 @@ from pathlib import Path
 
 import lessons
 import numpy as np
+import torch
+from export import load_averaged
 from numpy.typing import NDArray
 from run import Run, load_run
+from sampling import in_bfloat16, shares, tell
 from tqdm import tqdm
 
 from pyllama2c import Llama
@@ -48,6 +52,79 @@ class Listener:
         self.logits.append(logits.copy())
 
 
+class EngineTeacher:
+    """Marks and writes through this package's engine."""
+
+    def __init__(self, run: Run):
+        self.llama = Llama(run.out / "model.gguf")
+
+    def mark(self, stories: list[list[int]]) -> Iterator[lessons.Marked]:
+        return (mark(tokens, self.llama.logits(tokens)[OPENING:]) for tokens in stories)
+
+    def write(
+        self, begun: list[list[int]], temperature: float, top_p: float, seed: int
+    ) -> Iterator[lessons.Marked | None]:
+        listeners = [Listener() for _ in begun]
+        told = self.llama.generate_batch(
+            begun,
+            max_batch=128,
+            max_tokens=MAX_TOKENS,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            logits_processor=listeners,
+        )
+        for story in told:
+            if story.error is not None:
+                raise story.error
+            thoughts, listeners[story.number].logits = listeners[story.number].logits, []
+            ended = story.finish_reason == "stop"
+            whole = [*begun[story.number], *story.tokens]
+            yield mark(whole, np.stack(thoughts)) if ended else None
+
+
+class TorchTeacher:
+    """Marks and writes through PyTorch, from the run's checkpoint."""
+
+    AT_ONCE = 8192  # stories under way
+
+    def __init__(self, run: Run, device: str):
+        self.model = in_bfloat16(load_averaged(run)).to(device)
+        self.device = device
+
+    def mark(self, stories: list[list[int]]) -> Iterator[lessons.Marked]:
+        for i in range(0, len(stories), 64):
+            some = [torch.tensor(tokens) for tokens in stories[i : i + 64]]
+            padded = torch.nn.utils.rnn.pad_sequence(some, batch_first=True)
+            with torch.no_grad():
+                logits = self.model(padded.to(self.device)).float()
+            best, ids = logits.topk(lessons.K)
+            likeliest = (
+                ids.short().cpu().numpy().astype(np.uint16),
+                shares(best, logits).cpu().numpy(),
+            )
+            for tokens, of_ids, of_shares in zip(stories[i : i + 64], *likeliest, strict=True):
+                of_shares[:OPENING] = 0
+                yield tokens, of_ids[: len(tokens)], of_shares[: len(tokens)]
+
+    def write(
+        self, begun: list[list[int]], temperature: float, top_p: float, seed: int
+    ) -> Iterator[lessons.Marked | None]:
+        room = min(MAX_TOKENS + 1, self.model.config.seq_len)
+        for i in range(0, len(begun), self.AT_ONCE):
+            some = torch.tensor(begun[i : i + self.AT_ONCE], device=self.device)
+            told = tell(self.model, some, room, temperature, top_p, seed + i)
+            parts = (told.tokens, told.lengths, told.ended, told.ids, told.probabilities)
+            stories = zip(*(part.cpu().numpy() for part in parts), strict=True)
+            for tokens, length, ended, ids, probabilities in stories:
+                n = length - 1  # without the BOS at the end
+                whole = tokens[:n].tolist(), ids[:n].astype(np.uint16), probabilities[:n]
+                yield whole if ended else None
+
+
+Teacher = EngineTeacher | TorchTeacher
+
+
 def in_shards(stories: Iterator[lessons.Marked], folder: Path) -> None:
     """Saves stories as they come, SHARD a file, after those that are there."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,19 +140,12 @@ def in_shards(stories: Iterator[lessons.Marked], folder: Path) -> None:
             lessons.save(folder / f"{number:05}.npz", lessons.from_marked(waiting))
 
 
-def mark_stories(teacher: Llama, run: Run, folder: Path) -> None:
+def mark_stories(teacher: Teacher, run: Run, folder: Path) -> None:
     """The real stories, in order; of a long one the beginning."""
-    pieces = run.pieces()
-    texts = run.split_stories()[0]
-    rest = texts[lessons.count(folder) :]
-    room = min(MAX_TOKENS + 1, teacher.config.seq_len)
-
-    def marked() -> Iterator[lessons.Marked]:
-        for text in tqdm(rest, desc="marking", unit="story"):
-            tokens = [lessons.BOS, *pieces.encode(text)][:room]
-            yield mark(tokens, teacher.logits(tokens)[OPENING:])
-
-    in_shards(marked(), folder)
+    texts = run.split_stories()[0][lessons.count(folder) :]
+    room = min(MAX_TOKENS + 1, run.model.seq_len)
+    stories = [[lessons.BOS, *tokens][:room] for tokens in run.pieces().encode(texts)]
+    in_shards(tqdm(teacher.mark(stories), desc="marking", total=len(texts), unit="story"), folder)
 
 
 def openings(run: Run, count: int, seed: int) -> list[list[int]]:
@@ -86,36 +156,18 @@ def openings(run: Run, count: int, seed: int) -> list[list[int]]:
 
 
 def write_stories(
-    teacher: Llama, run: Run, worker: int, count: int, temperature: float, top_p: float
+    teacher: Teacher, run: Run, worker: int, count: int, temperature: float, top_p: float
 ) -> None:
-    """Stories in the order in which they end; those that do not are left out.
+    """Those that do not end are left out.
 
     Seeds go on behind those of the stories that are there, with room for what a kill left untold.
     """
     folder = run.out / f"written-{worker}"
     there = lessons.count(folder)
     seed = run.training.seed + 10**9 * worker + 1000 * there
-    begun = openings(run, count - there, seed)
-    listeners = [Listener() for _ in range(there, count)]
-    told = teacher.generate_batch(
-        begun,
-        max_batch=128,
-        max_tokens=MAX_TOKENS,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        logits_processor=listeners,
-    )
-
-    def marked() -> Iterator[lessons.Marked]:
-        for story in tqdm(told, desc="writing", total=count, initial=there, unit="story"):
-            if story.error is not None:
-                raise story.error
-            thoughts, listeners[story.number].logits = listeners[story.number].logits, []
-            if story.finish_reason == "stop":
-                yield mark([*begun[story.number], *story.tokens], np.stack(thoughts))
-
-    in_shards(marked(), folder)
+    told = teacher.write(openings(run, count - there, seed), temperature, top_p, seed)
+    bar = tqdm(told, desc="writing", total=count, initial=there, unit="story")
+    in_shards((story for story in bar if story is not None), folder)
 
 
 def main() -> None:
@@ -127,14 +179,13 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.9)
     parser.add_argument("--top-p", type=float, default=0.95)
     parser.add_argument("--worker", type=int, default=0, help="others than 0 only write")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
-    run, worker = load_run(arguments.run), arguments.worker
-    with Llama(run.out / "model.gguf") as teacher:
-        if worker == 0:
-            mark_stories(teacher, run, run.out / "marked")
-        write_stories(
-            teacher, run, worker, arguments.stories, arguments.temperature, arguments.top_p
-        )
+    run, worker, device = load_run(arguments.run), arguments.worker, arguments.device
+    teacher: Teacher = EngineTeacher(run) if device == "cpu" else TorchTeacher(run, device)
+    if worker == 0:
+        mark_stories(teacher, run, run.out / "marked")
+    write_stories(teacher, run, worker, arguments.stories, arguments.temperature, arguments.top_p)
 
 
 if __name__ == "__main__":
