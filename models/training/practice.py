@@ -12,10 +12,9 @@ mind. A run that starts from the storyteller's learns from all this (practice.to
 on where it was killed. One process a core reads most:
 
 export PYLLAMA2C_THREADS=1
-python models/training/practice.py models/training/more_stories.toml \\
-    models/training/better_teacher.toml &
-python models/training/practice.py models/training/more_stories.toml \\
-    models/training/better_teacher.toml --worker 1
+python models/training/practice.py models/training/storyteller.toml models/training/teacher.toml &
+python models/training/practice.py models/training/storyteller.toml models/training/teacher.toml \\
+    --worker 1
 """
 
 from __future__ import annotations
