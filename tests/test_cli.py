@@ -115,11 +115,15 @@ def test_a_download_without_network_says_what_to_do(tmp_path: Path) -> None:
         assert part in done.stderr
 
 
+def heed_ctrl_c() -> None:
+    """In a shell's background it is ignored, and so by what is started from there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_is_130(tiny_path: Path) -> None:
     command = [sys.executable, "-m", "pyllama2c", "chat", str(tiny_path)]
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdin=subprocess.PIPE, cwd=DATA
-    ) as process:
+    pipes = {"stderr": subprocess.PIPE, "stdin": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, cwd=DATA, preexec_fn=heed_ctrl_c) as process:
         assert process.stderr is not None
         process.stderr.read(5)  # "Enter"
         time.sleep(0.1)
