@@ -53,7 +53,7 @@ class Listener:
 
 
 class EngineTeacher:
-    """Marks and writes through this package's engine."""
+    """Marks and writes through this package's engine; a story that does not end comes as None."""
 
     def __init__(self, run: Run):
         self.llama = Llama(run.out / "model.gguf")
@@ -84,7 +84,7 @@ class EngineTeacher:
 
 
 class TorchTeacher:
-    """Marks and writes through PyTorch, from the run's checkpoint."""
+    """The same through PyTorch, from the run's checkpoint."""
 
     AT_ONCE = 8192  # stories under way
 
