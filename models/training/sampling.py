@@ -49,7 +49,7 @@ def shares(some: Tensor, logits: Tensor) -> Tensor:
 def choose(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     """logits (stories, choices), the likeliest first -> (stories, 1): which of them comes next."""
     p = torch.softmax(logits / temperature, -1)
-    inside = p.cumsum(-1) - p < top_p
+    inside = p.cumsum(-1) - p < (top_p or 1)  # 0 and 1 leave all in, as in the engine
     # Of exponential waiting times with these rates, each is the shortest as often as it is likely.
     return (p * inside / torch.empty_like(p).exponential_()).argmax(-1, keepdim=True)
 
@@ -59,7 +59,7 @@ def replayed(step: Callable[[], None], device: torch.device) -> Callable[[], obj
     if device.type != "cuda":
         return step
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.device(device), torch.cuda.graph(graph):
         step()
     return graph.replay
 
@@ -96,8 +96,8 @@ def tell(
     reading, at, kept = begun, torch.arange(read, device=device), rows
     for begin in range(read, max_tokens, STRETCH):
         room = min(begin + STRETCH, max_tokens)
-        for i, layer in enumerate(held):  # one at a time: on a GPU they fill the memory
-            held[i] = F.pad(layer[:, kept], (0, 0, 0, room - layer.shape[3]))
+        for i in range(len(held)):  # one at a time: on a GPU they fill the memory
+            held[i] = F.pad(held[i][:, kept], (0, 0, 0, room - held[i].shape[3]))
         reading = tell_on(reading, Past(at, held))  # the first time, all of the opening
         at = at[-1:] + 1
 

@@ -5,7 +5,8 @@ through PyTorch, from the run's checkpoint. After every token the teacher's like
 are kept, so that a pupil can learn from those. What it writes begins with the first few tokens of
 a real story. Neither these nor the same of real stories are marked: a teacher whose training
 windows began anywhere does not know how stories begin. Run again to go on where it was killed.
-Without a GPU, one process a core, each with one thread, writes most:
+On a GPU one process is enough. Without (or with --device cpu), one a core, each with one thread,
+writes most:
 
 export PYLLAMA2C_THREADS=1
 python models/training/teach.py models/training/teacher.toml --stories 10000 &
@@ -86,7 +87,7 @@ class EngineTeacher:
 class TorchTeacher:
     """The same through PyTorch, from the run's checkpoint."""
 
-    AT_ONCE = 8192  # stories under way
+    AT_ONCE = 8192  # stories under way: of a model of 107 million parameters, 36 GiB
 
     def __init__(self, run: Run, device: str):
         self.model = in_bfloat16(load_averaged(run)).to(device)
@@ -104,7 +105,7 @@ class TorchTeacher:
                 shares(best, logits).cpu().numpy(),
             )
             for tokens, of_ids, of_shares in zip(stories[i : i + 64], *likeliest, strict=True):
-                of_shares[:OPENING] = 0
+                of_ids[:OPENING], of_shares[:OPENING] = 0, 0
                 yield tokens, of_ids[: len(tokens)], of_shares[: len(tokens)]
 
     def write(
