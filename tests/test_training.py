@@ -72,6 +72,18 @@ def test_a_killed_run_resumes(tmp_path: Path) -> None:
     assert losses(killed) == pytest.approx(losses(whole), abs=2e-3)
 
 
+def test_the_learning_rate_restarts_with_every_stage(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")  # stages of 8 and 4 steps, 2 of warm-up
+    train, t = module("train"), module("run").load_run(run).training
+    once = [train.learning_rate(step, t) for step in range(12)]
+    assert once[:2] == [0.005, 0.01] and once[2:] == sorted(once[2:], reverse=True)
+    t.restarts = True
+    again = [train.learning_rate(step, t) for step in range(12)]
+    assert again[:2] == again[8:10] == [0.005, 0.01]
+    assert again[2:8] == sorted(again[2:8], reverse=True) and again[10] > again[11]
+    assert again[7] < 0.2 * t.learning_rate
+
+
 def test_attention_on_a_cpu_is_that_on_a_gpu() -> None:
     """Written out or by PyTorch's kernel, with the same gradients, heads shared or not."""
     import torch

@@ -107,10 +107,15 @@ def count(folder: Path) -> int:
 
 
 def load(folders: list[Path]) -> Lessons:
-    """All that was saved in these folders."""
-    paths = [path for folder in folders for path in sorted(folder.glob("*.npz"))]
-    if not paths:
-        raise FileNotFoundError(f"there are no lessons (*.npz) in {', '.join(map(str, folders))}")
+    """All that was saved in these folders and in those in them."""
+    if not folders:
+        raise FileNotFoundError("there are no folders of lessons")
+    paths: list[Path] = []
+    for folder in folders:
+        found = sorted(folder.rglob("*.npz"))
+        if not found:
+            raise FileNotFoundError(f"there are no lessons (*.npz) in {folder}")
+        paths += found
     files = [_read(path) for path in paths]
     return Lessons(
         np.concatenate([file["tokens"] for file in files]),

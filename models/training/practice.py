@@ -1,183 +1,198 @@
-"""Let a storyteller practise: it tells stories, its teacher marks where it slips, it tells on anew.
+"""Let a storyteller practise: it tells stories, a teacher reads them, the careful ones are lessons.
 
-Both through this package's engine, from `model-q8.bin` and `model.gguf` in the folders of their
-runs (see export.py). A slip is a token that the teacher finds all but impossible, or unlikely where
-the storyteller is far surer of it. At the first that is all but impossible, the story is cut back
-to the last whole sentence and told on from there, with another seed. These lessons mark slips as to
-be avoided (unlikelihood training, Welleck et al. 2020, "Neural Text Generation with Unlikelihood
-Training") and the other tokens as certain; a story that ends with none all but impossible is a
-lesson of its own, whole (Dong et al. 2023, "RAFT: Reward rAnked FineTuning"). Stories that repeat
-themselves or do not end are told on unread. The real stories go beside them, so that these stay in
-mind. A run that starts from the storyteller's learns from all this (practice.toml). Run again to go
-on where it was killed. One process a core reads most:
+A round tells with the storyteller as it is, through this package's engine, and keeps the stories in
+which nothing surprises the teacher much; the next stage of the practice run learns from these, and
+from real stories beside, so that those stay in mind (Dong et al. 2023, "RAFT: Reward rAnked
+FineTuning"). What it has become tells the next round's. Most stories begin with the first tokens of
+a real one: left to itself, a storyteller soon begins all of them alike. Run again to go on where it
+was killed. One process a core reads most; a round, the stage that learns from it, the next round:
 
 export PYLLAMA2C_THREADS=1
-python models/training/practice.py models/training/storyteller.toml models/training/teacher.toml &
-python models/training/practice.py models/training/storyteller.toml models/training/teacher.toml \\
+python models/training/practice.py models/training/practice.toml models/training/teacher.toml &
+python models/training/practice.py models/training/practice.toml models/training/teacher.toml \\
     --worker 1
+wait
+python models/training/train.py models/training/practice.toml --stop-after 450
+python models/training/export.py models/training/practice.toml
+python models/training/practice.py models/training/practice.toml models/training/teacher.toml \\
+    --round 2
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Iterator
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import lessons
 import numpy as np
-import sentencepiece as spm
-from numpy.typing import NDArray
-from run import Run, load_run
-from stories import repetition
+from run import Round, Run, load_run
+from stories import flaw, held_out_runs, repetition
 from teach import MAX_TOKENS, OPENING, in_shards
 from tqdm import tqdm
 
-from pyllama2c import Llama, Score
+from pyllama2c import Llama
 
-AT_ONCE = 256  # stories under way
-TRIES = 16  # of telling one on, before it is begun anew
-IMPOSSIBLE = math.log(0.003)  # to the teacher
-UNLIKELY, SURER = math.log(0.03), math.log(8)  # to the teacher; the storyteller, than the teacher
-REPETITIVE = 0.025  # nearly nine of ten real stories are less so
-SLIP_WEIGHT = 2.0  # of avoiding a slip, beside 1 of telling another token again
-SENTENCE_ENDS = (".", "!", "?", '"')
-
-
-def slips(teacher: NDArray[np.float32], own: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Which tokens are slips: by their log-probabilities to the teacher and the storyteller."""
-    return (teacher < IMPOSSIBLE) | ((teacher < UNLIKELY) & (teacher < own - SURER))
-
-
-def mark(tokens: list[int], avoid: NDArray[np.bool_], start: int) -> lessons.Marked:
-    """A story, from BOS to the BOS behind it, as a lesson: `avoid` tells which tokens are slips.
-
-    Tokens before number `start` are context: no lesson is in them.
-    """
-    ids = np.zeros((len(tokens) - 1, lessons.K), np.uint16)
-    probabilities = np.zeros(ids.shape, np.float16)
-    ids[:, 0] = tokens[1:]
-    probabilities[:, 0] = np.where(avoid[1:], -SLIP_WEIGHT, 1)
-    probabilities[: start - 1] = 0
-    return tokens[:-1], ids, probabilities
+AT_ONCE = 512  # stories
+IDLE = 16  # times that none is careful, before it is given up
+SHORTEST, LONGEST = 60, 200  # tokens
+REPETITIVE = 0.015  # of a story's 4-grams; three of four real stories repeat no more
+UNLIKELY = 3.0  # nats: 5%
+BEGUN = (8, 20)  # tokens of real stories to begin with
+ALONE = 0.2  # of all stories begin with nothing
+RUN = 8  # tokens
+TOLD_BEFORE = 0.1  # of a story's runs
 
 
 def whole(tokens: list[int]) -> lessons.Marked:
-    """A story, from BOS to the BOS behind it, as a lesson without slips."""
-    return mark(tokens, np.zeros(len(tokens), bool), 1)
+    """A story, from BOS to the BOS behind it, as a lesson: every token is certain."""
+    ids = np.zeros((len(tokens) - 1, lessons.K), np.uint16)
+    probabilities = np.zeros(ids.shape, np.float16)
+    ids[:, 0], probabilities[:, 0] = tokens[1:], 1
+    return tokens[:-1], ids, probabilities
 
 
-class Begun(NamedTuple):
-    """What is kept of a story: from BOS on, its first sentences."""
-
-    tokens: list[int]
-    tries: int
-
-    def tried(self, tokens: list[int]) -> Begun:
-        """To be told on after `tokens`, or begun anew."""
-        return Begun(tokens, self.tries + 1) if self.tries + 1 < TRIES else NEW
+def surprise(logprobs: Sequence[float | None]) -> float:
+    """Nats: what a story's tokens fall short of 5% to the teacher, summed."""
+    return sum(max(0.0, -p - UNLIKELY) for p in logprobs if p is not None)
 
 
-NEW = Begun([lessons.BOS], 0)
+class Memory:
+    """How often one worker told runs of tokens in one round, so that no phrase becomes a habit."""
+
+    def __init__(self, often: int):
+        self.often = often
+        self.told: Counter[tuple[int, ...]] = Counter()
+
+    def knows(self, story: list[int]) -> bool:
+        runs = self._runs(story)
+        return sum(self.told[run] >= self.often for run in runs) > TOLD_BEFORE * len(runs)
+
+    def add(self, story: list[int]) -> None:
+        self.told.update(self._runs(story))
+
+    @staticmethod
+    def _runs(story: list[int]) -> set[tuple[int, ...]]:
+        """But for those of the beginning: most stories share one."""
+        return {tuple(story[i : i + RUN]) for i in range(RUN, len(story) - RUN + 1)}
 
 
 class Practice:
-    def __init__(self, pupil: Llama, teacher: Llama, pieces: spm.SentencePieceProcessor):
-        self.pupil, self.teacher, self.pieces = pupil, teacher, pieces
-        self.sentence_ends = {
-            i
-            for i in range(pieces.vocab_size())
-            if not pieces.is_byte(i) and pieces.id_to_piece(i).endswith(SENTENCE_ENDS)
-        }
+    def __init__(self, pupil: Llama, teacher: Llama, run: Run, telling: Round):
+        self.pupil, self.teacher, self.telling = pupil, teacher, telling
+        self.pieces, self.forbidden = run.pieces(), held_out_runs(run.held_out)
+        real = self.pieces.encode(run.split_stories()[0])
+        self.begun = [tokens[:n] for tokens in real for n in BEGUN]
+        self.memory = Memory(telling.often)
 
-    def cut(self, tokens: list[int], slip: int) -> list[int]:
-        """What stands before the sentence of token number `slip`; of the first one BOS alone."""
-        before = range(slip - 1, OPENING, -1)
-        return tokens[: next((i for i in before if tokens[i] in self.sentence_ends), 0) + 1]
+    def worth_reading(self, story: list[int]) -> bool:
+        if not SHORTEST <= len(story) <= LONGEST:
+            return False
+        text = self.pieces.decode(story)
+        return (
+            repetition(text) <= REPETITIVE
+            and flaw(text, self.forbidden) is None
+            and not self.memory.knows(story)
+        )
 
-    def tell_on(self, begun: list[Begun], seed: int) -> Iterator[tuple[Begun, list[int], bool]]:
-        """Each with the tokens of the whole story, and whether it is worth reading."""
+    def begin(self, seed: int) -> list[list[int]]:
+        """From BOS on: what AT_ONCE stories go on from."""
+        draw = random.Random(seed)
+        return [
+            [lessons.BOS, *([] if draw.random() < ALONE else draw.choice(self.begun))]
+            for _ in range(AT_ONCE)
+        ]
+
+    def tell(self, seed: int) -> Iterator[tuple[list[int], list[int]]]:
+        """How each story that is worth reading began, and all of it."""
+        begun = self.begin(seed)
         told = self.pupil.generate_batch(
-            [story.tokens for story in begun],
+            begun,
             max_batch=128,
             in_order=True,
-            max_tokens=MAX_TOKENS,
-            temperature=0.8,
-            top_p=0.9,
+            max_tokens=LONGEST,
+            temperature=self.telling.temperature,
+            top_p=self.telling.top_p,
+            repetition_penalty=self.telling.repetition_penalty,
             seed=seed,
         )
-        for story, end in zip(begun, told, strict=True):
-            tokens = [*story.tokens, *end.tokens]
-            ended = end.finish_reason == "stop" and OPENING < len(tokens) <= MAX_TOKENS
-            yield story, tokens, ended and repetition(self.pieces.decode(tokens)) <= REPETITIVE
+        for opening, story in zip(begun, told, strict=True):
+            if story.error is not None:
+                raise story.error
+            tokens = [*opening, *story.tokens]
+            if story.finish_reason == "stop" and self.worth_reading(tokens):
+                yield opening, tokens
 
     def lessons(self, seed: int) -> Iterator[lessons.Marked]:
-        """Without end."""
-        begun, idle = [NEW] * AT_ONCE, 0
-        while True:
-            told = list(self.tell_on(begun, seed))
+        """Without end, but for a storyteller that tells none."""
+        idle = 0
+        while idle < IDLE:
+            told = list(self.tell(seed))
             seed += AT_ONCE
-            begun = [story.tried(story.tokens) for story, _, worth in told if not worth]
-            read = [(story, [*tokens, lessons.BOS]) for story, tokens, worth in told if worth]
-            idle = 0 if read else idle + 1
-            if idle == TRIES:
-                raise SystemExit(
-                    f"of {TRIES * AT_ONCE} stories, none ends without repeating itself"
-                )
+            texts = [[*story, lessons.BOS] for _, story in told]
             # How stories open is not judged: the teacher may not know (see teach.py).
-            starts = [max(len(story.tokens), OPENING + 1) for story, _ in read]
-            texts = [tokens for _, tokens in read]
-            by_teacher = self.teacher.score_batch(texts, starts=starts)
-            by_pupil = self.pupil.score_batch(texts, starts=starts)
-            scored = zip(read, starts, map(_array, by_teacher), map(_array, by_pupil), strict=True)
-            for (story, tokens), start, teacher, own in scored:
-                yield mark(tokens, slips(teacher, own), start)
-                impossible = np.flatnonzero(teacher < IMPOSSIBLE)
-                if len(impossible):
-                    begun.append(story.tried(self.cut(tokens, int(impossible[0]))))
-                else:
-                    yield whole(tokens)
-                    begun.append(NEW)
-
-
-def _array(score: Score) -> NDArray[np.float32]:
-    """Its log-probabilities; 0 for what is not scored."""
-    return np.array([0 if p is None else p for p in score.logprobs], np.float32)
+            starts = [max(len(opening), OPENING + 1) for opening, _ in told]
+            scores = self.teacher.score_batch(texts, starts=starts)
+            idle += 1
+            for (_, story), score in zip(told, scores, strict=True):
+                careful = surprise(score.logprobs) <= self.telling.surprise
+                if careful and not self.memory.knows(story):  # of one told in this very batch
+                    self.memory.add(story)
+                    idle = 0
+                    yield whole([*story, lessons.BOS])
+        raise SystemExit(f"of {IDLE * AT_ONCE} stories, none was careful enough for a lesson")
 
 
 def save_real_stories(run: Run, folder: Path) -> None:
     """Of a long one the beginning."""
-    if not folder.exists():
-        texts = run.pieces().encode(run.split_stories()[0])
-        stories = ([lessons.BOS, *tokens[:MAX_TOKENS], lessons.BOS] for tokens in texts)
-        in_shards(map(whole, stories), folder)
+    texts = run.pieces().encode(run.split_stories()[0][lessons.count(folder) :])
+    stories = ([lessons.BOS, *tokens, lessons.BOS][: MAX_TOKENS + 2] for tokens in texts)
+    in_shards(map(whole, stories), folder)
+
+
+def told_before(folder: Path) -> list[list[int]]:
+    """The stories that were saved in it, from BOS on."""
+    if not lessons.count(folder):
+        return []
+    saved = lessons.load([folder])
+    return [[lessons.BOS, *saved.story(i)] for i in range(len(saved.starts) - 1)]
+
+
+def storyteller(run: Run, number: int) -> Path:
+    """Who tells this round's stories: at first what the run starts from, then what it became."""
+    return (run.start if number == 1 and run.start else run.out) / "model-q8.bin"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="TOML file that describes the storyteller's run")
+    parser.add_argument("run", type=Path, help="TOML file that describes the practice run")
     parser.add_argument("teacher", type=Path, help="TOML file that describes the teacher's run")
-    parser.add_argument("--lessons", type=int, default=8500, help="to be made (%(default)s)")
+    parser.add_argument("--round", type=int, default=1, help="from 1 on (%(default)s)")
     parser.add_argument("--worker", type=int, default=0, help="others than 0 only practise")
     arguments = parser.parse_args()
-    run = load_run(arguments.run)
-    if arguments.worker == 0:
+    run, number, worker = load_run(arguments.run), arguments.round, arguments.worker
+    if not 1 <= number <= len(run.rounds):
+        parser.error(f"{arguments.run} describes {len(run.rounds)} rounds: there is no {number}")
+    if worker == 0:
         save_real_stories(run, run.out / "real")
-    folder = run.out / f"practised-{arguments.worker}"
-    there = lessons.count(folder)
+    telling, folder = run.rounds[number - 1], run.out / f"round-{number}" / str(worker)
+    before = told_before(folder)
     # Behind the seeds of the lessons that are there, with room for what a kill left unsaved.
-    seed = run.training.seed + 10**9 * arguments.worker + 1000 * there
+    seed = run.training.seed + 10**8 * (100 * number + worker) + IDLE * AT_ONCE * len(before)
     with (
-        Llama(run.out / "model-q8.bin", run.tokenizer / "tokenizer.bin") as pupil,
+        Llama(storyteller(run, number), run.tokenizer / "tokenizer.bin") as pupil,
         Llama(load_run(arguments.teacher).out / "model.gguf") as teacher,
     ):
-        made = Practice(pupil, teacher, run.pieces()).lessons(seed)
-        wanted = range(there, arguments.lessons)
-        numbered = zip(tqdm(wanted, desc="practising", unit="lesson"), made, strict=False)
-        in_shards((lesson for _, lesson in numbered), folder)
+        practice = Practice(pupil, teacher, run, telling)
+        for story in before:
+            practice.memory.add(story)
+        wanted = range(len(before), telling.lessons)
+        bar = tqdm(wanted, desc="practising", unit="lesson")
+        in_shards((lesson for _, lesson in zip(bar, practice.lessons(seed), strict=False)), folder)
 
 
 if __name__ == "__main__":

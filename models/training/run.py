@@ -40,11 +40,26 @@ class Training:
     ema_decay: float  # the exported weights are this running average of the trained ones
     evaluate_every: int
     seed: int
+    restarts: bool = False  # of the learning rate, with every stage (Loshchilov & Hutter 2017)
     compile: bool = False  # a minute at the start, and a third faster from then on
 
     @property
     def steps(self) -> int:
         return sum(stage.steps for stage in self.stages)
+
+
+@dataclass
+class Round:
+    """Of practice: how a storyteller tells, and which of its stories are lessons."""
+
+    lessons: int  # that every worker makes
+    temperature: float
+    top_p: float
+    repetition_penalty: float
+    surprise: float  # nats of it, to the teacher, are allowed to a story
+    often: (
+        int  # times that a run of 8 tokens is told; of more than a tenth such, a story is dropped
+    )
 
 
 @dataclass
@@ -57,6 +72,7 @@ class Run:
     held_out: Path | None
     model: LlamaConfig
     training: Training
+    rounds: list[Round]  # of practice; see practice.py
     group_size: int  # of the exported int8 file
 
     def pieces(self) -> spm.SentencePieceProcessor:
@@ -100,5 +116,6 @@ def load_run(path: Path) -> Run:
         held_out=base / held_out if held_out else None,
         model=LlamaConfig(**table["model"]),
         training=Training(stages=stages, **training),
+        rounds=[Round(**settings) for settings in table.get("rounds", [])],
         group_size=table["export"]["group_size"],
     )

@@ -48,10 +48,17 @@ def keep_freed_memory() -> None:
 
 
 def learning_rate(step: int, t: Training) -> float:
-    """Linear warm-up, then half a cosine down to a twentieth."""
+    """Linear warm-up, then half a cosine down to a twentieth; with `restarts` in every stage."""
+    total = t.steps
+    if t.restarts:
+        for stage in t.stages:
+            total = stage.steps
+            if step < total:
+                break
+            step -= total
     if step < t.warmup_steps:
         return t.learning_rate * (step + 1) / t.warmup_steps
-    progress = (step - t.warmup_steps) / max(1, t.steps - t.warmup_steps)
+    progress = (step - t.warmup_steps) / max(1, total - t.warmup_steps)
     return t.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
@@ -60,8 +67,7 @@ def cross_entropy(logits: Tensor, batch: Batch, hard_weight: float) -> Tensor:
 
     logits (batch_size, window, vocab_size). Of what the teacher finds unlikely there are no marks;
     a next token from among that counts whole. As often as the teacher's own stories go on with
-    such tokens, that makes up for the missing marks. A negative mark is of a token to avoid: as
-    much of its unlikelihood, -log(1 - p) (Welleck et al. 2020).
+    such tokens, that makes up for the missing marks.
     """
     logits, target = logits.float(), batch.tokens[:, 1:]
     total = logits.logsumexp(-1)
@@ -69,9 +75,7 @@ def cross_entropy(logits: Tensor, batch: Batch, hard_weight: float) -> Tensor:
     if batch.ids is None or batch.probabilities is None:
         return hard.mean()
     marked = logits.gather(-1, batch.ids) - total[..., None]
-    likely, avoided = batch.probabilities.clamp(min=0), batch.probabilities.clamp(max=0)
-    unlikelihood = torch.log1p(-marked.exp().clamp(max=0.999))
-    soft = (avoided * unlikelihood - likely * marked).sum(-1)
+    soft = -(batch.probabilities * marked).sum(-1)
     unmarked = (batch.ids != target[..., None]).all(-1)
     return (hard_weight * hard + (1 - hard_weight) * (soft + unmarked * hard)).mean()
 
@@ -211,7 +215,7 @@ def main() -> None:
                 batch = windows[step - (end - stage.steps)]
                 row = {"step": step, "lr": learning_rate(step, t)}
                 row["loss"] = round(trainer.learn(batch, stage.hard_weight), 5)
-                evaluating = (step + 1) % t.evaluate_every == 0 or step + 1 == last
+                evaluating = (step + 1) % t.evaluate_every == 0 or step + 1 == min(end, last)
                 if evaluating:
                     average = bits_per_byte(trainer.average.module, tokenizer, validation)
                     row["bits_per_byte"] = round(average, 5)
