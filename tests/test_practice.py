@@ -112,6 +112,20 @@ def test_lessons_are_careful_stories(runs: tuple[Path, Path]) -> None:
             assert surprise(tokens, reader, 1 + max([4, *given])) <= CAREFUL
 
 
+def test_turns_that_mix_up_who_is_who(runs: tuple[Path, Path]) -> None:
+    practice, run = module("practice"), module("run").load_run(runs[0])
+    worth = practice.Practice(None, None, run, run.rounds[0]).worth_reading
+    plain = stories()[0]
+    for turn, said in {
+        " It was not a ball, it was a dog.": False,
+        " The hat wasn't just a hat.": False,
+        " The ball was not sad anymore.": False,
+        " It was not all.": True,
+        " It was a good day for a dog.": True,
+    }.items():
+        assert worth([1, *run.pieces().encode(plain + turn)]) is said, turn
+
+
 def test_stories_begin_as_real_ones_do(runs: tuple[Path, Path]) -> None:
     practice: Any = module("practice")
     run = module("run").load_run(runs[0])
