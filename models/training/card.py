@@ -3,7 +3,7 @@
 Prints Markdown; with --write it goes between the markers of models/README.md.
 
 python models/training/card.py ../shared/text/heldout_tinystories.json --write \\
-    --compare "the same in float32" build/storyteller/model.bin build/teacher/tokenizer.bin \\
+    --compare "the same in float32" build/practised/model.bin build/teacher/tokenizer.bin \\
     --compare stories260K.bin ../shared/models/stories260K.bin ../shared/models/tok512.bin
 """
 

@@ -3,7 +3,7 @@
 model.bin is llama2.c's v0 (float32), model-q8.bin its v2 (int8 groups). A model with a RoPE base
 other than llama2.c's 10,000 becomes model.gguf (Q8_0) instead.
 
-python models/training/export.py models/training/storyteller.toml --install
+python models/training/export.py models/training/practice.toml --install
 """
 
 from __future__ import annotations

@@ -5,17 +5,15 @@ which nothing surprises the teacher much; the next stage of the practice run lea
 from real stories beside, so that those stay in mind (Dong et al. 2023, "RAFT: Reward rAnked
 FineTuning"). What it has become tells the next round's. Most stories begin with the first tokens of
 a real one: left to itself, a storyteller soon begins all of them alike. Run again to go on where it
-was killed. One process a core reads most; a round, the stage that learns from it, the next round:
+was killed. One process a core reads most; a round, and the stage that learns from it:
 
 export PYLLAMA2C_THREADS=1
-python models/training/practice.py models/training/practice.toml models/training/teacher.toml &
-python models/training/practice.py models/training/practice.toml models/training/teacher.toml \\
-    --worker 1
+cd models/training
+python practice.py practice.toml better_teacher.toml --round 1 &
+python practice.py practice.toml better_teacher.toml --round 1 --worker 1
 wait
-python models/training/train.py models/training/practice.toml --stop-after 450
-python models/training/export.py models/training/practice.toml
-python models/training/practice.py models/training/practice.toml models/training/teacher.toml \\
-    --round 2
+python train.py practice.toml --stop-after 450
+python export.py practice.toml
 """
 
 from __future__ import annotations
