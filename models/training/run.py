@@ -57,9 +57,7 @@ class Round:
     top_p: float
     repetition_penalty: float
     surprise: float  # nats of it, to the teacher, are allowed to a story
-    often: (
-        int  # times that a run of 8 tokens is told; of more than a tenth such, a story is dropped
-    )
+    often: int  # times that a run of 8 tokens is told; a story of a tenth such is no lesson
 
 
 @dataclass
