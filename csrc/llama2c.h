@@ -151,7 +151,9 @@ l2c_status l2c_model_quantize(const l2c_model *from, l2c_dtype dtype, l2c_model 
 
 const l2c_config *l2c_model_config(const l2c_model *model);
 
-/* A number that differs between models of different weights: of a sample of every matrix. */
+/* A number of the shape, the norms and the weights that are computed with: the same for the same file and
+ * dtype on every machine, another one (but for a chance of 2^-64) where any of them differs. Reads all
+ * weights, at some 10 GB a second once they are in memory: ask once, and keep it. */
 uint64_t l2c_model_fingerprint(const l2c_model *model);
 
 /* Number of parameters; bytes that the weights are held in; bytes of them that decoding one token reads. */

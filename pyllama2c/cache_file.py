@@ -2,7 +2,7 @@
 
 Little-endian: b"l2ccache", version (uint32), n tokens (uint32), the model's fingerprint (uint64),
 the tokens (int32), and keys, then values, each (n_layers, n_kv_heads, n, head_size): float32 in
-version 1, float16 in version 2.
+version 3, float16 in version 4. Versions 1 and 2 had a fingerprint that missed much of a model.
 """
 
 from __future__ import annotations
@@ -21,13 +21,19 @@ from pyllama2c.session import Session
 
 _HEADER = struct.Struct("<8sIIQ")
 _MAGIC = b"l2ccache"
-_VERSIONS = {lib.L2C_KV_FLOAT32: 1, lib.L2C_KV_FLOAT16: 2}
-_NAMES = {1: "float32", 2: "float16"}
+_VERSIONS = {lib.L2C_KV_FLOAT32: 3, lib.L2C_KV_FLOAT16: 4}
+_NAMES = {3: "float32", 4: "float16"}
+_OLD = (1, 2)
 
 
 def _state_bytes(config: Config, n: int, version: int) -> int:
     return (
-        (4 if version == 1 else 2) * 2 * config.n_layers * config.n_kv_heads * n * config.head_size
+        (4 if _NAMES[version] == "float32" else 2)
+        * 2
+        * config.n_layers
+        * config.n_kv_heads
+        * n
+        * config.head_size
     )
 
 
@@ -56,8 +62,10 @@ def load(path: str | os.PathLike[str], session: Session, config: Config, fingerp
         if len(head) < _HEADER.size or head[:8] != _MAGIC:
             raise CacheFileError(f"{path}: not a prompt cache of pyllama2c")
         _, version, n, made_by = _HEADER.unpack(head)
+        if version in _OLD:
+            raise CacheFileError(f"{path}: saved by an older pyllama2c; save the prompt again")
         if version not in _NAMES:
-            raise CacheFileError(f"{path}: version is {version}; versions 1 and 2 are known")
+            raise CacheFileError(f"{path}: version is {version}; versions 3 and 4 are known")
         if version != (ours := _VERSIONS[session.kv]):
             raise CacheFileError(
                 f"{path}: keys and values are {_NAMES[version]}; the model's kv_dtype is "

@@ -86,6 +86,7 @@ class Engine:
         self, opened: Opened, speculative: bool | str, threads: int | None, isa: str | None
     ):
         handle = self._model = opened.handle
+        self._fingerprint: int | None = None
         self.config = read_config(lib.l2c_model_config(handle))._replace(seq_len=opened.n_ctx)
         self.sweep_bytes = int(lib.l2c_model_sweep_bytes(handle))
         self.computing = Computing(resolve_isa(isa), opened.kv, opened.n_ctx)
@@ -123,7 +124,11 @@ class Engine:
 
     @property
     def fingerprint(self) -> int:
-        return int(lib.l2c_model_fingerprint(self.model))
+        """Of shape and weights; the first use reads them all (0.1 s a gigabyte)."""
+        model = self.model
+        if self._fingerprint is None:
+            self._fingerprint = int(lib.l2c_model_fingerprint(model))
+        return self._fingerprint
 
     def check_fits(self, tokens: Sequence[int]) -> None:
         if len(tokens) > self.config.seq_len:
