@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pyllama2c._ffi import TOKENIZER, check, ffi, lib, new_error
 from pyllama2c.errors import ClosedError, TokenizerError
+from pyllama2c.recognize import TOKENIZER_FILE, expect
 
 NONE = -1
 """the id of a special token that a vocabulary does not have, as in SentencePiece"""
@@ -172,6 +173,7 @@ class Tokenizer(BaseTokenizer):
     def __init__(self, path: str | os.PathLike[str], vocab_size: int | None = None):
         super().__init__()
         self.path = os.fspath(path)
+        expect(self.path, TOKENIZER_FILE, TokenizerError)
         out, err = ffi.new("l2c_tokenizer **"), new_error()
         status = lib.l2c_tokenizer_open(os.fsencode(self.path), vocab_size or 0, out, err)
         self._open(status, out, err)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pyllama2c.errors import CheckpointError, TokenizerError
+from pyllama2c.recognize import JSON, expect
 
 _MOST = 2**31 - 1
 
@@ -74,6 +75,7 @@ def read_json(
     path: Path, error: type[CheckpointError] | type[TokenizerError] = CheckpointError
 ) -> Fields:
     """The object that a JSON file holds."""
+    expect(path, JSON, error)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as reason:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pyllama2c.convert.vocabulary import BYTE, CONTROL, NORMAL, Vocabulary
 from pyllama2c.errors import CheckpointWarning, TokenizerError, UnsupportedError
+from pyllama2c.recognize import TOKENIZER_MODEL, expect
 
 _BPE = 2
 
@@ -98,6 +99,7 @@ def _control(
 
 def read_sentencepiece(path: Path, vocab_size: int) -> Vocabulary:
     """TokenizerError for a damaged file, UnsupportedError for a model that is not BPE."""
+    expect(path, TOKENIZER_MODEL, TokenizerError)
     v = Vocabulary(path, "llama", vocab_size)
     try:
         trainer, normalizer = _parse(path.read_bytes(), v)
