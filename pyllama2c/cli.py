@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pyllama2c.arguments import COMMANDS, build_parser
-from pyllama2c.errors import Llama2cError
+from pyllama2c.errors import Llama2cError, in_words
 
 if TYPE_CHECKING:
     from pyllama2c.model import Llama
@@ -228,6 +228,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
         except (Llama2cError, OSError, ValueError, MemoryError) as error:
-            message = " ".join(str(error).split()) or type(error).__name__
+            message = " ".join(in_words(error).split()) or type(error).__name__
             print(f"pyllama2c: error: {message}", file=sys.stderr)
             return 1
