@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pyllama2c.arguments import COMMANDS, build_parser
 from pyllama2c.errors import Llama2cError, in_words
+from pyllama2c.progress import watched
 
 if TYPE_CHECKING:
     from pyllama2c.model import Llama
@@ -174,7 +175,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         arguments.target,
         dtype=arguments.dtype,
         tokenizer=not arguments.no_tokenizer,
-        progress=sys.stderr.isatty(),
+        progress=watched(),
     )
     print(f"{arguments.target}: {size:,} bytes")
     return 0

@@ -6,7 +6,7 @@ import os
 
 
 def in_words(error: BaseException) -> str:
-    """What an exception says to people: of an OSError the file and what is wrong, not its number."""
+    """What an exception says to people: of an OSError the file and the reason, not its number."""
     if not isinstance(error, OSError) or error.strerror is None:
         return str(error)
     if error.filename is None:

@@ -26,6 +26,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from pyllama2c.model import Llama
+from pyllama2c.progress import watched
 from pyllama2c.session import MAX_ROWS
 
 _CHUNK = 512
@@ -119,7 +120,9 @@ class HarnessLM(TemplateLM):
         self, requests: Sequence[_Request], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
         answers: list[tuple[float, bool]] = []
-        with tqdm(total=len(requests), disable=disable_tqdm, desc="loglikelihood") as bar:
+        with tqdm(
+            total=len(requests), disable=disable_tqdm or not watched(), desc="loglikelihood"
+        ) as bar:
             for at in range(0, len(requests), _CHUNK):
                 chunk = requests[at : at + _CHUNK]
                 new = list(self._score(chunk))
@@ -196,7 +199,9 @@ class HarnessLM(TemplateLM):
             **listed,
         )
         answers = [""] * len(prompts)
-        with tqdm(total=len(prompts), disable=disable_tqdm, desc="generate_until") as bar:
+        with tqdm(
+            total=len(prompts), disable=disable_tqdm or not watched(), desc="generate_until"
+        ) as bar:
             for story in stories:
                 if story.error is not None:
                     raise story.error
