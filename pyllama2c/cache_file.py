@@ -8,6 +8,7 @@ version 3, float16 in version 4. Versions 1 and 2 had a fingerprint that missed 
 from __future__ import annotations
 
 import os
+import stat
 import struct
 import sys
 from array import array
@@ -17,6 +18,7 @@ from pyllama2c._ffi import check, ffi, lib, new_error
 from pyllama2c.config import Config
 from pyllama2c.errors import CacheFileError
 from pyllama2c.files import whole_file
+from pyllama2c.recognize import Kind, kind_of_file
 from pyllama2c.session import Session
 
 _HEADER = struct.Struct("<8sIIQ")
@@ -40,7 +42,13 @@ def _state_bytes(config: Config, n: int, version: int) -> int:
 def save(
     path: str | os.PathLike[str], session: Session, n: int, config: Config, fingerprint: int
 ) -> None:
-    """Writes the first n positions; the file appears under its name when it is whole."""
+    """Writes the first n positions; the file appears under its name when it is whole.
+
+    CacheFileError for a file of another kind, such as a model, in its place.
+    """
+    there = kind_of_file(path)
+    if there not in (None, Kind.PROMPT_CACHE, Kind.EMPTY):
+        raise CacheFileError(f"{path} is {there.what}; name another file")
     tokens = array("i", session.fed[:n])
     if sys.byteorder == "big":
         tokens.byteswap()
@@ -56,6 +64,8 @@ def save(
 
 def load(path: str | os.PathLike[str], session: Session, config: Config, fingerprint: int) -> None:
     """Reads such a file into `session`; CacheFileError for anything else, before it is changed."""
+    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer
+        raise CacheFileError(f"{path}: not a prompt cache of pyllama2c, but no regular file")
     with Path(path).open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         head = file.read(_HEADER.size)
@@ -78,12 +88,15 @@ def load(path: str | os.PathLike[str], session: Session, config: Config, fingerp
         expected = _HEADER.size + 4 * n + _state_bytes(config, n, version)
         if size != expected:
             raise CacheFileError(f"{path}: {size} bytes; {n} tokens need {expected}")
-        tokens = array("i", file.read(4 * n))
+        data = file.read(4 * n)
+        if len(data) < 4 * n:
+            raise CacheFileError(f"{path}: changed while it was read")
+        tokens = array("i", data)
         if sys.byteorder == "big":
             tokens.byteswap()
         if any(not 0 <= token < config.vocab_size for token in tokens):
             raise CacheFileError(f"{path}: a token is outside the vocabulary")
-        state = ffi.from_buffer("char[]", bytearray(file.read()))
+        state = ffi.from_buffer("char[]", bytearray(file.read(size)))
     if len(state) != _state_bytes(config, n, version):
         raise CacheFileError(f"{path}: changed while it was read")
     err = new_error()

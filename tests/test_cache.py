@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -168,3 +169,25 @@ def test_the_same_weights_are_the_same_model_in_every_file_and_on_every_machine(
     scale[-1] ^= 1
     assert fingerprint(odd.v2(), isa=isa) == fingerprint(odd.v2())
     assert fingerprint(bytes(scale)) != fingerprint(odd.v2())
+
+
+# ---- files that are in the way ----
+
+
+def test_a_model_is_not_overwritten(llama: Llama, tiny_path: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model.bin"
+    model.write_bytes(tiny_path.read_bytes())
+    with pytest.raises(CacheFileError, match=r"model\.bin is a llama2.c checkpoint; name another"):
+        llama.save_cache(model, "ab")
+    assert model.read_bytes() == tiny_path.read_bytes()
+    for before in (b"", b"l2ccache"):
+        model.write_bytes(before)
+        llama.save_cache(model, "ab")
+        assert len(llama.load_cache(model)) > 0
+
+
+def test_a_pipe_is_not_waited_for(llama: Llama, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(CacheFileError, match="no regular file"):
+            llama.load_cache(path)

@@ -11,10 +11,15 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import DATA
+from conftest import DATA, run_python
+from folders import Model, write_hugging_face
+from tiny import Shape, TinyLlama
 
+from pyllama2c import CheckpointError
 from pyllama2c.files import whole_file
+from pyllama2c.quantize import quantize_file
 
 
 @pytest.fixture
@@ -204,3 +209,69 @@ except OSError as error:
     )
     assert shown.stdout.strip() == str(target), shown.stderr
     assert target.read_bytes() == b"before" and names(tmp_path) == ["out"]
+
+
+# ---- What writes files ----
+
+
+def test_a_source_is_not_its_own_target(tmp_path: Path) -> None:
+    source, link = tmp_path / "model.bin", tmp_path / "link.bin"
+    source.write_bytes(TinyLlama.random(Shape(dim=32, hidden_dim=64)).v0())
+    before = source.read_bytes()
+    link.symlink_to(source)
+    for target in (source, link):
+        with pytest.raises(FileExistsError, match="the file that is quantized; name another"):
+            quantize_file(source, target)
+    assert source.read_bytes() == before and names(tmp_path) == ["link.bin", "model.bin"]
+    for package in ("gguf", "safetensors", "ml_dtypes"):
+        pytest.importorskip(package, reason=f"{package} (the extra `convert`) is not installed")
+    from pyllama2c.convert import convert
+
+    folder = write_hugging_face(tmp_path / "m", Model(n_layers=1))
+    weights, outside = folder / "model.safetensors", tmp_path / "weights"
+    before = weights.read_bytes()
+    outside.symlink_to(weights)
+    for target in (weights, folder / "config.json", outside):
+        with pytest.raises(FileExistsError, match="of the folder that is converted; name another"):
+            convert(folder, target, tokenizer=False)
+    assert weights.read_bytes() == before
+    for _ in range(2):  # beside them, and again
+        convert(folder, folder / "model.gguf", tokenizer=False)
+
+
+def test_quantizing_into_a_pipe(tmp_path: Path) -> None:
+    source, pipe, got = tmp_path / "model.bin", tmp_path / "pipe", []
+    source.write_bytes(TinyLlama.random(Shape(dim=32, hidden_dim=64)).v0())
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()))
+    reader.start()
+    assert quantize_file(source, pipe) == quantize_file(source, tmp_path / "out.bin")
+    reader.join(timeout=60)
+    assert got == [(tmp_path / "out.bin").read_bytes()]
+
+
+def test_a_weight_that_int8_cannot_hold_is_named(tmp_path: Path) -> None:
+    tiny = TinyLlama.random(Shape(dim=32, hidden_dim=64))
+    tiny.weights["w2"][1, 3, 4] = np.nan
+    source = tmp_path / "model.bin"
+    source.write_bytes(tiny.v0())
+    with pytest.raises(CheckpointError, match=r"model\.bin: w2: a weight is NaN or infinite"):
+        quantize_file(source, tmp_path / "out.bin")
+    assert names(tmp_path) == ["model.bin"]
+
+
+def test_the_command_names_files_without_noise(tmp_path: Path) -> None:
+    source = tmp_path / "model.bin"
+    source.write_bytes(TinyLlama.random(Shape(dim=32, hidden_dim=64)).v0())
+    missing = tmp_path / "nowhere" / "o.bin"
+    for arguments, message in (
+        (["quantize", str(source), str(missing)], f"{missing}: No such file or directory"),
+        (["quantize", str(source), str(tmp_path)], f"{tmp_path}: is a folder; name the file to"),
+        (["generate", str(source)], f"{source}: no tokenizer for its 300 pieces: name one with"),
+        (["generate", str(source), "-z", str(missing)], f"{missing}: No such file or directory"),
+        (["eval", str(missing), "-M", str(source)], f"{missing}: No such file or directory"),
+    ):
+        shown = run_python("-m", "pyllama2c", *arguments)
+        assert shown.returncode == 1
+        assert shown.stderr.startswith(f"pyllama2c: error: {message}"), shown.stderr
+        assert "Errno" not in shown.stderr and ".part" not in shown.stderr

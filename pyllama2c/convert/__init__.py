@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from pyllama2c.errors import CheckpointError, CheckpointNotFoundError, UnsupportedError
+from pyllama2c.recognize import Kind, kind_of_file
 
 _PACKAGES = ("gguf", "safetensors", "ml_dtypes")
 
@@ -35,6 +36,10 @@ def _check_paths(source: Path, target: Path) -> None:
         )
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a folder; name the file to write", str(target))
+    replaced = target.exists() and kind_of_file(target) is not Kind.GGUF
+    if replaced and any(path.exists() and target.samefile(path) for path in source.iterdir()):
+        why = "is a file of the folder that is converted; name another"
+        raise FileExistsError(errno.EEXIST, why, str(target))
 
 
 def convert(
