@@ -43,7 +43,7 @@ def _through(target: Path) -> Iterator[BinaryIO]:
     with tempfile.NamedTemporaryFile() as file:
         yield file  # type: ignore[misc]  # a wrapper that does what a BinaryIO does
         file.seek(0)
-        with _errors_of(target), target.open("wb") as pipe:
+        with _errors_of(target, target), target.open("wb") as pipe:
             shutil.copyfileobj(file, pipe)
 
 
@@ -74,7 +74,7 @@ def _keep_owner(file: BinaryIO, there: os.stat_result) -> None:
 
 
 @contextmanager
-def _errors_of(target: Path, partial: Path | None = None) -> Iterator[None]:
+def _errors_of(target: Path, partial: Path) -> Iterator[None]:
     """Errors that name the partial file, or no file as those of a full disk, name the target."""
     try:
         yield

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyllama2c._ffi import check, ffi, lib, new_error
 from pyllama2c.errors import CheckpointError, ClosedError
+from pyllama2c.recognize import GGUF_FILE, expect
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +42,7 @@ class Gguf:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = os.fspath(path)
+        expect(self.path, GGUF_FILE, CheckpointError)
         out, err = ffi.new("l2c_gguf **"), new_error()
         check(lib.l2c_gguf_open(os.fsencode(self.path), out, err), err, self.path)
         self._open(out[0])

@@ -48,6 +48,7 @@ class Kind(Enum):
 
 
 MODEL = frozenset((Kind.GGUF, Kind.LLAMA2C))
+GGUF_FILE = frozenset((Kind.GGUF,))
 TOKENIZER_FILE = frozenset((Kind.TOKENIZER_BIN,))
 SAFETENSORS = frozenset((Kind.SAFETENSORS,))
 TORCH = frozenset((Kind.ZIP, Kind.PICKLE))

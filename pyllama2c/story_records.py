@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 _BEGINNING = b'{"index": '
 _LONGEST_LINE = 1 << 26
-_DEFAULTS: dict[str, Any] = {**(make_request.__kwdefaults__ or {}), "kv_dtype": "float32"}
+_DEFAULTS: dict[str, Any] = json.loads(
+    json.dumps({**(make_request.__kwdefaults__ or {}), "kv_dtype": "float32"})
+)
 _ALWAYS_TOLD = ("temperature", "top_p", "max_tokens")
 
 
@@ -53,13 +55,11 @@ def settings_of(llama: Llama, prompt: bytes, options: dict[str, Any]) -> dict[st
         "kv_dtype": kv_dtype,
         **options,
     }
-    told = {
+    return {
         name: value
-        for name, value in settings.items()
+        for name, value in json.loads(json.dumps(settings)).items()
         if name in _ALWAYS_TOLD or name not in _DEFAULTS or value != _DEFAULTS[name]
     }
-    plain: dict[str, Any] = json.loads(json.dumps(told))
-    return plain
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from tiny import Shape, TinyLlama, tokenizer_file
 
 from pyllama2c import CheckpointError, Llama, Llama2cError, Tokenizer, TokenizerError
 from pyllama2c.evaluate import read_passages
+from pyllama2c.gguf import Gguf
 from pyllama2c.hub import data_folder
 from pyllama2c.recognize import HEAD, Kind, kind_of, kind_of_file
 
@@ -142,6 +143,7 @@ def test_a_model_that_is_something_else(name: str, tmp_path: Path) -> None:
                 lambda data=data: Llama.from_buffer(data),
             )
     path.write_bytes(POINTER)
+    refused(CheckpointError, "Git LFS pointer", lambda: Gguf(path))
     for command in ("generate", "info", "bench"):
         shown = run_python("-m", "pyllama2c", command, str(path))
         assert shown.returncode == 1 and "`git lfs pull` fetches that" in shown.stderr
