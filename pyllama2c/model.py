@@ -249,11 +249,8 @@ class Llama:
             return 0  # ids need no tokenizer; only bits per byte do
 
     def save_cache(self, path: str | os.PathLike[str], prompt: str | bytes | Sequence[int]) -> None:
-        """Computes a prompt, unless it is cached, and writes its keys and values to a file.
-
-        The first save or load of a model reads all its weights once more, for their fingerprint
-        (0.1 s a gigabyte). CacheFileError where the file holds something else, such as a model.
-        """
+        """Writes a prompt's keys and values to a file; CacheFileError where that is, say, a model.
+        The first save or load reads all weights, for their fingerprint (0.1 s a gigabyte)."""
         tokens, engine = self._tokens(prompt), self._engine
         with engine.computed(tokens) as session:
             cache_file.save(path, session, len(tokens), self.config, engine.fingerprint)
