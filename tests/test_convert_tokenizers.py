@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 
 pytest.importorskip("gguf", reason="gguf (the extra `convert`) is not installed")
 
-from pyllama2c import CheckpointWarning, Llama2cError, TokenizerError, UnsupportedError
+from pyllama2c import CheckpointWarning, Llama, Llama2cError, TokenizerError, UnsupportedError
 from pyllama2c.convert import convert
 from pyllama2c.convert.byte_level import as_text, read_tiktoken
 from pyllama2c.convert.sentencepiece_model import read_sentencepiece
 from pyllama2c.convert.tokenizer_json import read_tokenizer_json
+from pyllama2c.convert.tokenizers import read_vocabulary
 from pyllama2c.gguf import Gguf
 
 VOCAB = 600
@@ -207,9 +208,8 @@ def test_ids_of_config_json(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     ids = {"bos_token_id": 1, "eos_token_id": [0, 1], "pad_token_id": 9999}
     (folder / "config.json").write_text(json.dumps(config | ids))
-    read = converted(folder)
-    ids = [read.get(f"{name}_token_id") for name in ("bos", "eos", "padding")]
-    assert ids == [1, 0, None]
+    read = read_vocabulary(folder, VOCAB)
+    assert (read.bos, read.eos, read.pad) == (1, 0, None)
 
 
 # ---- Byte-level BPE ----
@@ -470,7 +470,7 @@ def test_the_tokenizers_package_agrees(folder: Path) -> None:
         [normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)]
     )
     trained.decoder = decoders.ByteFallback()
-    special = ["<unk>", *(f"<0x{i:02X}>" for i in range(256))]
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=special, show_progress=False)
     trained.train_from_iterator(["a cat sat on a mat", "that rat and the bat"], trainer)
     trained.save(str(folder / "tokenizer.json"))
