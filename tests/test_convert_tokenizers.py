@@ -319,7 +319,12 @@ LLAMA3_PRE = {
             "behavior": "Isolated",
             "invert": False,
         },
-        {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+        {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": True,
+            "use_regex": False,
+        },
     ],
 }
 
