@@ -228,14 +228,14 @@ def test_templates_that_make_no_prompt(template: str, message: str, folder: Path
 
 def test_what_the_engine_refuses(tmp_path: Path) -> None:
     """Limits of the engine's reader, which the source's own format does not have."""
-    folder = write_hugging_face(tmp_path / "m", Model(dim=4, n_heads=2, n_kv_heads=1, head_size=2))
+    folder = write_hugging_face(tmp_path / "m", Model(n_layers=1, theta=1000.0))
     config = json.loads((folder / "config.json").read_text())
     for changes, message in (
         ({"max_position_embeddings": (1 << 24) + 1}, "llama.context_length is 16777217"),
         ({"rms_norm_eps": 2.0}, "layer_norm_rms_epsilon is 2"),
         ({"rope_theta": 1e-50}, "rope.freq_base is 0"),
         ({"rope_scaling": {"type": "linear", "factor": 1e7}}, "rope.scaling.factor is 1e[+]07"),
-        ({"rope_scaling": LLAMA3_SCALING | {"factor": 1e-39}}, "rope_freqs.weight is"),
+        ({"rope_scaling": LLAMA3_SCALING | {"factor": 1e-50}}, "of rope_freqs.weight is 0"),
     ):
         (folder / "config.json").write_text(json.dumps(config | changes))
         refused(folder, Llama2cError, message, tokenizer=False)
@@ -308,3 +308,115 @@ def test_a_limit_on_files(folder: Path) -> None:
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert "cannot be written: File too large" in done.stderr and str(target) in done.stderr
     assert {path.name for path in folder.parent.iterdir()} == {"m"}
+
+
+# ---- Any damage to a good folder ----
+
+ODD = [None, True, False, -1, 0, 1, 3, 2**31, 2**63, 0.5, 1e-40, 1e30, "", "a", "é", "\ud800"]
+ODD += [[], {}, [[]], [None], {"a": 1}, "<s>", [1, 2], "x" * 600, "{{ 1 / 0 }}", 299, 300]
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where there is something in a JSON value, as the keys that lead there; of long lists and
+    objects only the ends."""
+    if isinstance(value, dict):
+        keys = list(value)
+    elif isinstance(value, list):
+        keys = list(range(len(value)))
+    else:
+        return [at]
+    keys = keys if len(keys) < 24 else keys[:4] + keys[-8:]
+    return [at, *(place for key in keys for place in places(value[key], (*at, key)))]
+
+
+def damaged(value: Any, at: int, odd: int, remove: bool) -> Any:
+    """`value` with something odd in one place, or without it."""
+    everywhere = places(value)
+    *way, last = everywhere[at % len(everywhere)] or (None,)
+    if last is None:
+        return ODD[odd % len(ODD)]
+    inner = value
+    for key in way:
+        inner = inner[key]
+    if remove:
+        del inner[last]
+    else:
+        inner[last] = ODD[odd % len(ODD)]
+    return value
+
+
+SENTENCEPIECE, BYTE_LEVEL = "SentencePiece and added tokens", "SmolLM"
+
+
+def good(folder: Path, kind: str) -> None:
+    write_tokenizer, vocab_size = TOKENIZERS[kind]
+    write_hugging_face(folder, small(vocab_size, scaling=LLAMA3_SCALING), shards=2)
+    write_tokenizer(folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": TEMPLATE}))
+
+
+def works_or_is_refused(folder: Path, temporary: Path) -> None:
+    target = folder.parent / "m.gguf"
+    before = {path.name for path in folder.iterdir()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            convert(folder, target)
+        except (Llama2cError, OSError) as error:
+            assert str(folder) in str(error), error
+            assert not target.exists()
+        else:
+            with Llama(target, speculative=False) as llama:
+                llama.tokenizer.decode(llama.tokenizer.encode("ab a"))
+                llama.chat([{"role": "user", "content": "ab"}], max_tokens=1).read()
+                assert np.isfinite(llama.score("ab a").total)
+            target.unlink()
+    assert {path.name for path in folder.iterdir()} == before
+    assert not any(temporary.iterdir())
+    assert {path.name for path in folder.parent.iterdir()} == {folder.name, temporary.name}
+
+
+@pytest.mark.parametrize("kind", [SENTENCEPIECE, "SentencePiece as JSON", BYTE_LEVEL, "Llama 3"])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[*HealthCheck], phases=[Phase.generate]
+)
+@given(data=st.data())
+def test_any_damage_to_json(kind: str, data: st.DataObject, tmp_path_factory: Any) -> None:
+    root = tmp_path_factory.mktemp("damage")
+    folder, temporary = root / "m", root / "temporary"
+    temporary.mkdir()
+    good(folder, kind)
+    names = sorted(path.name for path in folder.glob("*.json"))
+    for _ in range(data.draw(st.integers(1, 2))):
+        path = folder / data.draw(st.sampled_from(names))
+        numbers = [data.draw(st.integers(0, 999)) for _ in range(2)]
+        value = damaged(json.loads(path.read_text()), *numbers, remove=data.draw(st.booleans()))
+        path.write_text(json.dumps(value))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(temporary))
+        works_or_is_refused(folder, temporary)
+
+
+@pytest.mark.parametrize("kind", [SENTENCEPIECE, BYTE_LEVEL])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[*HealthCheck], phases=[Phase.generate]
+)
+@given(data=st.data())
+def test_any_damage_to_bytes(kind: str, data: st.DataObject, tmp_path_factory: Any) -> None:
+    """In a file's first bytes, headers among them, and its length."""
+    root = tmp_path_factory.mktemp("damage")
+    folder, temporary = root / "m", root / "temporary"
+    temporary.mkdir()
+    good(folder, kind)
+    path = data.draw(st.sampled_from(sorted(folder.iterdir())))
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(0, 3))):
+        content[data.draw(st.integers(0, 9999)) % min(len(content), 1500)] = data.draw(
+            st.integers(0, 255)
+        )
+    cut = data.draw(st.sampled_from([0, 0, 0, 1, 100, len(content)]))
+    path.write_bytes(content[: len(content) - cut])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(temporary))
+        works_or_is_refused(folder, temporary)
