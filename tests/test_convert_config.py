@@ -17,7 +17,6 @@ from pyllama2c.convert import convert
 from pyllama2c.convert.config import ModelConfig, from_hugging_face, from_meta
 from pyllama2c.convert.json_files import read_json
 
-
 MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
 
 
@@ -116,9 +115,7 @@ def test_mistral_is_a_llama(
     ],
     ids=["said", "MistralConfig's default", "of a Llama"],
 )
-def test_a_window_limits_the_context(
-    changes: dict[str, Any], window: int, tmp_path: Path
-) -> None:
+def test_a_window_limits_the_context(changes: dict[str, Any], window: int, tmp_path: Path) -> None:
     """Positions within the window see all before them, so up to there it changes nothing."""
     with pytest.warns(CheckpointWarning, match=f"over {window} positions.*context is limited"):
         assert read(tmp_path, changes).context_length == window

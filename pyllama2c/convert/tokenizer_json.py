@@ -166,7 +166,7 @@ def read_tokenizer_json(path: Path, vocab_size: int) -> Vocabulary:
     if model.text("type", "BPE") != "BPE":
         raise UnsupportedError(f"{path}: a tokenizer of type {model.text('type')[:50]}, not BPE")
     added = added_tokens(source)
-    later = [text for number, text, _ in added if type(number) is int and number >= vocab_size]
+    later = [text for i, text, _ in added if type(i) is int and i >= vocab_size]
     known: dict[str, object] = {
         text: number for text, number in model.object("vocab").items() if text not in later
     }
@@ -180,8 +180,8 @@ def read_tokenizer_json(path: Path, vocab_size: int) -> Vocabulary:
             v.put(number, text, NORMAL)
     if len(v.pieces) != len(known):
         raise TokenizerError(f"{path}: two pieces of model.vocab have one id")
-    for i, text, special in added:
+    for i, content, special in added:
         old = v.pieces.get(i) if isinstance(i, int) else None
-        if old is None or old[0] != text or old[1] == NORMAL:
-            v.put(i, text, CONTROL if special else USER_DEFINED)
+        if old is None or old[0] != content or old[1] == NORMAL:
+            v.put(i, content, CONTROL if special else USER_DEFINED)
     return v

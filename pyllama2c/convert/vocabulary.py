@@ -48,10 +48,10 @@ class Vocabulary:
         A token beyond the model's rows is left out, unless text becomes it: such a tokenizer
         belongs to another model.
         """
-        if type(number) is int and number >= self.size and isinstance(text, str):
-            if kind in (CONTROL, USER_DEFINED, UNUSED):
-                self.left_out[number] = text
-                return
+        added = isinstance(text, str) and kind in (CONTROL, USER_DEFINED, UNUSED)
+        if added and type(number) is int and number >= self.size:
+            self.left_out[number] = str(text)
+            return
         if type(number) is not int or not 0 <= number < self.size or not isinstance(text, str):
             raise TokenizerError(
                 f"{self.path}: piece {str(text)[:50]!r} has id {str(number)[:50]}; "
