@@ -234,6 +234,23 @@ def test_params_json(
         from_meta(read_json(path), hidden_dim=176, vocab_size=300)
 
 
+def test_params_of_a_mistral(tmp_path: Path) -> None:
+    """Its own release has Meta's layout, and says two things more."""
+    path = tmp_path / "params.json"
+    params = {"dim": 64, "n_layers": 2, "n_heads": 4, "norm_eps": 1e-5, "vocab_size": 300}
+    path.write_text(json.dumps(params | {"head_dim": 32, "sliding_window": 4096}))
+    config = from_meta(read_json(path), hidden_dim=176, vocab_size=300)
+    assert (config.head_size, config.context_length) == (32, 4096)
+    path.write_text(json.dumps(params | {"sliding_window": 100}))
+    with pytest.warns(CheckpointWarning, match="over 100 positions"):
+        assert from_meta(read_json(path), 176, 300).context_length == 100
+
+
+def test_llama_by_its_first_name(tmp_path: Path) -> None:
+    changes = {"architectures": ["LLaMAForCausalLM"]}
+    assert read(tmp_path, changes) == read(tmp_path, {})
+
+
 def test_params_that_do_not_fit_the_weights(tmp_path: Path) -> None:
     folder = write_meta(tmp_path / "m", Model(), shards=2)
     params = json.loads((folder / "params.json").read_text())

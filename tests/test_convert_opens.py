@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -32,7 +33,7 @@ from test_convert_tokenizers import (
     varint,
 )
 
-from pyllama2c import ChatTemplateError, Llama, Llama2cError
+from pyllama2c import ChatTemplateError, ContextLengthError, Llama, Llama2cError
 from pyllama2c.convert import convert
 
 DTYPES = ("float32", "float16", "int8", "int4")
@@ -369,8 +370,9 @@ def works_or_is_refused(folder: Path, temporary: Path) -> None:
         if error is None:
             with Llama(target, speculative=False) as llama:
                 llama.tokenizer.decode(llama.tokenizer.encode("ab a"))
-                llama.chat([{"role": "user", "content": "ab"}], max_tokens=1).read()
-                assert np.isfinite(llama.score("ab a").total)
+                with contextlib.suppress(ContextLengthError):  # the damage may be a short context
+                    assert np.isfinite(llama.score("ab a").total)
+                    llama.chat([{"role": "user", "content": "ab"}], max_tokens=1).read()
             target.unlink()
     assert {path.name for path in folder.iterdir()} == before
     assert not any(temporary.iterdir())
