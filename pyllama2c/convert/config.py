@@ -147,9 +147,7 @@ def _rope(source: Fields, context: int) -> tuple[float, float | None, RopeScalin
 def _within_window(source: Fields, context: int, default: int | None) -> int:
     """The context, or as much of it as a sliding window leaves whole; `default`: where the file
     says nothing of one. Up to there the window changes nothing."""
-    if "sliding_window" in source and source.get("sliding_window") is None:
-        return context
-    if default is None and "sliding_window" not in source:
+    if source.get("sliding_window") is None and (default is None or "sliding_window" in source):
         return context
     window = source.integer("sliding_window", default)
     if window < context:
