@@ -48,10 +48,11 @@ class Gguf:
         self._open(out[0])
 
     @classmethod
-    def from_buffer(cls, data: Any) -> Gguf:
-        """The same from memory: any contiguous buffer, kept as long as this object."""
+    def from_buffer(cls, data: Any, path: str = "<memory>") -> Gguf:
+        """The same from memory: any contiguous buffer, kept as long as this object; `path` is what
+        errors call it."""
         self = cls.__new__(cls)
-        self.path = "<memory>"
+        self.path = path
         buffer = ffi.from_buffer(data)
         out, err = ffi.new("l2c_gguf **"), new_error()
         check(lib.l2c_gguf_open_memory(buffer, len(buffer), out, err), err, self.path)

@@ -112,10 +112,10 @@ def plan_file(path: str, threads: int | None = None) -> Plan:
     return _plan(lib.l2c_model_plan, (os.fsencode(path),), threads, path)
 
 
-def plan_buffer(buffer: Any, threads: int | None = None) -> Plan:
-    """The same of a file in memory, a cffi buffer."""
+def plan_buffer(buffer: Any, threads: int | None = None, path: str = "<memory>") -> Plan:
+    """The same of a file in memory, a cffi buffer; `path` is what errors call it."""
     expect_model(buffer)
-    return _plan(lib.l2c_model_plan_memory, (buffer, len(buffer)), threads, "<memory>")
+    return _plan(lib.l2c_model_plan_memory, (buffer, len(buffer)), threads, path)
 
 
 def size(n: int) -> str:

@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 
 pytest.importorskip("gguf", reason="gguf (the extra `convert`) is not installed")
 
-from pyllama2c import CheckpointWarning, Llama2cError, TokenizerError, UnsupportedError
+from pyllama2c import CheckpointWarning, Llama, Llama2cError, TokenizerError, UnsupportedError
 from pyllama2c.convert import convert
 from pyllama2c.convert.byte_level import as_text, read_tiktoken
 from pyllama2c.convert.sentencepiece_model import read_sentencepiece
 from pyllama2c.convert.tokenizer_json import read_tokenizer_json
+from pyllama2c.convert.tokenizers import read_vocabulary
 from pyllama2c.gguf import Gguf
 
 VOCAB = 600
@@ -197,8 +198,8 @@ def test_added_tokens_and_settings(folder: Path) -> None:
     assert converted(folder) == first
     (folder / "tokenizer.json").unlink()
     (folder / "added_tokens.json").write_text('{"<|im_end|>": 600}')
-    with pytest.raises(TokenizerError, match="has id 600; the model knows 0 to 599"):
-        converted(folder)
+    with pytest.warns(CheckpointWarning, match=r"'<\|im_end\|>' \(600\)"):
+        assert converted(folder)["eos_token_id"] == 2
 
 
 def test_ids_of_config_json(folder: Path) -> None:
@@ -207,9 +208,76 @@ def test_ids_of_config_json(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     ids = {"bos_token_id": 1, "eos_token_id": [0, 1], "pad_token_id": 9999}
     (folder / "config.json").write_text(json.dumps(config | ids))
+    read = read_vocabulary(folder, VOCAB)
+    assert (read.bos, read.eos, read.pad) == (1, 0, None)
+
+
+# ---- More pieces than the model has rows, or fewer ----
+
+
+def filled(n: int) -> list[tuple[str, float, int]]:
+    """`n` pieces of SentencePiece's."""
+    pieces = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
+    pieces += [(f"<0x{i:02X}>", 0.0, 6) for i in range(256)]
+    return [*pieces, *((f"p{i}", -float(i), 1) for i in range(n - 259))]
+
+
+@pytest.mark.parametrize("source", ["tokenizer.json", "decoder", "added_tokens.json", "protobuf"])
+def test_tokens_beyond_the_embedding(source: str, folder: Path) -> None:
+    """[PAD] with the first id that the model has no row for, as fine-tunes come, from each file
+    that may say so: left out with one warning; the padding id with it."""
+    (folder / "tokenizer.model").write_bytes(sentencepiece())
+    settings: dict[str, Any] = {"pad_token": "[PAD]", "bos_token": "<s>"}
+    pad = {"id": VOCAB, "content": "[PAD]", "special": True}
+    more = {"id": VOCAB + 7, "content": "<more>", "special": False}
+    if source == "tokenizer.json":
+        (folder / source).write_text(json.dumps({"added_tokens": [pad, more]}))
+    elif source == "decoder":
+        settings["added_tokens_decoder"] = {str(t["id"]): t for t in (pad, more)}
+    elif source == "added_tokens.json":
+        (folder / source).write_text(json.dumps({"[PAD]": VOCAB, "<more>": VOCAB + 7}))
+    else:
+        unused = [(f"<unused{i}>", 0.0, 5) for i in range(6)]
+        pieces = [*filled(VOCAB), ("[PAD]", 0.0, 3), *unused, ("<more>", 0.0, 4)]
+        (folder / "tokenizer.model").write_bytes(sentencepiece(pieces))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.warns(CheckpointWarning) as caught:
+        read = converted(folder)
+    (message,) = [str(w.message) for w in caught]
+    assert "0 to 599" in message and "'[PAD]' (600)" in message and "'<more>' (607)" in message
+    assert len(read["tokens"]) == VOCAB and "[PAD]" not in read["tokens"]
+    assert [read.get(f"{name}_token_id") for name in ("bos", "eos", "padding")] == [1, 2, None]
+
+
+def test_tokens_beyond_the_embedding_of_byte_level(folder: Path) -> None:
+    """Also where model.vocab lists an added token as well."""
+    source = byte_level()
+    source["added_tokens"].append({"id": VOCAB, "content": "[PAD]", "special": True})
+    source["model"]["vocab"]["[PAD]"] = VOCAB
+    (folder / "tokenizer.json").write_text(json.dumps(source))
+    with pytest.warns(CheckpointWarning, match=r"'\[PAD\]' \(600\)"):
+        read = converted(folder)
+    assert len(read["tokens"]) == VOCAB and read["tokens"][262:264] == ["<extra>", "[PAD263]"]
+
+
+def test_text_beyond_the_embedding(folder: Path) -> None:
+    """A piece of text that the model has no row for is no padding."""
+    (folder / "tokenizer.model").write_bytes(sentencepiece(filled(VOCAB + 1)))
+    with pytest.raises(TokenizerError, match="'p341' has id 600; the model knows 0 to 599"):
+        converted(folder)
+
+
+def test_holes_among_the_ids(folder: Path) -> None:
+    """Ids without a piece are filled with unused ones that no text becomes, whatever their name."""
+    source = byte_level()
+    source["added_tokens"][2] |= {"id": 599, "content": "[PAD263]"}
+    (folder / "tokenizer.json").write_text(json.dumps(source))
     read = converted(folder)
-    ids = [read.get(f"{name}_token_id") for name in ("bos", "eos", "padding")]
-    assert ids == [1, 0, None]
+    assert read["tokens"][262:264] == ["[PAD262]", "[PAD263]"] and read["tokens"][599] == "[PAD263]"
+    assert set(read["token_type"][262:599]) == {5} and read["token_type"][599] == 4
+    with Llama(folder.parent / "out.gguf") as llama:
+        ids = llama.tokenizer.encode("a[PAD263][PAD264]", bos=False)
+    assert ids[:2] == [ord("a"), 599] and 264 not in ids
 
 
 # ---- Byte-level BPE ----
@@ -251,7 +319,12 @@ LLAMA3_PRE = {
             "behavior": "Isolated",
             "invert": False,
         },
-        {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+        {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": True,
+            "use_regex": False,
+        },
     ],
 }
 
@@ -470,7 +543,7 @@ def test_the_tokenizers_package_agrees(folder: Path) -> None:
         [normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)]
     )
     trained.decoder = decoders.ByteFallback()
-    special = ["<unk>", *(f"<0x{i:02X}>" for i in range(256))]
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=special, show_progress=False)
     trained.train_from_iterator(["a cat sat on a mat", "that rat and the bat"], trainer)
     trained.save(str(folder / "tokenizer.json"))

@@ -34,6 +34,10 @@ class Fields:
     def get(self, name: str) -> Any:
         return self._values.get(name)
 
+    def __contains__(self, name: str) -> bool:
+        """Whether the field is there, if only as null."""
+        return name in self._values
+
     def integer(self, name: str, default: int | None = None, least: int = 1) -> int:
         value = default if self.get(name) is None else self.get(name)
         if type(value) is not int or not least <= value <= _MOST:

@@ -165,7 +165,11 @@ def read_tokenizer_json(path: Path, vocab_size: int) -> Vocabulary:
     model = source.object("model")
     if model.text("type", "BPE") != "BPE":
         raise UnsupportedError(f"{path}: a tokenizer of type {model.text('type')[:50]}, not BPE")
-    known: dict[str, object] = dict(model.object("vocab").items())
+    added = added_tokens(source)
+    later = [text for i, text, _ in added if type(i) is int and i >= vocab_size]
+    known: dict[str, object] = {
+        text: number for text, number in model.object("vocab").items() if text not in later
+    }
     if model.boolean("byte_fallback", False):
         v = Vocabulary(path, "llama", vocab_size)
         _sentencepiece(v, source, model, known)
@@ -176,8 +180,8 @@ def read_tokenizer_json(path: Path, vocab_size: int) -> Vocabulary:
             v.put(number, text, NORMAL)
     if len(v.pieces) != len(known):
         raise TokenizerError(f"{path}: two pieces of model.vocab have one id")
-    for i, added, special in added_tokens(source):
+    for i, content, special in added:
         old = v.pieces.get(i) if isinstance(i, int) else None
-        if old is None or old[0] != added or old[1] == NORMAL:
-            v.put(i, added, CONTROL if special else USER_DEFINED)
+        if old is None or old[0] != content or old[1] == NORMAL:
+            v.put(i, content, CONTROL if special else USER_DEFINED)
     return v

@@ -117,4 +117,5 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
     if v.path == source:
         _put_ends(v, _json(source), settings)
     v.chat_template = _chat_template(folder, settings)
+    v.warn_of_left_out()
     return v

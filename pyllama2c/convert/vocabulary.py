@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pyllama2c.errors import TokenizerError
+from pyllama2c.errors import CheckpointWarning, TokenizerError
 from pyllama2c.gguf_tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
 __all__ = ["BYTE", "CONTROL", "NORMAL", "UNKNOWN", "UNUSED", "USER_DEFINED", "Vocabulary"]
@@ -38,9 +39,19 @@ class Vocabulary:
     add_eos: bool = False
     add_space: bool = False
     chat_template: str | None = None
+    left_out: dict[int, str] = field(default_factory=dict)
+    """tokens that the model has no row for"""
 
     def put(self, number: object, text: object, kind: int, score: float = 0.0) -> None:
-        """A piece; one that is there already is replaced, as added tokens do it."""
+        """A piece; one that is there already is replaced, as added tokens do it.
+
+        A token beyond the model's rows is left out, unless text becomes it: such a tokenizer
+        belongs to another model.
+        """
+        added = isinstance(text, str) and kind in (CONTROL, USER_DEFINED, UNUSED)
+        if added and type(number) is int and number >= self.size:
+            self.left_out[number] = str(text)
+            return
         if type(number) is not int or not 0 <= number < self.size or not isinstance(text, str):
             raise TokenizerError(
                 f"{self.path}: piece {str(text)[:50]!r} has id {str(number)[:50]}; "
@@ -49,6 +60,19 @@ class Vocabulary:
         if len(text) > MAX_PIECE:
             raise TokenizerError(f"{self.path}: a piece has more than {MAX_PIECE} characters")
         self.pieces[number] = (text, kind, score)
+
+    def warn_of_left_out(self) -> None:
+        """CheckpointWarning that names some of them."""
+        if not self.left_out:
+            return
+        named = [f"{text!r:.50} ({i})" for i, text in sorted(self.left_out.items())]
+        more = f" and {len(named) - 10} more" if len(named) > 10 else ""
+        warnings.warn(
+            f"{self.path.parent}: the model knows ids 0 to {self.size - 1}; its tokenizer's tokens "
+            f"beyond are left out: {', '.join(named[:10])}{more}",
+            CheckpointWarning,
+            stacklevel=4,
+        )
 
     def find(self, text: str) -> int | None:
         """The id of a piece."""

@@ -5,9 +5,10 @@ The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import NamedTuple
 
 import numpy as np
 from gguf import GGUFWriter, LlamaFileType, RopeScalingType, TokenType
@@ -131,51 +132,74 @@ def _add_vocabulary(writer: GGUFWriter, v: Vocabulary | None) -> None:
         writer.add_chat_template(v.chat_template)
 
 
-def _pad(file: BinaryIO) -> None:
-    file.write(bytes(-file.tell() % _ALIGNMENT))
+class Layout(NamedTuple):
+    """A GGUF file that is still to be written."""
+
+    head: bytes
+    """all that comes before the weights"""
+    tensors: dict[str, Tensor]
+    """by name, in the file's order"""
+    kinds: dict[str, GGMLQuantizationType]
+    size: int
+    """of the whole file, in bytes"""
 
 
-def write_gguf(
-    target: Path,
+def _padded(n: int) -> int:
+    return -(-n // _ALIGNMENT) * _ALIGNMENT
+
+
+def _head(writer: GGUFWriter) -> bytes:
+    """The package writes to files only, and tensors whole: a 70B's are too large for that."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "head")
+        try:
+            writer.write_header_to_file(path)
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+        finally:
+            writer.close()
+        data = path.read_bytes()
+    return data.ljust(_padded(len(data)), b"\0")
+
+
+def lay_out(
     config: ModelConfig,
     tensors: dict[str, Tensor],
     vocabulary: Vocabulary | None,
     dtype: str,
     *,
     name: str,
-    progress: bool,
-) -> int:
-    """Writes a model of architecture `llama`; returns the bytes written.
-
-    The file appears under its name when it is whole.
-    """
+) -> Layout:
+    """A model of architecture `llama`, all but its weights, which are not read yet."""
     divisors = config.rope_divisors()
     if divisors is not None:
         tensors = {"rope_freqs.weight": Given("rope_freqs", divisors), **tensors}
     kinds = {n: storage_type(n, tensor.shape, dtype) for n, tensor in tensors.items()}
-    total = sum(_bytes(tensor.shape, kinds[n]) for n, tensor in tensors.items())
-    with whole_file(target) as file:
-        # The package writes tensors whole; a 70B's are too large for that.
-        writer = GGUFWriter(file.name, "llama")
-        _add_config(writer, config, name, dtype)
-        _add_vocabulary(writer, vocabulary)
-        for n, tensor in tensors.items():
-            size = _bytes(tensor.shape, kinds[n])
-            writer.add_tensor_info(n, tensor.shape, np.dtype(np.float32), size, kinds[n])
-        try:
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_ti_data_to_file()
-        except UnicodeEncodeError as error:  # JSON can name halves of surrogate pairs
-            raise TokenizerError(f"{name}: its tokenizer has invalid Unicode: {error}") from error
-        finally:
-            writer.close()
-        file.seek(0, 2)
-        with tqdm(total=total, unit="B", unit_scale=True, disable=not progress) as bar:
-            for n, tensor in tensors.items():
-                _pad(file)
-                for rows in _encoded(tensor, kinds[n]):
-                    file.write(rows.data)
-                    bar.update(rows.nbytes)
-        _pad(file)
-    return target.stat().st_size
+    sizes = {n: _bytes(tensor.shape, kinds[n]) for n, tensor in tensors.items()}
+    writer = GGUFWriter(None, "llama")
+    _add_config(writer, config, name, dtype)
+    _add_vocabulary(writer, vocabulary)
+    for n, tensor in tensors.items():
+        writer.add_tensor_info(n, tensor.shape, np.dtype(np.float32), sizes[n], kinds[n])
+    try:
+        head = _head(writer)
+    except UnicodeEncodeError as error:  # JSON can name halves of surrogate pairs
+        raise TokenizerError(f"{name}: its tokenizer has invalid Unicode: {error}") from error
+    return Layout(head, tensors, kinds, len(head) + sum(map(_padded, sizes.values())))
+
+
+def write_gguf(target: Path, layout: Layout, *, progress: bool) -> None:
+    """The file appears under its name when it is whole."""
+    total = layout.size - len(layout.head)
+    with (
+        whole_file(target) as file,
+        tqdm(total=total, unit="B", unit_scale=True, disable=not progress) as bar,
+    ):
+        file.write(layout.head)
+        for n, tensor in layout.tensors.items():
+            size = 0
+            for rows in _encoded(tensor, layout.kinds[n]):
+                file.write(rows.data)
+                bar.update(rows.nbytes)
+                size += rows.nbytes
+            file.write(bytes(_padded(size) - size))

@@ -105,7 +105,7 @@ def gguf_model(
         "llama.embedding_length": (U32, dim),
         "llama.feed_forward_length": (U32, hidden),
         "llama.attention.head_count": (U32, heads),
-        "llama.attention.head_count_kv": (U32, kv_heads),
+        "llama.attention.head_count_kv": (U32, [kv_heads]),
         "llama.attention.key_length": (U32, head),
         "llama.attention.value_length": (U32, head),
         "llama.attention.layer_norm_rms_epsilon": (F32, 1e-5),
