@@ -25,6 +25,8 @@ class BaseTokenizer(ABC):
     bos_id: int
     """opens a text; -1 where the vocabulary has none, as for `eos_id`"""
     eos_id: int
+    unk_id: int = NONE
+    pad_id: int = NONE
     add_bos: bool = True
     """whether texts begin with BOS; a prompt then does"""
     add_eos: bool = False
