@@ -118,8 +118,9 @@ class BaseTokenizer(ABC):
         return self.decode_bytes(tokens).decode("utf-8", "replace")
 
     def special_text(self, token: int) -> str:
-        """The text of a control token, as templates spell it; empty for any other id."""
-        return next((text for text, number in self._special if number == token), "")
+        """The text of a control or user-defined token, as templates spell it; empty for others."""
+        tokens = [*self._special, *self._user_defined]
+        return next((text for text, number in tokens if number == token), "")
 
     @property
     def special_tokens(self) -> dict[str, int]:
