@@ -177,8 +177,9 @@ def test_transformers_says_the_same(source: str, messages: Any) -> None:
 # ---- system messages that a template refuses ----
 
 GEMMA = (
-    "{{ bos_token }}{% if messages and messages[0].role == 'system' %}{{ raise_exception('no system') }}"
-    "{% endif %}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ bos_token }}{% if messages and messages[0].role == 'system' %}"
+    "{{ raise_exception('no system') }}{% endif %}"
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('alternate') }}{% endif %}[{{ m.role }}]"
     "{% if m.content is string %}{{ m.content }}{% else %}"
     "{% for p in m.content %}{{ p.text }}{% endfor %}{% endif %}{% endfor %}"
