@@ -23,7 +23,7 @@ class BaseTokenizer(ABC):
     path: str
     vocab_size: int
     bos_id: int
-    """opens a text; -1 where the vocabulary has none, as for `eos_id`"""
+    """opens a text; -1 where the vocabulary has none, as for the others"""
     eos_id: int
     unk_id: int = NONE
     pad_id: int = NONE

@@ -235,6 +235,14 @@ def test_lists_of_ends_in_json(folder: Path) -> None:
         assert llama.tokenizer.ends == {1, 2, 267, 270}
 
 
+def test_listed_ends_that_are_text_stay_text(folder: Path) -> None:
+    write(folder / "generation_config.json", eos_token_id=[2, 13, 260])  # "\n" and "a"
+    with converted(folder) as llama:
+        assert llama.tokenizer.ends == {1, 2, 13, 260, 267}
+        assert llama.tokenizer.piece(13) == b"\n" and llama.tokenizer.piece(260) == b"a"
+        assert llama.tokenizer.decode(llama.tokenizer.encode("a\nba")) == "a\nba"
+
+
 def test_ends_like_transformers(folder: Path) -> None:
     """The ids that its generation ends with, and those that we know by their text."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")

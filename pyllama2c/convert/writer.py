@@ -16,7 +16,7 @@ from gguf.quants import quantize
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pyllama2c.control_tokens import END_TEXTS
+from pyllama2c.control_tokens import CONTROL, END_TEXTS
 from pyllama2c.convert.config import ModelConfig
 from pyllama2c.convert.tensors import Given, Tensor
 from pyllama2c.convert.vocabulary import Vocabulary
@@ -120,8 +120,9 @@ def _add_vocabulary(writer: GGUFWriter, v: Vocabulary | None) -> None:
     further = sorted(set(v.ends) - {v.eos, v.eot})
     if further:
         writer.add_array(END_IDS, further)
-    # llama.cpp, which does not read our key, has two more for what it does not end at by itself.
-    unknown = [i for i in further if pieces[i] not in END_TEXTS]
+    # llama.cpp, which does not read our key, has two more for control tokens whose text it does
+    # not know as an end.
+    unknown = [i for i in further if types[i] == CONTROL and pieces[i] not in END_TEXTS]
     eot, eom, *_ = [*unknown, None, None] if v.eot is None else [v.eot, *unknown, None]
     for add, token in (
         (writer.add_bos_token_id, v.bos),
