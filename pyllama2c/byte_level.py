@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from pyllama2c.control_tokens import CONTROL, NORMAL, UNKNOWN, USER_DEFINED
 from pyllama2c.errors import TokenizerError, UnsupportedError
-from pyllama2c.gguf_tokenizer import CONTROL, NORMAL, UNKNOWN, USER_DEFINED
 from pyllama2c.tokenizer import BaseTokenizer
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class ByteLevelTokenizer(BaseTokenizer):
         super().__init__(v.of_type(CONTROL, UNKNOWN), v.of_type(USER_DEFINED))
         self.path, self.vocab_size = v.path, v.size
         self.bos_id, self.eos_id, self.ends = v.bos, v.eos, v.ends
+        self.unk_id, self.pad_id = v.unknown, v.padding
         self.add_bos, self.add_eos = v.add_bos, v.add_eos
         self._texts, self._types = v.pieces, v.types
         normal = _normal_pieces(v)

@@ -100,3 +100,7 @@ class DownloadError(Llama2cError, OSError):
 
 class CheckpointWarning(UserWarning):
     """A model file loads, but its maker probably did not mean what it says."""
+
+
+class ChatTemplateWarning(UserWarning):
+    """A chat template has no place for a message, which was said otherwise, or left out."""

@@ -10,34 +10,20 @@ import struct
 from typing import Any
 
 from pyllama2c._ffi import ffi, lib, new_error
+from pyllama2c.control_tokens import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, settle
 from pyllama2c.errors import TokenizerError, UnsupportedError
 from pyllama2c.gguf import Gguf
 from pyllama2c.tokenizer import NONE, BaseTokenizer, Tokenizer
-
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-"""types of pieces: text, and what is no text or is found before text is looked at"""
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 _N_SPECIAL = 3  # the engine's <unk>, BOS and EOS, with which SentencePiece's vocabularies begin
 _FIRST_TEXT = _N_SPECIAL + 256
 
-_ENDS = frozenset(
-    [
-        "<|eot_id|>",
-        "<|eom_id|>",
-        "<|im_end|>",
-        "<|end|>",
-        "<|endoftext|>",
-        "<|end_of_text|>",
-        "<end_of_turn>",
-        "<EOT>",
-        "</s>",
-    ]
-)
-"""control tokens that end a turn or a text, whether or not a key says so"""
-
 _DEFAULTS = {"llama": {"bos": 1, "eos": 2, "unknown": 0}, "gpt2": {"bos": 11, "eos": 11}}
 """ids where keys are missing, as in llama.cpp"""
+
+END_IDS = "pyllama2c.end_token_ids"
+"""our key: further ids that end an answer, where `eos`, `eot` and `eom` are not enough"""
 
 LLAMA3_PRE = frozenset(("llama-bpe", "llama3", "llama-v3"))
 """names of Llama 3's pre-tokenizer, with which texts begin with BOS"""
@@ -76,9 +62,15 @@ class Vocabulary:
         self.pre: str = self.field(gguf, "pre", str, "default")
         bos, eos = self._id("bos"), self._id("eos")
         self.bos, self.eos = bos, eos
-        unknown, eot, eom = self._id("unknown"), self._id("eot"), self._id("eom")
-        self.types = self._types(bos, eos, unknown, eot)
-        self.ends = frozenset({bos, eos, eot, eom, *self._known_ends()} - {NONE})
+        self.unknown, self.padding = self._id("unknown"), self._padding()
+        template = gguf.get("tokenizer.chat_template")
+        self.types, self.ends = settle(
+            self.pieces,
+            self._types(),
+            template=template if isinstance(template, str) else None,
+            named={bos, eos, self._id("eot"), self._id("eom")} - {NONE},
+            listed=self._listed_ends(),
+        )
         starts = kind == "llama" or self.pre in LLAMA3_PRE
         self.add_bos: bool = self.field(gguf, "add_bos_token", bool, starts) and bos != NONE
         self.add_eos: bool = self.field(gguf, "add_eos_token", bool, False) and eos != NONE
@@ -124,7 +116,23 @@ class Vocabulary:
             )
         return NONE
 
-    def _types(self, bos: int, eos: int, unknown: int, eot: int) -> list[int]:
+    def _padding(self) -> int:
+        """Only templates ask for it, so an id that the model does not know is none."""
+        number = self._gguf.get("tokenizer.ggml.padding_token_id")
+        return number if type(number) is int and 0 <= number < self.size else NONE
+
+    def _listed_ends(self) -> list[int]:
+        ends = self._gguf.get(END_IDS, [])
+        if not isinstance(ends, list) or any(
+            type(i) is not int or not 0 <= i < self.size for i in ends
+        ):
+            raise TokenizerError(
+                f"{self.path}: {END_IDS} is {ends!r:.80}; it must be a list of ids from 0 to "
+                f"{self.size - 1}"
+            )
+        return ends
+
+    def _types(self) -> list[int]:
         if self.kind == "llama" or "tokenizer.ggml.token_type" in self._gguf:
             types = self._list("token_type", int)
             for i, kind in enumerate(types):
@@ -132,15 +140,9 @@ class Vocabulary:
                     raise TokenizerError(f"{self.path}: piece {i}: its type is {kind}, not 1 to 6")
         else:
             types = [NORMAL] * self.size
-        # They would be text otherwise; some files say so.
-        for number in {bos, eos, eot} - {NONE}:
-            types[number] = CONTROL
-        if unknown != NONE and types[unknown] == NORMAL:
-            types[unknown] = UNKNOWN
+        if self.unknown != NONE and types[self.unknown] == NORMAL:
+            types[self.unknown] = UNKNOWN
         return types
-
-    def _known_ends(self) -> list[int]:
-        return [i for text, i in self.of_type(CONTROL) if text in _ENDS]
 
     def of_type(self, *kinds: int) -> list[tuple[str, int]]:
         """Text and id of the pieces of some types, those without text excepted."""
@@ -161,6 +163,7 @@ class SentencePieceTokenizer(Tokenizer):
     def __init__(self, v: Vocabulary):
         BaseTokenizer.__init__(self, v.of_type(CONTROL, UNKNOWN), v.of_type(USER_DEFINED))
         self.path, self.bos_id, self.eos_id, self.ends = v.path, v.bos, v.eos, v.ends
+        self.unk_id, self.pad_id = v.unknown, v.padding
         self.add_bos, self.add_eos, self.adds_space = v.add_bos, v.add_eos, v.add_space
         self._control = {i for i, kind in enumerate(v.types) if kind == CONTROL}
         self._image = _image(v)  # which the engine reads from as long as it lives

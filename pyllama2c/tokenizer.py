@@ -24,8 +24,10 @@ class BaseTokenizer(ABC):
     path: str
     vocab_size: int
     bos_id: int
-    """opens a text; -1 where the vocabulary has none, as for `eos_id`"""
+    """opens a text; -1 where the vocabulary has none, as for the others"""
     eos_id: int
+    unk_id: int = NONE
+    pad_id: int = NONE
     add_bos: bool = True
     """whether texts begin with BOS; a prompt then does"""
     add_eos: bool = False
@@ -117,8 +119,9 @@ class BaseTokenizer(ABC):
         return self.decode_bytes(tokens).decode("utf-8", "replace")
 
     def special_text(self, token: int) -> str:
-        """The text of a control token, as templates spell it; empty for any other id."""
-        return next((text for text, number in self._special if number == token), "")
+        """The text of a control or user-defined token, as templates spell it; empty for others."""
+        tokens = [*self._special, *self._user_defined]
+        return next((text for text, number in tokens if number == token), "")
 
     @property
     def special_tokens(self) -> dict[str, int]:

@@ -190,9 +190,7 @@ def test_added_tokens_and_settings(folder: Path) -> None:
     assert first["tokenizer.chat_template"] == "{{ bos_token }}"
     path.write_text(json.dumps(config))
     (folder / "added_tokens.json").write_text('{"<|im_end|>": 266, "<pad>": 267}')
-    assert converted(folder) == first | {
-        "token_type": [*first["token_type"][:266], 4, 4, *[5] * 332]
-    }
+    assert converted(folder) == first  # <|im_end|> is a control token, whatever the file says
     added = [{"id": 266, "content": "<|im_end|>", "special": True}, {"id": 267, "content": "<pad>"}]
     (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
     assert converted(folder) == first

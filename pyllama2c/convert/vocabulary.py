@@ -6,8 +6,8 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pyllama2c.control_tokens import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, settle
 from pyllama2c.errors import CheckpointWarning, TokenizerError
-from pyllama2c.gguf_tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
 __all__ = ["BYTE", "CONTROL", "NORMAL", "UNKNOWN", "UNUSED", "USER_DEFINED", "Vocabulary"]
 
@@ -33,6 +33,8 @@ class Vocabulary:
     eos: int | None = None
     eot: int | None = None
     """ends a chat's turn, where that is not `eos`"""
+    ends: list[int] = field(default_factory=list)
+    """all that end an answer, as generation_config.json or config.json lists them"""
     unk: int | None = None
     pad: int | None = None
     add_bos: bool = True
@@ -77,6 +79,16 @@ class Vocabulary:
     def find(self, text: str) -> int | None:
         """The id of a piece."""
         return next((i for i, piece in self.pieces.items() if piece[0] == text), None)
+
+    def settle(self) -> None:
+        """Makes control tokens of the pieces that are meant as such (see control_tokens)."""
+        texts, types, scores = zip(*self.rows(), strict=True)
+        named = {i for i in (self.bos, self.eos, self.eot) if i is not None}
+        settled, _ = settle(
+            texts, types, template=self.chat_template, named=named, listed=self.ends
+        )
+        for i in self.pieces:
+            self.pieces[i] = (texts[i], settled[i], scores[i])
 
     def rows(self) -> list[tuple[str, int, float]]:
         """(size): pieces by id; ids that no piece has are named and never chosen."""

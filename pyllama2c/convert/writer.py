@@ -17,11 +17,13 @@ from gguf.quants import quantize
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from pyllama2c.control_tokens import CONTROL, END_TEXTS
 from pyllama2c.convert.config import ModelConfig
 from pyllama2c.convert.tensors import Given, Tensor
 from pyllama2c.convert.vocabulary import Vocabulary
 from pyllama2c.errors import CheckpointError, TokenizerError
 from pyllama2c.files import whole_file
+from pyllama2c.gguf_tokenizer import END_IDS
 
 _CHUNK = 1 << 22
 """weights at a time: memory does not grow with the model"""
@@ -116,10 +118,18 @@ def _add_vocabulary(writer: GGUFWriter, v: Vocabulary | None) -> None:
     if v.model == "llama":
         writer.add_token_scores(scores)
     writer.add_token_merges(v.merges)
+    further = sorted(set(v.ends) - {v.eos, v.eot})
+    if further:
+        writer.add_array(END_IDS, further)
+    # llama.cpp, which does not read our key, has two more for control tokens whose text it does
+    # not know as an end.
+    unknown = [i for i in further if types[i] == CONTROL and pieces[i] not in END_TEXTS]
+    eot, eom, *_ = [*unknown, None, None] if v.eot is None else [v.eot, *unknown, None]
     for add, token in (
         (writer.add_bos_token_id, v.bos),
         (writer.add_eos_token_id, v.eos),
-        (writer.add_eot_token_id, v.eot),
+        (writer.add_eot_token_id, eot),
+        (writer.add_eom_token_id, eom),
         (writer.add_unk_token_id, v.unk),
         (writer.add_pad_token_id, v.pad),
     ):
