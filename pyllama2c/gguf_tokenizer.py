@@ -5,8 +5,6 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#tokenizer
 
 from __future__ import annotations
 
-import math
-import struct
 from typing import Any
 
 from pyllama2c._ffi import ffi, lib, new_error
@@ -17,9 +15,14 @@ from pyllama2c.tokenizer import NONE, BaseTokenizer, Tokenizer
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """types of pieces: text, and what is no text or is found before text is looked at"""
 
+SCHEMES = ("every", "always", "first", "never")
+"""where a space is put before a text, with `tokenizers`: before every stretch between added tokens; the
+same, unless it begins with one; the first only, unless it begins with one; never"""
+
+UNKNOWN_TEXT = " \N{DOUBLE QUESTION MARK} "
+"""what SentencePiece decodes <unk> to, unless a model says otherwise"""
+
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-_N_SPECIAL = 3  # the engine's <unk>, BOS and EOS, with which SentencePiece's vocabularies begin
-_FIRST_TEXT = _N_SPECIAL + 256
 
 _ENDS = frozenset(
     [
@@ -76,7 +79,8 @@ class Vocabulary:
         self.pre: str = self.field(gguf, "pre", str, "default")
         bos, eos = self._id("bos"), self._id("eos")
         self.bos, self.eos = bos, eos
-        unknown, eot, eom = self._id("unknown"), self._id("eot"), self._id("eom")
+        self.unknown = unknown = self._id("unknown")
+        eot, eom = self._id("eot"), self._id("eom")
         self.types = self._types(bos, eos, unknown, eot)
         self.ends = frozenset({bos, eos, eot, eom, *self._known_ends()} - {NONE})
         starts = kind == "llama" or self.pre in LLAMA3_PRE
@@ -101,9 +105,9 @@ class Vocabulary:
                 f"{self.path}: tokenizer.ggml.{name} has {len(values)} entries; the model's "
                 f"vocab_size is {self.size}"
             )
-        return self._of(name, values, kind)
+        return self.of(name, values, kind)
 
-    def _of(self, name: str, values: list[Any], kind: type) -> list[Any]:
+    def of(self, name: str, values: list[Any], kind: type) -> list[Any]:
         if any(type(value) is not kind for value in values):
             raise TokenizerError(
                 f"{self.path}: tokenizer.ggml.{name} holds something else than {kind.__name__}"
@@ -113,7 +117,7 @@ class Vocabulary:
     def _id(self, name: str) -> int:
         key = f"{name}_token_id"
         given = f"tokenizer.ggml.{key}" in self._gguf
-        number: int = self.field(self._gguf, key, int, _DEFAULTS[self.kind].get(name, NONE))
+        number: int = self.field(self._gguf, key, int, self._default(name))
         if 0 <= number < self.size:
             return number
         # Files spell "none" as -1, which as an unsigned number is 2^32 - 1.
@@ -123,6 +127,17 @@ class Vocabulary:
                 f"{self.size - 1}"
             )
         return NONE
+
+    def _default(self, name: str) -> int:
+        """The id where a key is missing: none where that token is something else."""
+        number = _DEFAULTS[self.kind].get(name, NONE)
+        given = [self._gguf.get(f"tokenizer.ggml.{other}_token_id") for other in _DEFAULTS["llama"]]
+        if number in given:
+            return NONE
+        if "tokenizer.ggml.token_type" not in self._gguf or not 0 <= number < self.size:
+            return number
+        kind = self._list("token_type", int)[number]
+        return number if kind == (UNKNOWN if name == "unknown" else CONTROL) else NONE
 
     def _types(self, bos: int, eos: int, unknown: int, eot: int) -> list[int]:
         if self.kind == "llama" or "tokenizer.ggml.token_type" in self._gguf:
@@ -152,38 +167,107 @@ class Vocabulary:
         return self._list("scores", float)
 
     def merges(self) -> list[str]:
-        return self._of("merges", self.field(self._gguf, "merges", list), str)
+        return self.of("merges", self.field(self._gguf, "merges", list), str)
+
+    def own(self, name: str, kind: type, default: Any) -> Any:
+        """What a key of ours says, which `convert` writes where GGUF has no words for it."""
+        key = f"pyllama2c.tokenizer.{name}"
+        value = self._gguf.get(key, default)
+        if value is not default and type(value) is not kind:
+            raise TokenizerError(
+                f"{self.path}: {key} is {value!r:.50}; it must be a {kind.__name__}"
+            )
+        return value
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """`tokenizer.ggml.model` "llama": the engine's tokenizer, from lists."""
+    """`tokenizer.ggml.model` "llama": the engine's tokenizer, from lists.
+
+    Where the vocabulary is of a tokenizer.json, keys of ours say how the `tokenizers` package
+    uses it: it looks for user-defined tokens before spaces are put, SentencePiece afterwards.
+    """
 
     def __init__(self, v: Vocabulary):
-        BaseTokenizer.__init__(self, v.of_type(CONTROL, UNKNOWN), v.of_type(USER_DEFINED))
-        self.path, self.bos_id, self.eos_id, self.ends = v.path, v.bos, v.eos, v.ends
-        self.add_bos, self.add_eos, self.adds_space = v.add_bos, v.add_eos, v.add_space
-        self._control = {i for i, kind in enumerate(v.types) if kind == CONTROL}
-        self._image = _image(v)  # which the engine reads from as long as it lives
+        self._scheme: str | None = v.own("prepend_scheme", str, None)
+        if self._scheme not in (None, *SCHEMES):
+            raise TokenizerError(
+                f"{v.path}: pyllama2c.tokenizer.prepend_scheme is {self._scheme!r:.50}; known: "
+                f"{', '.join(SCHEMES)}"
+            )
+        cut = v.of_type(USER_DEFINED) if self._scheme else []
+        BaseTokenizer.__init__(self, v.of_type(CONTROL, UNKNOWN), cut)
+        self.path, self.ends = v.path, v.ends
+        self.add_bos, self.add_eos = v.add_bos, v.add_eos
+        self.adds_space = self._scheme != "never" if self._scheme else v.add_space
+        unknown = v.own("unk_surface", str, UNKNOWN_TEXT).encode()
+        self._said = {i: b"" if kind == CONTROL else unknown for i, kind in enumerate(v.types)
+                      if kind in (CONTROL, UNKNOWN)}  # fmt: skip
+        self._as_is = frozenset(i for i, kind in enumerate(v.types) if kind in (UNKNOWN, BYTE))
         out, err = ffi.new("l2c_tokenizer **"), new_error()
-        data = ffi.from_buffer(self._image)
-        status = lib.l2c_tokenizer_open_memory(data, len(data), v.size, out, err)
-        self._open(status, out, err)
+        vocabulary, lists = _engine_vocabulary(v, self._scheme)
+        status = lib.l2c_tokenizer_create(vocabulary, out, err)
+        del lists  # which the engine has copied
+        self._take(status, out, err)
+
+    def _space_before(self, text: str, opens: bool) -> bool:
+        if self._scheme in (None, "every", "never"):
+            return self.adds_space
+        return (opens or self._scheme == "always") and not text.startswith((" ", _SPACE))
 
     def _piece(self, token: int) -> bytes:
-        return b"" if token in self._control else super()._piece(token)
+        said = self._said.get(token)
+        return super()._piece(token) if said is None else said
+
+    def opening(self, token: int) -> bytes:
+        return self.piece(token) if token in self._as_is else super().opening(token)
 
 
-def _image(v: Vocabulary) -> bytes:
-    """A tokenizer.bin. What is not text gets a score of minus infinity: no text becomes it."""
-    for i, kind in enumerate(v.types):
-        if (i < _N_SPECIAL and kind == NORMAL) or (kind == BYTE) != (_N_SPECIAL <= i < _FIRST_TEXT):
-            raise UnsupportedError(
-                f"{v.path}: piece {i} ({v.pieces[i]!r:.50}) is of type {kind}; the engine needs "
-                "<unk>, BOS and EOS as pieces 0 to 2, and bytes as 3 to 258 and nowhere else"
-            )
+def _engine_vocabulary(v: Vocabulary, scheme: str | None) -> tuple[Any, Any]:
+    """The vocabulary as the engine takes it, and the lists that it points at."""
+    merges = v.own("merges", list, None)
+    types = [_engine_type(v, i, scheme, merges is not None) for i in range(v.size)]
     texts = [piece.replace(_SPACE, " ").encode() for piece in v.pieces]
-    parts = [struct.pack("<i", max(map(len, texts)))]
-    for text, kind, score in zip(texts, v.types, v.scores(), strict=True):
-        score = score if kind in (NORMAL, BYTE) else -math.inf
-        parts.append(struct.pack("<fi", score, len(text)) + text)
-    return b"".join(parts)
+    lists = {
+        "text": ffi.from_buffer("char[]", b"".join(texts)),
+        "lengths": ffi.new("int32_t[]", [len(text) for text in texts]),
+        "types": ffi.new("int32_t[]", types),
+        "scores": ffi.new("float[]", v.scores()),
+        "merges": ffi.NULL,
+    }
+    vocabulary = ffi.new("l2c_vocabulary *")
+    if merges is not None:
+        pairs = _pairs(v, merges, types)
+        lists["merges"] = ffi.new("int32_t[]", pairs or 1)
+        vocabulary.n_merges = len(pairs) // 2
+    for name, values in lists.items():
+        setattr(vocabulary, name, values)
+    vocabulary.n_pieces, vocabulary.text_bytes = v.size, sum(map(len, texts))
+    vocabulary.bos, vocabulary.eos = v.bos, v.eos
+    vocabulary.unknown = next((i for i, t in enumerate(v.types) if t == UNKNOWN), v.unknown)
+    vocabulary.split_spaces = v.own("split_spaces", bool, False)
+    return vocabulary, lists
+
+
+def _engine_type(v: Vocabulary, i: int, scheme: str | None, has_merges: bool) -> int:
+    kind = v.types[i]
+    if kind == USER_DEFINED and scheme is not None:
+        # It is cut out of a text before the engine sees that; merges may make it all the same.
+        return NORMAL if has_merges else UNKNOWN
+    # A space in a text is looked up as U+2581.
+    return UNKNOWN if kind == NORMAL and " " in v.pieces[i] else kind
+
+
+def _pairs(v: Vocabulary, merges: list[str], types: list[int]) -> list[int]:
+    """Ids, two a merge; those that make a control token are left out: no text becomes one."""
+    ids = {piece: i for i, piece in enumerate(v.pieces) if types[i] == NORMAL}
+    known, pairs = set(v.pieces), []
+    for i, merge in enumerate(v.of("merges", merges, str)):
+        left, _, right = merge.partition(" ")
+        names = (left, right, left + right)
+        if not known.issuperset(names):
+            raise TokenizerError(
+                f"{v.path}: merge {i} ({merge!r:.80}) is not of two pieces that make a third"
+            )
+        if all(name in ids for name in names):
+            pairs += [ids[left], ids[right]]
+    return pairs

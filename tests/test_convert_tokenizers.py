@@ -16,6 +16,7 @@ from conftest import real_file
 from folders import Model, write_hugging_face, write_meta
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from vocabularies import block, piece, varint
 
 pytest.importorskip("gguf", reason="gguf (the extra `convert`) is not installed")
 
@@ -48,24 +49,6 @@ def folder(tmp_path: Path) -> Path:
 
 
 # ---- SentencePiece's protobuf ----
-
-
-def varint(value: int) -> bytes:
-    value %= 1 << 64
-    out = b""
-    while value > 127:
-        out += bytes([value & 127 | 128])
-        value >>= 7
-    return out + bytes([value])
-
-
-def block(number: int, data: bytes) -> bytes:
-    return varint(number << 3 | 2) + varint(len(data)) + data
-
-
-def piece(text: str, score: float = 0.0, kind: int = 1) -> bytes:
-    data = block(1, text.encode()) + varint(2 << 3 | 5) + struct.pack("<f", score)
-    return block(1, data + varint(3 << 3) + varint(kind))
 
 
 def sentencepiece(
@@ -196,9 +179,20 @@ def test_added_tokens_and_settings(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
     assert converted(folder) == first
     (folder / "tokenizer.json").unlink()
-    (folder / "added_tokens.json").write_text('{"<|im_end|>": 600}')
-    with pytest.raises(TokenizerError, match="has id 600; the model knows 0 to 599"):
-        converted(folder)
+
+
+def test_added_tokens_beyond_the_model(folder: Path) -> None:
+    """A [PAD] without a row in the embedding is left out, wherever it is listed."""
+    (folder / "tokenizer.model").write_bytes(sentencepiece())
+    (folder / "added_tokens.json").write_text('{"[PAD]": 600}')
+    with pytest.warns(CheckpointWarning, match=r"'\[PAD\]' has id 600, beyond the model's 600"):
+        assert "[PAD]" not in converted(folder)["tokens"]
+    (folder / "tokenizer.model").unlink()
+    source = like_sentencepiece(MERGES)
+    source["added_tokens"].append({"id": 600, "content": "[PAD]", "special": True})
+    (folder / "tokenizer.json").write_text(json.dumps(source))
+    with pytest.warns(CheckpointWarning, match="left out"):
+        assert "[PAD]" not in converted(folder)["tokens"]
 
 
 def test_ids_of_config_json(folder: Path) -> None:
@@ -385,19 +379,43 @@ def test_metaspace(tmp_path: Path) -> None:
         pre = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme}
         source = like_sentencepiece(MERGES, normalizer=None, pre_tokenizer=pre)
         path.write_text(json.dumps(source))
-        assert read_tokenizer_json(path, VOCAB).add_space is added
+        v = read_tokenizer_json(path, VOCAB)
+        assert (v.add_space, v.prepend_scheme, v.split_spaces) == (added, scheme, True)
+
+
+def with_model(**changes: Any) -> dict[str, Any]:
+    source = like_sentencepiece(MERGES)
+    return source | {"model": source["model"] | changes}
+
+
+def with_added(**flags: bool) -> dict[str, Any]:
+    source = like_sentencepiece(MERGES)
+    token = {"id": 500, "content": "x", "special": False} | flags
+    return source | {"added_tokens": [*source["added_tokens"], token]}
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (like_sentencepiece([*MERGES[:2], "b b", *MERGES[2:4], "b b"]), "an order that scores"),
-        (like_sentencepiece(MERGES[:3]), "leave out"),
         (like_sentencepiece(MERGES, normalizer=None), "no spaces as SentencePiece"),
         (like_sentencepiece(["a" * 400 + " " + "b" * 400]), "more than 512 characters"),
+        (like_sentencepiece(MERGES, normalizer={"type": "NFC"}), "no spaces as SentencePiece"),
+        (
+            like_sentencepiece(
+                MERGES,
+                normalizer={"type": "Lowercase"},
+                pre_tokenizer={"type": "Metaspace", "replacement": SPACE},
+            ),
+            "normalizes or splits text by .'Lowercase'",
+        ),
+        (with_model(ignore_merges=True), "takes words without merging"),
+        (with_model(end_of_word_suffix="</w>"), "model.end_of_word_suffix is '</w>'"),
+        (with_model(byte_fallback=False), "fuse_unk is false"),
+        (with_added(lstrip=True), "the added token 'x' is lstrip"),
+        (with_added(normalized=True), "the added token 'x' is normalized"),
     ],
 )
-def test_merges_that_scores_cannot_say(source: dict[str, Any], message: str, folder: Path) -> None:
+def test_refused_json_of_sentencepiece(source: dict[str, Any], message: str, folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(source))
     with pytest.raises((TokenizerError, UnsupportedError), match=message):
         converted(folder)

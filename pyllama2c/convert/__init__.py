@@ -66,7 +66,7 @@ def convert(
     _check_paths(source, target)
     from pyllama2c.convert import hugging_face, meta
     from pyllama2c.convert.tokenizers import read_vocabulary
-    from pyllama2c.convert.writer import DTYPES, write_gguf
+    from pyllama2c.convert.writer import DTYPES, check_vocabulary, write_gguf
 
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
@@ -77,5 +77,7 @@ def convert(
     else:
         raise CheckpointError(f"{source} holds neither config.json nor params.json")
     vocabulary = read_vocabulary(source, config.vocab_size) if tokenizer else None
+    if vocabulary is not None:
+        check_vocabulary(vocabulary)
     name = os.fsencode(source.resolve().name).decode("utf-8", "replace")
     return write_gguf(target, config, tensors, vocabulary, dtype, name=name, progress=progress)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pyllama2c.errors import TokenizerError
+from pyllama2c.errors import CheckpointWarning, TokenizerError
 from pyllama2c.gguf_tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
 __all__ = ["BYTE", "CONTROL", "NORMAL", "UNKNOWN", "UNUSED", "USER_DEFINED", "Vocabulary"]
@@ -26,6 +27,7 @@ class Vocabulary:
     pieces: dict[int, tuple[str, int, float]] = field(default_factory=dict)
     """id: text, type, score"""
     merges: list[str] = field(default_factory=list)
+    """`llama`: where scores cannot say the same"""
     pre: str | None = None
     """how byte-level BPE splits a text first, by llama.cpp's name for it"""
     bos: int | None = None
@@ -37,6 +39,12 @@ class Vocabulary:
     add_bos: bool = True
     add_eos: bool = False
     add_space: bool = False
+    prepend_scheme: str | None = None
+    """one of gguf_tokenizer.SCHEMES, for a vocabulary of a tokenizer.json"""
+    split_spaces: bool = False
+    """nothing is joined across the front of a space"""
+    unk_surface: str | None = None
+    """what <unk> is decoded to, where that is not SentencePiece's own"""
     chat_template: str | None = None
 
     def put(self, number: object, text: object, kind: int, score: float = 0.0) -> None:
@@ -49,6 +57,18 @@ class Vocabulary:
         if len(text) > MAX_PIECE:
             raise TokenizerError(f"{self.path}: a piece has more than {MAX_PIECE} characters")
         self.pieces[number] = (text, kind, score)
+
+    def add(self, number: object, text: object, special: bool, score: float = 0.0) -> None:
+        """A token that was added to a tokenizer; without a row in the embedding, it is left out."""
+        if type(number) is int and number >= self.size and isinstance(text, str):
+            warnings.warn(
+                f"{self.path}: the added token {text[:50]!r} has id {number}, beyond the model's "
+                f"{self.size}: it is left out",
+                CheckpointWarning,
+                stacklevel=2,
+            )
+            return
+        self.put(number, text, CONTROL if special else USER_DEFINED, score)
 
     def find(self, text: str) -> int | None:
         """The id of a piece."""

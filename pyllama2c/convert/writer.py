@@ -5,6 +5,7 @@ The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -19,13 +20,19 @@ from tqdm import tqdm
 from pyllama2c.convert.config import ModelConfig
 from pyllama2c.convert.tensors import Given, Tensor
 from pyllama2c.convert.vocabulary import Vocabulary
-from pyllama2c.errors import CheckpointError, TokenizerError
+from pyllama2c.errors import CheckpointError, TokenizerError, UnsupportedError
 from pyllama2c.files import whole_file
+from pyllama2c.gguf import Gguf
+from pyllama2c.gguf_tokenizer import read_tokenizer
+from pyllama2c.tokenizer import BaseTokenizer
 
 _CHUNK = 1 << 22
 """weights at a time: memory does not grow with the model"""
 
 _ALIGNMENT = 32
+
+_NO_TOKEN = 2**32 - 1
+"""how files spell that there is no BOS"""
 
 _F32, _F16 = GGMLQuantizationType.F32, GGMLQuantizationType.F16
 _Q8, _Q4 = GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0
@@ -114,21 +121,61 @@ def _add_vocabulary(writer: GGUFWriter, v: Vocabulary | None) -> None:
     writer.add_token_types([TokenType(kind) for kind in types])
     if v.model == "llama":
         writer.add_token_scores(scores)
-    writer.add_token_merges(v.merges)
+    else:
+        writer.add_token_merges(v.merges)
+    _add_own(writer, v)
     for add, token in (
-        (writer.add_bos_token_id, v.bos),
-        (writer.add_eos_token_id, v.eos),
         (writer.add_eot_token_id, v.eot),
-        (writer.add_unk_token_id, v.unk),
         (writer.add_pad_token_id, v.pad),
     ):
         if token is not None:
             add(token)
+    # A missing key stands for an id.
+    for add, token in (
+        (writer.add_bos_token_id, v.bos),
+        (writer.add_eos_token_id, v.eos),
+        (writer.add_unk_token_id, v.unk),
+    ):
+        add(_NO_TOKEN if token is None else token)
     writer.add_add_bos_token(v.add_bos)
     writer.add_add_eos_token(v.add_eos)
     writer.add_add_space_prefix(v.add_space)
     if v.chat_template is not None:
         writer.add_chat_template(v.chat_template)
+
+
+def _add_own(writer: GGUFWriter, v: Vocabulary) -> None:
+    """What GGUF has no keys for; other readers do without."""
+    if v.prepend_scheme is not None:
+        writer.add_string("pyllama2c.tokenizer.prepend_scheme", v.prepend_scheme)
+    if v.split_spaces:
+        writer.add_bool("pyllama2c.tokenizer.split_spaces", True)
+    if v.unk_surface is not None:
+        writer.add_string("pyllama2c.tokenizer.unk_surface", v.unk_surface)
+    if v.model == "llama" and v.merges:
+        writer.add_array("pyllama2c.tokenizer.merges", v.merges)
+
+
+def check_vocabulary(v: Vocabulary) -> BaseTokenizer:
+    """The tokenizer that readers of the file will have; raises what they would, before it is
+    written."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "vocabulary.gguf"
+        writer = GGUFWriter(path, "llama")
+        _add_vocabulary(writer, v)
+        try:
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+        except UnicodeEncodeError as error:  # JSON can name halves of surrogate pairs
+            raise TokenizerError(f"{v.path}: it has invalid Unicode: {error}") from error
+        finally:
+            writer.close()
+        with Gguf(path) as gguf:
+            try:
+                return read_tokenizer(gguf, v.size)
+            except (TokenizerError, UnsupportedError) as error:
+                reason = str(error).removeprefix(f"{path}: ")
+                raise type(error)(f"{v.path}: {reason}") from None
 
 
 def _pad(file: BinaryIO) -> None:
@@ -166,8 +213,6 @@ def write_gguf(
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
-        except UnicodeEncodeError as error:  # JSON can name halves of surrogate pairs
-            raise TokenizerError(f"{name}: its tokenizer has invalid Unicode: {error}") from error
         finally:
             writer.close()
         file.seek(0, 2)
