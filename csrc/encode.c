@@ -163,18 +163,19 @@ static l2c_status put_unknown(encoder *e, int32_t start, int32_t length, l2c_err
     if (e->t->unknown == L2C_NONE)
         return l2c_fail(err, L2C_FORMAT, "the vocabulary has neither a piece nor bytes for '%.*s', nor <unk>",
                         (int)n, (const char *)bytes);
-    if (e->unknown_end != start) e->tokens[e->n_tokens++] = e->t->unknown;
+    int apart = e->t->split_spaces && e->text[start] == ' ';
+    if (e->unknown_end != start || apart) e->tokens[e->n_tokens++] = e->t->unknown;
     e->unknown_end = start + length;
     return L2C_OK;
 }
 
 static l2c_status put(encoder *e, int32_t start, int32_t length, int32_t id, l2c_error *err) {
-    if (id == L2C_NONE) return put_unknown(e, start, length, err);
-    int32_t left = is_of_type(e, id, L2C_PIECE_UNUSED) && e->taken_apart != NULL ? e->taken_apart[id] : 0;
-    if (left == 0) {
+    if (id != L2C_NONE && e->t->pieces[id].type != L2C_PIECE_UNUSED) {
         e->tokens[e->n_tokens++] = id;
         return L2C_OK;
     }
+    int32_t left = id != L2C_NONE && e->taken_apart != NULL ? e->taken_apart[id] : 0;
+    if (left == 0) return put_unknown(e, start, length, err);
     const unsigned char *bytes = e->text + start; /* each part is shorter: this ends */
     l2c_status status = put(e, start, left, l2c_piece_find(e->t, bytes, (size_t)left), err);
     if (status != L2C_OK) return status;

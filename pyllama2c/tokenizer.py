@@ -240,7 +240,8 @@ class _Texts:
         if not self._ids:
             return list(parts)
         if self._pattern is None:
-            self._pattern = re.compile(f"({'|'.join(map(re.escape, self._ids))})")
+            texts = [re.escape(text) for text, _ in self.tokens]
+            self._pattern = re.compile(f"({'|'.join(texts)})")
         cut: list[str | int] = []
         for part in parts:
             if isinstance(part, int):

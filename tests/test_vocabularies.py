@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -22,7 +23,8 @@ from vocabularies import (
 from pyllama2c import Tokenizer
 
 ALPHABET = f"abcé日{SPACE}"
-TEXTS = st.text(st.sampled_from([*ALPHABET, " ", " ", "z", "☃", "\n", "<s>", "[INST]", "ab"]))
+STRETCHES = [*ALPHABET, " ", " ", "z", "☃", "\n", "<s>", "[INST]", "ab"]
+TEXTS = st.lists(st.sampled_from(STRETCHES), max_size=25).map("".join)
 
 
 @st.composite
@@ -35,6 +37,14 @@ def joined(draw: st.DrawFn, most: int = 12) -> tuple[list[str], list[str]]:
         if new not in pieces and len(new) < 9:
             pieces.append(new)
     return characters, pieces[len(characters) :]
+
+
+@st.composite
+def shuffled(draw: st.DrawFn, things: list[Any]) -> list[Any]:
+    """In another order, from few choices: st.permutations makes one for each thing."""
+    at, step = draw(st.integers(0, len(things) - 1)), draw(st.sampled_from([1, 2, 3, 7, 31]))
+    order = sorted(range(len(things)), key=lambda i: ((i * step + at) % len(things), i))
+    return [things[i] for i in order]
 
 
 @st.composite
@@ -53,12 +63,10 @@ def layouts(draw: st.DrawFn) -> Layout:
     pieces += [(name, 0.0, CONTROL) for name in draw(st.lists(st.sampled_from(names), unique=True))]
     if draw(st.booleans()):
         pieces += BYTES
-    at, step = draw(st.integers(0, len(pieces) - 1)), draw(st.sampled_from([1, 2, 3, 7, 31]))
-    order = sorted(range(len(pieces)), key=lambda i: ((i * step + at) % len(pieces), i))
-    return Layout([pieces[i] for i in order], add_space=draw(st.booleans()))
+    return Layout(draw(shuffled(pieces)), add_space=draw(st.booleans()))
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(layouts(), st.lists(TEXTS, min_size=1, max_size=5))
 def test_as_sentencepiece(layout: Layout, texts: list[str]) -> None:
     package = pytest.importorskip("sentencepiece", reason="sentencepiece is not installed")
@@ -81,3 +89,69 @@ def test_through_convert(layout: Layout, text: str) -> None:
         assert (own.bos_id, own.eos_id) == (reference.bos_id(), reference.eos_id())
         assert own.encode(text) == reference.encode(text)
         assert own.decode(own.encode(text)) == reference.decode(own.encode(text))
+
+
+SCHEMES = ("every", "always", "first", "never")
+
+
+def json_tokenizer(data: st.DataObject) -> Any:
+    """A random tokenizer of the `tokenizers` package: BPE with spaces as SentencePiece has them."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    characters, texts = data.draw(joined())
+    never = ["xyz"] if texts and data.draw(st.booleans()) else []  # which no merge makes
+    names = [*characters, *texts, "<unk>", "<s>", *never]
+    has_bytes = data.draw(st.booleans())
+    names += [text for text, _, _ in BYTES] if has_bytes else []
+    vocabulary = {text: i for i, text in enumerate(data.draw(shuffled(names)))}
+    every = [
+        (text[:i], text[i:])
+        for text in texts
+        for i in range(1, len(text))
+        if text[:i] in vocabulary and text[i:] in vocabulary
+    ]
+    merges = every
+    if data.draw(st.booleans()) and every:
+        merges = data.draw(st.lists(st.sampled_from(every), min_size=1, unique=True))
+    model = models.BPE(
+        vocab=vocabulary, merges=merges, unk_token="<unk>", byte_fallback=has_bytes, fuse_unk=True
+    )
+    tokenizer, scheme = Tokenizer(model), data.draw(st.sampled_from(SCHEMES))
+    if scheme == "every" or data.draw(st.booleans()):
+        replace = normalizers.Replace(" ", SPACE)
+        steps = [normalizers.Prepend(SPACE), replace] if scheme == "every" else [replace]
+        if scheme in ("every", "never"):
+            tokenizer.normalizer = normalizers.Sequence(steps)
+    if tokenizer.normalizer is None:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
+            prepend_scheme=scheme, split=data.draw(st.booleans())
+        )
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence(
+        steps if scheme == "never" else [*steps, decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens(["<unk>", "<s>"])
+    plain = ["ab", "b", "abc", "~user~", f"{SPACE}a", "ab "] if merges else ["~user~", "ab "]
+    plain = data.draw(st.lists(st.sampled_from(plain)))
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in plain])
+    return tokenizer
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_as_tokenizers(data: st.DataObject) -> None:
+    pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    pytest.importorskip("gguf", reason="gguf (the extra `convert`) is not installed")
+    from pyllama2c.convert.tokenizer_json import read_tokenizer_json
+    from pyllama2c.convert.writer import check_vocabulary
+
+    reference = json_tokenizer(data)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.json"
+        reference.save(str(path))
+        own = check_vocabulary(read_tokenizer_json(path, reference.get_vocab_size() + 3))
+    stretches = [s for s in STRETCHES if s != "<s>"] + ["~user~", "xyz"]
+    for text in data.draw(st.lists(st.lists(st.sampled_from(stretches)).map("".join), max_size=5)):
+        ids = reference.encode(text).ids
+        assert own.encode(text) == ids
+        assert own.decode(ids) == reference.decode(ids)

@@ -184,6 +184,8 @@ def _sentencepiece(
     special = {str(e.get("content")) for e in added} - plain
     own = {text for text, kind, _ in v.pieces.values() if kind == NORMAL} - special
     if plain & known.keys() or not _scores_say_it(own, merges, ranks):
+        if not merges:
+            raise UnsupportedError(f"{v.path}: it has pieces, but no merges that make them")
         v.merges = _joined_by_space(v, merges)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from gguf import GGUFWriter, LlamaFileType, RopeScalingType, TokenType
+from gguf import GGUFValueType, GGUFWriter, LlamaFileType, RopeScalingType, TokenType
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import quantize
 from numpy.typing import NDArray
@@ -151,7 +151,8 @@ def _add_own(writer: GGUFWriter, v: Vocabulary) -> None:
     if v.split_spaces:
         writer.add_bool("pyllama2c.tokenizer.split_spaces", True)
     if v.unk_surface is not None:
-        writer.add_string("pyllama2c.tokenizer.unk_surface", v.unk_surface)
+        key = "pyllama2c.tokenizer.unk_surface"
+        writer.add_key_value(key, v.unk_surface, GGUFValueType.STRING)  # add_string omits ""
     if v.model == "llama" and v.merges:
         writer.add_array("pyllama2c.tokenizer.merges", v.merges)
 
