@@ -10,6 +10,7 @@ from typing import Any
 from pyllama2c._ffi import ffi, lib, new_error
 from pyllama2c.errors import TokenizerError, UnsupportedError
 from pyllama2c.gguf import Gguf
+from pyllama2c.pre_tokenizers import PRE_TOKENIZERS
 from pyllama2c.tokenizer import NONE, BaseTokenizer, Tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -41,9 +42,6 @@ _ENDS = frozenset(
 
 _DEFAULTS = {"llama": {"bos": 1, "eos": 2, "unknown": 0}, "gpt2": {"bos": 11, "eos": 11}}
 """ids where keys are missing, as in llama.cpp"""
-
-LLAMA3_PRE = frozenset(("llama-bpe", "llama3", "llama-v3"))
-"""names of Llama 3's pre-tokenizer, with which texts begin with BOS"""
 
 
 def has_tokenizer(gguf: Gguf) -> bool:
@@ -83,7 +81,8 @@ class Vocabulary:
         eot, eom = self._id("eot"), self._id("eom")
         self.types = self._types(bos, eos, unknown, eot)
         self.ends = frozenset({bos, eos, eot, eom, *self._known_ends()} - {NONE})
-        starts = kind == "llama" or self.pre in LLAMA3_PRE
+        pre = PRE_TOKENIZERS.get(self.pre)
+        starts = kind == "llama" or (pre is not None and pre.add_bos)
         self.add_bos: bool = self.field(gguf, "add_bos_token", bool, starts) and bos != NONE
         self.add_eos: bool = self.field(gguf, "add_eos_token", bool, False) and eos != NONE
         self.add_space: bool = self.field(gguf, "add_space_prefix", bool, kind == "llama")

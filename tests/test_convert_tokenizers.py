@@ -26,6 +26,7 @@ from pyllama2c.convert.byte_level import as_text, read_tiktoken
 from pyllama2c.convert.sentencepiece_model import read_sentencepiece
 from pyllama2c.convert.tokenizer_json import read_tokenizer_json
 from pyllama2c.gguf import Gguf
+from pyllama2c.pre_tokenizers import PRE_TOKENIZERS
 
 VOCAB = 600
 SPACE = "▁"
@@ -288,7 +289,7 @@ def test_llama_3(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pre_tokenizer": {"type": "Whitespace"}}, "neither Llama 3, SmolLM nor GPT-2"),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "neither Llama 3, SmolLM, GPT-2 nor"),
         ({"pre_tokenizer": None}, "neither Llama 3"),
         ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "neither Llama 3"),
         ({"normalizer": {"type": "NFC"}}, "normalizes"),
@@ -312,6 +313,19 @@ def test_refused_tokenizer_json(changes: dict[str, Any], message: str, folder: P
     with pytest.raises((TokenizerError, UnsupportedError), match=message) as caught:
         converted(folder)
     assert "tokenizer.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("pre", ["qwen2", "tekken", "gpt-4o", "dbrx", "deepseek-coder"])
+def test_other_pre_tokenizers(pre: str, tmp_path: Path) -> None:
+    """Recognized by their expressions, those of Llama 3 by what becomes of whole words, too."""
+    known = PRE_TOKENIZERS[pre]
+    split = LLAMA3_PRE["pretokenizers"][0]
+    steps = [split | {"pattern": {"Regex": expression}} for expression in known.expressions]
+    pre_tokenizer = {"type": "Sequence", "pretokenizers": [*steps, LLAMA3_PRE["pretokenizers"][1]]}
+    path = tmp_path / "tokenizer.json"
+    source = byte_level(pre_tokenizer, ignore_merges=known.ignore_merges)
+    path.write_text(json.dumps(source))
+    assert read_tokenizer_json(path, VOCAB).pre == pre
 
 
 def test_gpt2(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pyllama2c.convert.byte_level import LLAMA3
 from pyllama2c.convert.json_files import Fields, read_json
 from pyllama2c.convert.vocabulary import (
     BYTE,
@@ -17,17 +16,18 @@ from pyllama2c.convert.vocabulary import (
 )
 from pyllama2c.errors import TokenizerError, UnsupportedError
 from pyllama2c.gguf_tokenizer import SCHEMES
+from pyllama2c.pre_tokenizers import PRE_TOKENIZERS
 
-_LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_PRE: dict[tuple[tuple[object, ...], ...], str] = {
-    (("Split", _LLAMA3_SPLIT, "Isolated", False), ("ByteLevel", False, False)): LLAMA3,
-    (("Digits", True), ("ByteLevel", False, True)): "smollm",
-    (("ByteLevel", False, True),): "gpt-2",
+_BYTES_ONLY = ("ByteLevel", False, False)
+_PRE: dict[tuple[tuple[object, ...], ...], list[str]] = {
+    (("Digits", True), ("ByteLevel", False, True)): ["smollm"],
+    (("ByteLevel", False, True),): ["gpt-2"],
 }
-"""pre-tokenizers that readers of GGUF know by name"""
+"""pre-tokenizers that readers of GGUF know, by what they do"""
+
+for _name, _pre in PRE_TOKENIZERS.items():
+    _splits = [("Split", expression, "Isolated", False) for expression in _pre.expressions]
+    _PRE.setdefault((*_splits, _BYTES_ONLY), []).append(_name)
 
 
 _BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
@@ -73,15 +73,17 @@ def _merges(model: Fields) -> list[tuple[str, str]]:
 
 def _byte_level(v: Vocabulary, source: Fields, model: Fields) -> None:
     steps = tuple(_described(s) for s in _steps(source.get("pre_tokenizer"), "pretokenizers"))
-    v.pre = _PRE.get(steps)
-    if v.pre is None or source.get("normalizer") is not None:
+    names = _PRE.get(steps, [])
+    if not names or source.get("normalizer") is not None:
         raise UnsupportedError(
-            f"{v.path}: it splits or normalizes text as neither Llama 3, SmolLM nor GPT-2 does "
-            f"({str(steps)[:300]})"
+            f"{v.path}: it splits or normalizes text as neither Llama 3, SmolLM, GPT-2 nor another "
+            f"known model does ({str(steps)[:300]})"
         )
-    if model.boolean("ignore_merges", False) != (v.pre == LLAMA3):
+    ignored = model.boolean("ignore_merges", False)
+    v.pre = next((n for n in names if PRE_TOKENIZERS[n].ignore_merges == ignored), None)
+    if v.pre is None:
         raise UnsupportedError(
-            f"{v.path}: model.ignore_merges is not what readers of GGUF take for {v.pre}"
+            f"{v.path}: model.ignore_merges is not what readers of GGUF take for {names[0]}"
         )
     v.merges = _joined_by_space(v, _merges(model))
     v.add_bos = False
