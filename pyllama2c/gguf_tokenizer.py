@@ -17,8 +17,8 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """types of pieces: text, and what is no text or is found before text is looked at"""
 
 SCHEMES = ("every", "always", "first", "never")
-"""where a space is put before a text, with `tokenizers`: before every stretch between added tokens; the
-same, unless it begins with one; the first only, unless it begins with one; never"""
+"""where the `tokenizers` package puts a space: before every stretch of text between added tokens,
+before those that begin with none, before the first if it begins with none, never"""
 
 UNKNOWN_TEXT = " \N{DOUBLE QUESTION MARK} "
 """what SentencePiece decodes <unk> to, unless a model says otherwise"""
@@ -224,7 +224,7 @@ class SentencePieceTokenizer(Tokenizer):
 def _engine_vocabulary(v: Vocabulary, scheme: str | None) -> tuple[Any, Any]:
     """The vocabulary as the engine takes it, and the lists that it points at."""
     merges = v.own("merges", list, None)
-    types = [_engine_type(v, i, scheme, merges is not None) for i in range(v.size)]
+    types = _engine_types(v, scheme, merges is not None)
     texts = [piece.replace(_SPACE, " ").encode() for piece in v.pieces]
     lists = {
         "text": ffi.from_buffer("char[]", b"".join(texts)),
@@ -247,13 +247,17 @@ def _engine_vocabulary(v: Vocabulary, scheme: str | None) -> tuple[Any, Any]:
     return vocabulary, lists
 
 
-def _engine_type(v: Vocabulary, i: int, scheme: str | None, has_merges: bool) -> int:
-    kind = v.types[i]
-    if kind == USER_DEFINED and scheme is not None:
-        # It is cut out of a text before the engine sees that; merges may make it all the same.
-        return NORMAL if has_merges else UNKNOWN
-    # A space in a text is looked up as U+2581.
-    return UNKNOWN if kind == NORMAL and " " in v.pieces[i] else kind
+def _engine_types(v: Vocabulary, scheme: str | None, has_merges: bool) -> list[int]:
+    """What the engine is to do with the pieces; no text becomes an UNKNOWN one."""
+    types, known = list(v.types), set(v.pieces)
+    for i, (text, kind) in enumerate(zip(v.pieces, v.types, strict=True)):
+        if kind == USER_DEFINED and scheme is not None:
+            # It is cut out of a text before the engine sees that; merges may make it all the same.
+            types[i] = NORMAL if has_merges else UNKNOWN
+        # A space in a text is looked up as U+2581.
+        if " " in text and (types[i] == NORMAL or text.replace(" ", _SPACE) in known):
+            types[i] = UNKNOWN if types[i] in (NORMAL, USER_DEFINED) else kind
+    return types
 
 
 def _pairs(v: Vocabulary, merges: list[str], types: list[int]) -> list[int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import struct
 import warnings
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +15,7 @@ from conftest import real_file
 from folders import Model, write_hugging_face, write_meta
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from vocabularies import block, piece, varint
+from vocabularies import block, like_sentencepiece, piece, varint
 
 pytest.importorskip("gguf", reason="gguf (the extra `convert`) is not installed")
 
@@ -347,30 +346,6 @@ def test_no_valid_unicode(folder: Path) -> None:
 
 
 # ---- SentencePiece's BPE in a tokenizer.json ----
-
-
-def like_sentencepiece(merges: list[str], **changes: Any) -> dict[str, Any]:
-    texts = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
-    texts += sorted({half for merge in merges for half in merge.split(" ") if len(half) == 1})
-    texts += list(dict.fromkeys(m.replace(" ", "") for m in merges))
-    model = {
-        "type": "BPE",
-        "unk_token": "<unk>",
-        "byte_fallback": True,
-        "vocab": {text: i for i, text in enumerate(texts)},
-        "merges": merges,
-    }
-    prepend = {"type": "Prepend", "prepend": SPACE}
-    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    single = [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}]
-    special = ["<unk>", "<s>", "</s>"]
-    return {
-        "added_tokens": [{"id": i, "content": t, "special": True} for i, t in enumerate(special)],
-        "normalizer": {"type": "Sequence", "normalizers": [prepend, replace]},
-        "pre_tokenizer": None,
-        "post_processor": {"type": "TemplateProcessing", "single": single},
-        "model": model,
-    } | changes
 
 
 MERGES = [f"{SPACE} a", "a b", f"{SPACE}a b", f"{SPACE} ab", "b b"]

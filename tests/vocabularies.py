@@ -1,4 +1,4 @@
-"""Vocabularies of any layout, as a SentencePiece model, as GGUF metadata, and as a tokenizer.json."""
+"""Vocabularies of any layout, as a SentencePiece model, as GGUF metadata, as a tokenizer.bin."""
 
 from __future__ import annotations
 
@@ -61,7 +61,11 @@ class Layout:
     def keys(self) -> list[Key]:
         """As GGUF has it. What there is none of is left out, or -1 where that means an id."""
         texts, scores, kinds = zip(*self.pieces, strict=True)
-        lists = {"tokens": (STRING, texts), "scores": (FLOAT32, scores), "token_type": (INT32, kinds)}
+        lists = {
+            "tokens": (STRING, texts),
+            "scores": (FLOAT32, scores),
+            "token_type": (INT32, kinds),
+        }
         keys = [_key("model", STRING, "llama")]
         keys += [_key(name, kind, list(values)) for name, (kind, values) in lists.items()]
         for name, text in (("bos", "<s>"), ("eos", "</s>"), ("unknown", "<unk>")):
@@ -94,3 +98,28 @@ class Layout:
 
 def _key(name: str, kind: int, value: Any) -> Key:
     return Key(f"tokenizer.ggml.{name}", kind, value)
+
+
+def like_sentencepiece(merges: list[str], **changes: Any) -> dict[str, Any]:
+    """A tokenizer.json of SentencePiece's BPE, with what `merges` make and nothing else."""
+    texts = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
+    texts += sorted({half for merge in merges for half in merge.split(" ") if len(half) == 1})
+    texts += list(dict.fromkeys(m.replace(" ", "") for m in merges))
+    model = {
+        "type": "BPE",
+        "unk_token": "<unk>",
+        "byte_fallback": True,
+        "vocab": {text: i for i, text in enumerate(texts)},
+        "merges": merges,
+    }
+    prepend = {"type": "Prepend", "prepend": SPACE}
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    single = [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}]
+    special = ["<unk>", "<s>", "</s>"]
+    return {
+        "added_tokens": [{"id": i, "content": t, "special": True} for i, t in enumerate(special)],
+        "normalizer": {"type": "Sequence", "normalizers": [prepend, replace]},
+        "pre_tokenizer": None,
+        "post_processor": {"type": "TemplateProcessing", "single": single},
+        "model": model,
+    } | changes

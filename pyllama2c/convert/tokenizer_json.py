@@ -99,9 +99,7 @@ def _ranks(v: Vocabulary, merges: list[tuple[str, str]]) -> dict[str, int]:
     return ranks
 
 
-def _scores_say_it(
-    known: set[str], merges: list[tuple[str, str]], ranks: dict[str, int]
-) -> bool:
+def _scores_say_it(known: set[str], merges: list[tuple[str, str]], ranks: dict[str, int]) -> bool:
     """Whether joining the pieces `known` by ranks gives what the merges do.
 
     SentencePiece joins whatever two pieces make the best one. Merges mean the same if every piece
@@ -139,7 +137,9 @@ def _spaces(source: Fields) -> tuple[str, bool] | None:
             added = "never" if step.get("add_prefix_space") is False else "always"
             if scheme == "never":  # what begins with a space already gets none
                 scheme = step.get("prepend_scheme", added)
-        elif not (replaced and step.get("type") == "Split" and step.get("pattern") == {"String": " "}):
+        elif not (
+            replaced and step.get("type") == "Split" and step.get("pattern") == {"String": " "}
+        ):
             other.append(step.get("type"))
     if not replaced:
         return None
