@@ -242,7 +242,9 @@ def _engine_vocabulary(v: Vocabulary, scheme: str | None) -> tuple[Any, Any]:
         setattr(vocabulary, name, values)
     vocabulary.n_pieces, vocabulary.text_bytes = v.size, sum(map(len, texts))
     vocabulary.bos, vocabulary.eos = v.bos, v.eos
-    vocabulary.unknown = next((i for i, t in enumerate(v.types) if t == UNKNOWN), v.unknown)
+    vocabulary.unknown = v.unknown
+    if v.unknown == NONE and UNKNOWN in v.types:
+        vocabulary.unknown = v.types.index(UNKNOWN)
     vocabulary.split_spaces = v.own("split_spaces", bool, False)
     return vocabulary, lists
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 from pyllama2c.errors import CheckpointError, CheckpointNotFoundError, UnsupportedError
@@ -16,8 +17,6 @@ _PACKAGES = ("gguf", "safetensors", "ml_dtypes")
 
 
 def _check_packages() -> None:
-    from importlib.util import find_spec
-
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise UnsupportedError(
@@ -77,7 +76,8 @@ def convert(
     else:
         raise CheckpointError(f"{source} holds neither config.json nor params.json")
     vocabulary = read_vocabulary(source, config.vocab_size) if tokenizer else None
-    if vocabulary is not None:
+    # Byte-level ones are read by a package that converting does not need.
+    if vocabulary is not None and (vocabulary.model == "llama" or find_spec("tokenizers")):
         check_vocabulary(vocabulary)
     name = os.fsencode(source.resolve().name).decode("utf-8", "replace")
     return write_gguf(target, config, tensors, vocabulary, dtype, name=name, progress=progress)

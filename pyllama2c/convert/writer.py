@@ -167,7 +167,7 @@ def check_vocabulary(v: Vocabulary) -> BaseTokenizer:
         try:
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
-        except UnicodeEncodeError as error:  # JSON can name halves of surrogate pairs
+        except UnicodeEncodeError as error:
             raise TokenizerError(f"{v.path}: it has invalid Unicode: {error}") from error
         finally:
             writer.close()
@@ -214,6 +214,8 @@ def write_gguf(
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
+        except UnicodeEncodeError as error:  # JSON can name halves of surrogate pairs
+            raise TokenizerError(f"{name}: its tokenizer has invalid Unicode: {error}") from error
         finally:
             writer.close()
         file.seek(0, 2)
