@@ -235,3 +235,43 @@ void test_encoding(void) {
     l2c_tokenizer_free(t);
     free(file.data);
 }
+
+/* <unk> a b ab ~b~: what lists may say, and what no vocabulary is. */
+void test_vocabularies(void) {
+    const char text[] = "<unk>abab~b~";
+    int32_t lengths[] = {5, 1, 1, 2, 3}, merges[] = {1, 2};
+    int32_t types[] = {L2C_PIECE_UNKNOWN, L2C_PIECE_NORMAL, L2C_PIECE_NORMAL, L2C_PIECE_NORMAL, L2C_PIECE_USER_DEFINED};
+    float scores[5] = {0};
+    const l2c_vocabulary good = {.n_pieces = 5, .text = text, .text_bytes = 12, .lengths = lengths, .types = types,
+                                 .scores = scores, .bos = -1, .eos = 0, .unknown = 0};
+    l2c_vocabulary v = good;
+    l2c_tokenizer *t;
+    int32_t tokens[3 * 16];
+    size_t n;
+    CHECK(l2c_tokenizer_create(&v, &t, NULL) == L2C_OK && l2c_tokenizer_bos(t) == -1 && l2c_tokenizer_eos(t) == 0);
+    CHECK(l2c_tokenizer_encode(t, "ab~b~xyb", 8, 0, tokens, &n, NULL) == L2C_OK && n == 4);
+    CHECK(tokens[0] == 3 && tokens[1] == 4 && tokens[2] == 0 && tokens[3] == 2);
+    l2c_tokenizer_free(t);
+    v.merges = merges, v.n_merges = 1, v.unknown = -1;
+    CHECK(l2c_tokenizer_create(&v, &t, NULL) == L2C_OK);
+    CHECK(l2c_tokenizer_encode(t, "ab", 2, 0, tokens, &n, NULL) == L2C_OK && n == 1 && tokens[0] == 3);
+    CHECK(l2c_tokenizer_encode(t, "xb", 2, 0, tokens, &n, NULL) == L2C_FORMAT && n == 0);
+    l2c_tokenizer_free(t);
+    const int32_t wrong[] = {-1, 5, INT_MIN, INT_MAX};
+    for (size_t i = 0; i < 4; i++) {
+        merges[0] = wrong[i];
+        CHECK(l2c_tokenizer_create(&v, &t, NULL) == L2C_FORMAT);
+        types[2] = wrong[i] < 0 ? wrong[i] : INT_MAX;
+        CHECK(l2c_tokenizer_create(&good, &t, NULL) == L2C_FORMAT);
+        types[2] = L2C_PIECE_NORMAL, lengths[2] = wrong[i] == 5 ? 99 : wrong[i];
+        CHECK(l2c_tokenizer_create(&good, &t, NULL) == L2C_FORMAT);
+        lengths[2] = 1;
+        l2c_vocabulary other = good;
+        other.eos = wrong[i] == -1 ? -2 : wrong[i];
+        CHECK(l2c_tokenizer_create(&other, &t, NULL) == L2C_ARG);
+        other = good, other.n_pieces = wrong[i] == 5 ? 0 : wrong[i];
+        CHECK(l2c_tokenizer_create(&other, &t, NULL) == L2C_ARG);
+    }
+    CHECK(l2c_tokenizer_create(&good, &t, NULL) == L2C_OK);
+    l2c_tokenizer_free(t);
+}
