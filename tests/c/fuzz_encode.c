@@ -28,7 +28,6 @@ static uint8_t next(input *in) {
     return *in->data++;
 }
 
-/* What a piece is in the vocabulary's own writing, for the comparison: U+2581 for a space that has no piece. */
 static size_t append(unsigned char *text, size_t size, const char *bytes, size_t length) {
     memcpy(text + size, bytes, length);
     return size + length;
@@ -55,7 +54,7 @@ static void round_trip(const l2c_tokenizer *t, const int32_t *types, int32_t unk
     if (whole && length > 0) {
         if (space_first) n_meant = append(meant, n_meant, " ", 1);
         n_meant = append(meant, n_meant, text, length);
-        /* Both with U+2581 as a space. */
+        /* U+2581 is a space; the bytes of one that has no piece are U+2581's. */
         unsigned char *both[] = {said, meant};
         size_t *sizes[] = {&n_said, &n_meant};
         for (int k = 0; k < 2; k++) {
