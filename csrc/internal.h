@@ -35,6 +35,11 @@ typedef struct {
 l2c_status l2c_file_map(const char *path, const char *what, l2c_mapping *mapping, l2c_error *err);
 void l2c_file_unmap(l2c_mapping *mapping);
 
+/* A whole file of at most `limit` bytes in memory of its own (l2c_memory_free): what becomes of the file
+ * afterwards is nobody's concern. */
+l2c_status l2c_file_read(const char *path, const char *what, size_t limit, unsigned char **data, size_t *size,
+                         l2c_error *err);
+
 /* These bytes will not be needed soon: where they are a file's, they leave this process's memory, and are
  * read again when asked for. */
 void l2c_file_forget(const l2c_mapping *mapping, const void *data, size_t size);

@@ -12,11 +12,11 @@
  *     }
  *     l2c_sampler sampler;
  *     l2c_sampler_init(&sampler, 42);
- *     l2c_row row = {.sequence = 0, .position = 0, .token = L2C_BOS, .want_logits = 1};
+ *     l2c_row row = {.sequence = 0, .position = 0, .token = l2c_tokenizer_bos(tokenizer), .want_logits = 1};
  *     while (row.position < l2c_model_config(model)->seq_len) {
  *         if (l2c_session_forward(session, &row, 1, &err)) break;
  *         if (l2c_session_sample(session, 0, &sampler, NULL, 0, &row.token, &err)) break;
- *         if (row.token == L2C_BOS || row.token == L2C_EOS) break;
+ *         if (row.token == l2c_tokenizer_bos(tokenizer) || row.token == l2c_tokenizer_eos(tokenizer)) break;
  *         const char *piece; size_t length;
  *         l2c_tokenizer_piece(tokenizer, row.token, &piece, &length);
  *         fwrite(piece, 1, length, stdout);
@@ -329,12 +329,12 @@ l2c_status l2c_session_logprob(l2c_session *session, size_t i, int32_t token, do
  * `target` checks them in one sweep. tokens holds the n tokens so far, of which target has been fed
  * n - 1, and has room for n_draft + 1 more; *n_new of them are appended, 1 or more, which are those
  * that target alone would have sampled one by one; rng_states[i] is the sampler's state after the
- * i-th. Stops after BOS or EOS. draft may have been fed any beginning of tokens, and nothing else. On
+ * i-th. Stops after any of the n_ends ids in ends. draft may have been fed any beginning of tokens, and nothing else. On
  * failure tokens are as they were as far as n; the sampler's state is not.
  */
 l2c_status l2c_speculate(l2c_session *target, l2c_session *draft, l2c_sampler *sampler,
-                         int32_t *tokens, size_t n, size_t n_draft, uint64_t *rng_states,
-                         size_t *n_new, l2c_error *err);
+                         int32_t *tokens, size_t n, size_t n_draft, const int32_t *ends, size_t n_ends,
+                         uint64_t *rng_states, size_t *n_new, l2c_error *err);
 
 /* Positions of a sequence that are in the cache, or -1 without such a sequence. */
 int32_t l2c_session_length(const l2c_session *session, int32_t sequence);
@@ -384,12 +384,39 @@ l2c_status l2c_model_plan_memory(const void *data, size_t size, int32_t n_thread
 
 /* ---- Tokenizers: immutable after open, shared by any number of threads ------------------------ */
 
-enum { L2C_UNK = 0, L2C_BOS = 1, L2C_EOS = 2 };
-
 typedef struct l2c_tokenizer l2c_tokenizer;
 
-/* Reads a llama2.c tokenizer.bin of exactly vocab_size pieces (0: as many as the file holds). A piece
- * whose score is minus infinity is never what text becomes. open_memory: data must outlive it. */
+/* What a piece is, numbered as SentencePiece does. */
+typedef enum {
+    L2C_PIECE_NORMAL = 1,
+    L2C_PIECE_UNKNOWN,      /* <unk>; as a control piece, no text becomes it */
+    L2C_PIECE_CONTROL,      /* stands for no text */
+    L2C_PIECE_USER_DEFINED, /* taken wherever a text has it, the longest first, and joined with nothing */
+    L2C_PIECE_UNUSED,       /* joined with others, but left out of what a text becomes */
+    L2C_PIECE_BYTE          /* <0xHH>: characters without a piece become their bytes */
+} l2c_piece_type;
+
+/* A vocabulary of byte-pair encoding as lists, which l2c_tokenizer_create copies. */
+typedef struct {
+    int32_t n_pieces;
+    const char *text;       /* (text_bytes) the pieces one behind the other, U+2581 as a space */
+    size_t text_bytes;
+    const int32_t *lengths; /* (n_pieces) bytes of each, at most 4,096 */
+    const int32_t *types;   /* (n_pieces) l2c_piece_type */
+    const float *scores;    /* (n_pieces) the pair that makes the piece with the highest is joined first; */
+    const int32_t *merges;  /* (n_merges, 2) or NULL: ids of pairs that are joined, the first first, and no others */
+    int32_t n_merges;
+    int32_t split_spaces;   /* not 0: nothing is joined across the front of a space */
+    int32_t bos, eos;       /* ids, or -1 */
+    int32_t unknown;        /* for characters that have neither a piece nor bytes; -1: those are an error */
+} l2c_vocabulary;
+
+/* L2C_FORMAT, naming the piece, for lists that make no vocabulary; L2C_ARG for numbers out of range. */
+l2c_status l2c_tokenizer_create(const l2c_vocabulary *vocabulary, l2c_tokenizer **tokenizer, l2c_error *err);
+
+/* Reads a llama2.c tokenizer.bin of exactly vocab_size pieces (0: as many as the file holds): <unk>, BOS
+ * and EOS are ids 0 to 2, bytes 3 to 258. A piece whose score is minus infinity is never what text
+ * becomes. The file may change afterwards, as may what open_memory read. */
 l2c_status l2c_tokenizer_open(const char *path, int32_t vocab_size, l2c_tokenizer **tokenizer,
                               l2c_error *err);
 l2c_status l2c_tokenizer_open_memory(const void *data, size_t size, int32_t vocab_size,
@@ -397,15 +424,20 @@ l2c_status l2c_tokenizer_open_memory(const void *data, size_t size, int32_t voca
 
 int32_t l2c_tokenizer_vocab_size(const l2c_tokenizer *tokenizer);
 
+/* The ids that begin and end a text, or -1. */
+int32_t l2c_tokenizer_bos(const l2c_tokenizer *tokenizer);
+int32_t l2c_tokenizer_eos(const l2c_tokenizer *tokenizer);
+
 /* The bytes that a token stands for (not NUL terminated, owned by the tokenizer): one byte for a
- * <0xHH> piece, none for BOS and EOS. L2C_RANGE for an id outside the vocabulary. */
+ * byte piece, none for a control piece. L2C_RANGE for an id outside the vocabulary. */
 l2c_status l2c_tokenizer_piece(const l2c_tokenizer *tokenizer, int32_t token, const char **bytes,
                                size_t *length);
 
 /*
- * Byte-pair encodes UTF-8 text as SentencePiece does; with space_first, a space is put before it
- * unless it is empty: what begins a text is then as any other word. Adds no BOS or EOS. tokens has room for length + 1 ids, which is always enough.
- * Bytes that are not UTF-8 become byte tokens.
+ * Byte-pair encodes UTF-8 text; with space_first, a space is put before it unless it is empty: what begins
+ * a text is then as any other word. Adds no BOS or EOS. tokens has room for 3 * (length + 1) ids, which is
+ * always enough. Characters without a piece become their bytes or, where the vocabulary lacks one of those,
+ * <unk>, neighbours together; so does each byte that is not UTF-8. L2C_FORMAT where there is no <unk> either.
  */
 l2c_status l2c_tokenizer_encode(const l2c_tokenizer *tokenizer, const char *text, size_t length,
                                 int space_first, int32_t *tokens, size_t *n_tokens, l2c_error *err);

@@ -14,7 +14,16 @@
 
 enum { MAX_DRAFT = 32, PREFILL_ROWS = 64 };
 
-static int ends_story(int32_t token) { return token == L2C_BOS || token == L2C_EOS; }
+typedef struct {
+    const int32_t *ids;
+    size_t n;
+} end_tokens;
+
+static int ends_story(end_tokens ends, int32_t token) {
+    for (size_t i = 0; i < ends.n; i++)
+        if (ends.ids[i] == token) return 1;
+    return 0;
+}
 
 /* Feeds the draft what it has not seen, up to tokens[n - 1], and leaves the last row's logits. */
 static l2c_status catch_up(l2c_session *draft, const int32_t *tokens, size_t n, l2c_error *err) {
@@ -32,25 +41,27 @@ static l2c_status catch_up(l2c_session *draft, const int32_t *tokens, size_t n, 
 
 /* Writes at most `count` tokens that the draft would pick behind the n there are. */
 static l2c_status propose(l2c_session *draft, l2c_sampler coins, int32_t *tokens, size_t n, size_t count,
-                          size_t *proposed, l2c_error *err) {
+                          end_tokens ends, size_t *proposed, l2c_error *err) {
     for (*proposed = 0; *proposed < count;) {
         size_t length = n + *proposed;
         l2c_status status = catch_up(draft, tokens, length, err);
         if (status == L2C_OK) status = l2c_session_sample(draft, 0, &coins, tokens, length, &tokens[length], err);
         if (status != L2C_OK) return status;
         ++*proposed;
-        if (ends_story(tokens[length])) break;
+        if (ends_story(ends, tokens[length])) break;
     }
     return L2C_OK;
 }
 
 l2c_status l2c_speculate(l2c_session *target, l2c_session *draft, l2c_sampler *sampler, int32_t *tokens,
-                         size_t n, size_t n_draft, uint64_t *rng_states, size_t *n_new, l2c_error *err) {
+                         size_t n, size_t n_draft, const int32_t *ends, size_t n_ends, uint64_t *rng_states,
+                         size_t *n_new, l2c_error *err) {
     if (n < 1 || n_draft > MAX_DRAFT || n + n_draft > (size_t)target->n_ctx || n + n_draft > (size_t)draft->n_ctx)
         return l2c_fail(err, L2C_ARG, "%zu tokens and %zu drafts; the context is %d, drafts are at most %d", n,
                         n_draft, target->n_ctx, MAX_DRAFT);
+    const end_tokens stop = {ends, n_ends};
     size_t proposed, accepted = 0;
-    l2c_status status = propose(draft, *sampler, tokens, n, n_draft, &proposed, err);
+    l2c_status status = propose(draft, *sampler, tokens, n, n_draft, stop, &proposed, err);
     if (status == L2C_OK) {
         l2c_row rows[MAX_DRAFT + 1];
         for (size_t i = 0; i <= proposed; i++) rows[i] = (l2c_row){0, (int32_t)(n - 1 + i), tokens[n - 1 + i], 1};
@@ -60,7 +71,7 @@ l2c_status l2c_speculate(l2c_session *target, l2c_session *draft, l2c_sampler *s
         int32_t token;
         status = l2c_session_sample(target, accepted, sampler, tokens, n + accepted, &token, err);
         if (status != L2C_OK) break;
-        agree = accepted < proposed && token == tokens[n + accepted] && !ends_story(token);
+        agree = accepted < proposed && token == tokens[n + accepted] && !ends_story(stop, token);
         tokens[n + accepted] = token;
         rng_states[accepted++] = sampler->rng_state;
     }

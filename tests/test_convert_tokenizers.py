@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import struct
 import warnings
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +15,7 @@ from conftest import real_file
 from folders import Model, write_hugging_face, write_meta
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from vocabularies import block, like_sentencepiece, piece, varint
 
 pytest.importorskip("gguf", reason="gguf (the extra `convert`) is not installed")
 
@@ -26,6 +26,7 @@ from pyllama2c.convert.sentencepiece_model import read_sentencepiece
 from pyllama2c.convert.tokenizer_json import read_tokenizer_json
 from pyllama2c.convert.tokenizers import read_vocabulary
 from pyllama2c.gguf import Gguf
+from pyllama2c.pre_tokenizers import PRE_TOKENIZERS
 
 VOCAB = 600
 SPACE = "▁"
@@ -49,24 +50,6 @@ def folder(tmp_path: Path) -> Path:
 
 
 # ---- SentencePiece's protobuf ----
-
-
-def varint(value: int) -> bytes:
-    value %= 1 << 64
-    out = b""
-    while value > 127:
-        out += bytes([value & 127 | 128])
-        value >>= 7
-    return out + bytes([value])
-
-
-def block(number: int, data: bytes) -> bytes:
-    return varint(number << 3 | 2) + varint(len(data)) + data
-
-
-def piece(text: str, score: float = 0.0, kind: int = 1) -> bytes:
-    data = block(1, text.encode()) + varint(2 << 3 | 5) + struct.pack("<f", score)
-    return block(1, data + varint(3 << 3) + varint(kind))
 
 
 def sentencepiece(
@@ -365,7 +348,7 @@ def test_llama_3(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pre_tokenizer": {"type": "Whitespace"}}, "neither Llama 3, SmolLM nor GPT-2"),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "neither Llama 3, SmolLM, GPT-2 nor"),
         ({"pre_tokenizer": None}, "neither Llama 3"),
         ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "neither Llama 3"),
         ({"normalizer": {"type": "NFC"}}, "normalizes"),
@@ -391,6 +374,19 @@ def test_refused_tokenizer_json(changes: dict[str, Any], message: str, folder: P
     assert "tokenizer.json" in str(caught.value)
 
 
+@pytest.mark.parametrize("pre", ["qwen2", "tekken", "gpt-4o", "dbrx", "deepseek-coder"])
+def test_other_pre_tokenizers(pre: str, tmp_path: Path) -> None:
+    """Recognized by their expressions, those of Llama 3 by what becomes of whole words, too."""
+    known = PRE_TOKENIZERS[pre]
+    split = LLAMA3_PRE["pretokenizers"][0]
+    steps = [split | {"pattern": {"Regex": expression}} for expression in known.expressions]
+    pre_tokenizer = {"type": "Sequence", "pretokenizers": [*steps, LLAMA3_PRE["pretokenizers"][1]]}
+    path = tmp_path / "tokenizer.json"
+    source = byte_level(pre_tokenizer, ignore_merges=known.ignore_merges)
+    path.write_text(json.dumps(source))
+    assert read_tokenizer_json(path, VOCAB).pre == pre
+
+
 def test_gpt2(tmp_path: Path) -> None:
     pre = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
     path = tmp_path / "tokenizer.json"
@@ -410,30 +406,6 @@ def test_no_valid_unicode(folder: Path) -> None:
 
 
 # ---- SentencePiece's BPE in a tokenizer.json ----
-
-
-def like_sentencepiece(merges: list[str], **changes: Any) -> dict[str, Any]:
-    texts = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
-    texts += sorted({half for merge in merges for half in merge.split(" ") if len(half) == 1})
-    texts += list(dict.fromkeys(m.replace(" ", "") for m in merges))
-    model = {
-        "type": "BPE",
-        "unk_token": "<unk>",
-        "byte_fallback": True,
-        "vocab": {text: i for i, text in enumerate(texts)},
-        "merges": merges,
-    }
-    prepend = {"type": "Prepend", "prepend": SPACE}
-    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    single = [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}]
-    special = ["<unk>", "<s>", "</s>"]
-    return {
-        "added_tokens": [{"id": i, "content": t, "special": True} for i, t in enumerate(special)],
-        "normalizer": {"type": "Sequence", "normalizers": [prepend, replace]},
-        "pre_tokenizer": None,
-        "post_processor": {"type": "TemplateProcessing", "single": single},
-        "model": model,
-    } | changes
 
 
 MERGES = [f"{SPACE} a", "a b", f"{SPACE}a b", f"{SPACE} ab", "b b"]
@@ -456,19 +428,43 @@ def test_metaspace(tmp_path: Path) -> None:
         pre = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme}
         source = like_sentencepiece(MERGES, normalizer=None, pre_tokenizer=pre)
         path.write_text(json.dumps(source))
-        assert read_tokenizer_json(path, VOCAB).add_space is added
+        v = read_tokenizer_json(path, VOCAB)
+        assert (v.add_space, v.prepend_scheme, v.split_spaces) == (added, scheme, True)
+
+
+def with_model(**changes: Any) -> dict[str, Any]:
+    source = like_sentencepiece(MERGES)
+    return source | {"model": source["model"] | changes}
+
+
+def with_added(**flags: bool) -> dict[str, Any]:
+    source = like_sentencepiece(MERGES)
+    token = {"id": 500, "content": "x", "special": False} | flags
+    return source | {"added_tokens": [*source["added_tokens"], token]}
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (like_sentencepiece([*MERGES[:2], "b b", *MERGES[2:4], "b b"]), "an order that scores"),
-        (like_sentencepiece(MERGES[:3]), "leave out"),
         (like_sentencepiece(MERGES, normalizer=None), "no spaces as SentencePiece"),
         (like_sentencepiece(["a" * 400 + " " + "b" * 400]), "more than 512 characters"),
+        (like_sentencepiece(MERGES, normalizer={"type": "NFC"}), "no spaces as SentencePiece"),
+        (
+            like_sentencepiece(
+                MERGES,
+                normalizer={"type": "Lowercase"},
+                pre_tokenizer={"type": "Metaspace", "replacement": SPACE},
+            ),
+            "normalizes or splits text by .'Lowercase'",
+        ),
+        (with_model(ignore_merges=True), "takes words without merging"),
+        (with_model(end_of_word_suffix="</w>"), "model.end_of_word_suffix is '</w>'"),
+        (with_model(byte_fallback=False), "fuse_unk is false"),
+        (with_added(lstrip=True), "the added token 'x' is lstrip"),
+        (with_added(normalized=True), "the added token 'x' is normalized"),
     ],
 )
-def test_merges_that_scores_cannot_say(source: dict[str, Any], message: str, folder: Path) -> None:
+def test_refused_json_of_sentencepiece(source: dict[str, Any], message: str, folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(source))
     with pytest.raises((TokenizerError, UnsupportedError), match=message):
         converted(folder)

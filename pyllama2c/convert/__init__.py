@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 from pyllama2c.errors import CheckpointError, CheckpointNotFoundError, UnsupportedError
@@ -16,8 +17,6 @@ _PACKAGES = ("gguf", "safetensors", "ml_dtypes")
 
 
 def _check_packages() -> None:
-    from importlib.util import find_spec
-
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise UnsupportedError(

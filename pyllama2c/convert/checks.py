@@ -17,8 +17,8 @@ from pyllama2c.gguf import Gguf
 from pyllama2c.gguf_tokenizer import has_tokenizer
 from pyllama2c.hub import no_tokenizer
 from pyllama2c.opening import Companions
-from pyllama2c.plan import plan_buffer
-from pyllama2c.recognize import Kind, kind_of_file, size
+from pyllama2c.plan import plan_buffer, size
+from pyllama2c.recognize import Kind, kind_of_file
 
 
 def check_target(target: Path, source: Path) -> None:

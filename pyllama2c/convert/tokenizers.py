@@ -11,7 +11,7 @@ from pyllama2c.convert.byte_level import read_tiktoken
 from pyllama2c.convert.json_files import Fields, read_json
 from pyllama2c.convert.sentencepiece_model import read_sentencepiece
 from pyllama2c.convert.tokenizer_json import added_tokens, read_tokenizer_json, template
-from pyllama2c.convert.vocabulary import CONTROL, USER_DEFINED, Vocabulary
+from pyllama2c.convert.vocabulary import Vocabulary
 from pyllama2c.errors import CheckpointWarning, TokenizerError, TokenizerNotFoundError
 
 _SPECIAL = ("bos", "eos", "unk", "pad")
@@ -42,7 +42,7 @@ def _put_added(v: Vocabulary, folder: Path, settings: Fields | None) -> None:
     for number, text, special in added:
         old = v.pieces.get(number) if isinstance(number, int) else None
         if old is None or old[0] != text:
-            v.put(number, text, CONTROL if special else USER_DEFINED)
+            v.add(number, text, special)
 
 
 def _listed_ends(v: Vocabulary, *sources: Fields | None) -> list[int]:

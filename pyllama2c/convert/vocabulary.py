@@ -27,6 +27,7 @@ class Vocabulary:
     pieces: dict[int, tuple[str, int, float]] = field(default_factory=dict)
     """id: text, type, score"""
     merges: list[str] = field(default_factory=list)
+    """`llama`: where scores cannot say the same"""
     pre: str | None = None
     """how byte-level BPE splits a text first, by llama.cpp's name for it"""
     bos: int | None = None
@@ -40,6 +41,12 @@ class Vocabulary:
     add_bos: bool = True
     add_eos: bool = False
     add_space: bool = False
+    prepend_scheme: str | None = None
+    """one of gguf_tokenizer.SCHEMES, for a vocabulary of a tokenizer.json"""
+    split_spaces: bool = False
+    """nothing is joined across the front of a space"""
+    unk_surface: str | None = None
+    """what <unk> is decoded to, where that is not SentencePiece's own"""
     chat_template: str | None = None
     left_out: dict[int, str] = field(default_factory=dict)
     """tokens that the model has no row for"""
@@ -62,6 +69,10 @@ class Vocabulary:
         if len(text) > MAX_PIECE:
             raise TokenizerError(f"{self.path}: a piece has more than {MAX_PIECE} characters")
         self.pieces[number] = (text, kind, score)
+
+    def add(self, number: object, text: object, special: bool, score: float = 0.0) -> None:
+        """A token that was added to a tokenizer."""
+        self.put(number, text, CONTROL if special else USER_DEFINED, score)
 
     def warn_of_left_out(self) -> None:
         """CheckpointWarning that names some of them."""

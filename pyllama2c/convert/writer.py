@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from gguf import GGUFWriter, LlamaFileType, RopeScalingType, TokenType
+from gguf import GGUFValueType, GGUFWriter, LlamaFileType, RopeScalingType, TokenType
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import quantize
 from numpy.typing import NDArray
@@ -29,6 +29,9 @@ _CHUNK = 1 << 22
 """weights at a time: memory does not grow with the model"""
 
 _ALIGNMENT = 32
+
+_NO_TOKEN = 2**32 - 1
+"""how files spell that there is no BOS"""
 
 _F32, _F16 = GGMLQuantizationType.F32, GGMLQuantizationType.F16
 _Q8, _Q4 = GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0
@@ -117,7 +120,9 @@ def _add_vocabulary(writer: GGUFWriter, v: Vocabulary | None) -> None:
     writer.add_token_types([TokenType(kind) for kind in types])
     if v.model == "llama":
         writer.add_token_scores(scores)
-    writer.add_token_merges(v.merges)
+    else:
+        writer.add_token_merges(v.merges)
+    _add_own(writer, v)
     further = sorted(set(v.ends) - {v.eos, v.eot})
     if further:
         writer.add_array(END_IDS, further)
@@ -126,20 +131,37 @@ def _add_vocabulary(writer: GGUFWriter, v: Vocabulary | None) -> None:
     unknown = [i for i in further if types[i] == CONTROL and pieces[i] not in END_TEXTS]
     eot, eom, *_ = [*unknown, None, None] if v.eot is None else [v.eot, *unknown, None]
     for add, token in (
-        (writer.add_bos_token_id, v.bos),
-        (writer.add_eos_token_id, v.eos),
         (writer.add_eot_token_id, eot),
         (writer.add_eom_token_id, eom),
-        (writer.add_unk_token_id, v.unk),
         (writer.add_pad_token_id, v.pad),
     ):
         if token is not None:
             add(token)
+    # A missing key stands for an id.
+    for add, token in (
+        (writer.add_bos_token_id, v.bos),
+        (writer.add_eos_token_id, v.eos),
+        (writer.add_unk_token_id, v.unk),
+    ):
+        add(_NO_TOKEN if token is None else token)
     writer.add_add_bos_token(v.add_bos)
     writer.add_add_eos_token(v.add_eos)
     writer.add_add_space_prefix(v.add_space)
     if v.chat_template is not None:
         writer.add_chat_template(v.chat_template)
+
+
+def _add_own(writer: GGUFWriter, v: Vocabulary) -> None:
+    """What GGUF has no keys for; other readers do without."""
+    if v.prepend_scheme is not None:
+        writer.add_string("pyllama2c.tokenizer.prepend_scheme", v.prepend_scheme)
+    if v.split_spaces:
+        writer.add_bool("pyllama2c.tokenizer.split_spaces", True)
+    if v.unk_surface is not None:
+        key = "pyllama2c.tokenizer.unk_surface"
+        writer.add_key_value(key, v.unk_surface, GGUFValueType.STRING)  # add_string omits ""
+    if v.model == "llama" and v.merges:
+        writer.add_array("pyllama2c.tokenizer.merges", v.merges)
 
 
 class Layout(NamedTuple):

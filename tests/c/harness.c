@@ -87,6 +87,7 @@ static const test tests[] = {
     {"files by path", test_paths, 0},
     {"hostile tokenizers", test_hostile_tokenizers, 0},
     {"encoding", test_encoding, 0},
+    {"vocabularies as lists", test_vocabularies, 0},
     {"same bits: rows, threads, instruction sets", test_same_bits, 1},
     {"refused rows and sessions", test_row_errors, 0},
     {"NaN and infinity in weights", test_nonfinite_weights, 0},

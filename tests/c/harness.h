@@ -78,6 +78,7 @@ void test_header_fields(void);
 void test_paths(void);
 void test_hostile_tokenizers(void);
 void test_encoding(void);
+void test_vocabularies(void);
 
 void test_same_bits(void);
 void test_row_errors(void);

@@ -87,7 +87,7 @@ if [[ -z $clang ]]; then
 fi
 
 python3 tests/c/make_corpus.py "$build/corpus"
-for target in checkpoint gguf tokenizer; do
+for target in checkpoint gguf tokenizer encode; do
     echo "-- fuzz_$target with $clang, ${FUZZ_SECONDS:-30} s"
     "$clang" "${flags[@]}" -DUNROLL= -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
         "tests/c/fuzz_$target.c" "${engine[@]}" -o "$build/fuzz_$target" -lm
