@@ -23,6 +23,7 @@ from vocabularies import (
     UNUSED,
     USER_DEFINED,
     Layout,
+    as_opened,
     block,
     like_sentencepiece,
     piece,
@@ -237,13 +238,12 @@ def test_as_tokenizers(data: st.DataObject) -> None:
     pytest.importorskip("tokenizers", reason="tokenizers is not installed")
     pytest.importorskip("gguf", reason="gguf (the extra `convert`) is not installed")
     from pyllama2c.convert.tokenizer_json import read_tokenizer_json
-    from pyllama2c.convert.writer import check_vocabulary
 
     reference = json_tokenizer(data)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokenizer.json"
         reference.save(str(path))
-        own = check_vocabulary(read_tokenizer_json(path, reference.get_vocab_size() + 3))
+        own = as_opened(read_tokenizer_json(path, reference.get_vocab_size() + 3))
     stretches = [s for s in STRETCHES if s != "<s>"] + ["~user~", "xyz"]
     for text in data.draw(st.lists(st.lists(st.sampled_from(stretches)).map("".join), max_size=5)):
         ids = reference.encode(text).ids
@@ -288,8 +288,7 @@ def test_spaces_of_metaspace(scheme: str, tmp_path: Path) -> None:
 
 def from_json(source: dict[str, Any], folder: Path) -> BaseTokenizer:
     from pyllama2c.convert.tokenizer_json import read_tokenizer_json
-    from pyllama2c.convert.writer import check_vocabulary
 
     path = folder / "tokenizer.json"
     path.write_text(json.dumps(source))
-    return check_vocabulary(read_tokenizer_json(path, 400))
+    return as_opened(read_tokenizer_json(path, 400))

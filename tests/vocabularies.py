@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,3 +124,20 @@ def like_sentencepiece(merges: list[str], **changes: Any) -> dict[str, Any]:
         "post_processor": {"type": "TemplateProcessing", "single": single},
         "model": model,
     } | changes
+
+
+def as_opened(vocabulary: Any) -> BaseTokenizer:
+    """The tokenizer that a file has into which `convert` writes such a vocabulary."""
+    from gguf import GGUFWriter
+
+    from pyllama2c.convert.writer import add_vocabulary
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "vocabulary.gguf"
+        writer = GGUFWriter(path, "llama")
+        add_vocabulary(writer, vocabulary)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        with Gguf(path) as gguf:
+            return read_tokenizer(gguf, vocabulary.size)

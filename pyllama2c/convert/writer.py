@@ -108,7 +108,7 @@ def _add_config(writer: GGUFWriter, c: ModelConfig, name: str, dtype: str) -> No
         writer.add_rope_scaling_factor(c.rope_linear)
 
 
-def _add_vocabulary(writer: GGUFWriter, v: Vocabulary | None) -> None:
+def add_vocabulary(writer: GGUFWriter, v: Vocabulary | None) -> None:
     if v is None:
         writer.add_tokenizer_model("no_vocab")
         return
@@ -210,7 +210,7 @@ def lay_out(
     sizes = {n: _bytes(tensor.shape, kinds[n]) for n, tensor in tensors.items()}
     writer = GGUFWriter(None, "llama")
     _add_config(writer, config, name, dtype)
-    _add_vocabulary(writer, vocabulary)
+    add_vocabulary(writer, vocabulary)
     for n, tensor in tensors.items():
         writer.add_tensor_info(n, tensor.shape, np.dtype(np.float32), sizes[n], kinds[n])
     try:
