@@ -64,9 +64,11 @@ static void linear(const l2c_session *s, float *out, const float *x, const l2c_q
 /* RoPE (Su et al. 2021): turns each neighbouring pair of a head by position * frequency; pairs
  * [begin, end) of one head. */
 static void rotate(const l2c_session *s, float *pairs, size_t begin, size_t end, int32_t position) {
-    size_t per_head = (size_t)s->model->config.head_size / 2;
-    size_t at = (size_t)position * per_head + begin;
-    s->kernels->rotate(pairs, s->rope_cos + at, s->rope_sin + at, end - begin);
+    size_t per_head = (size_t)s->model->config.head_size / 2, row = (size_t)position % L2C_ROPE_BLOCK;
+    const float *cosine = atomic_load_explicit(&s->model->rope[position / L2C_ROPE_BLOCK], memory_order_relaxed);
+    const float *sine = cosine + L2C_ROPE_BLOCK * per_head;
+    size_t at = row * per_head + begin;
+    s->kernels->rotate(pairs, cosine + at, sine + at, end - begin);
 }
 
 /* Where a (sequence, layer, kv_head) has its (n_ctx, head_size) keys or values in a cache. */
@@ -266,7 +268,7 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
         linear(s, s->k, xb, &s->xq, own, n, &w->wk, kv_part);
         linear(s, s->v, xb, &s->xq, own, n, &w->wv, kv_part);
         for (size_t r = 0; r < n; r++) remember(s, &p->rows[r], r, l, kv_part);
-        if (thread == 0) p->cancelled = atomic_load_explicit(&s->cancel, memory_order_relaxed);
+        if (thread == 0) p->cancelled = l2c_session_stopping(s);
 
         if (own_heads) {
             size_t heads = (size_t)c->n_heads / (size_t)n_threads;

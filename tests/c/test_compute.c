@@ -128,7 +128,7 @@ void test_nonfinite_weights(void) {
             l2c_model *model;
             l2c_pool *pool;
             l2c_session *session;
-            CHECK(l2c_model_open_memory(file.data, file.size, L2C_DTYPE_AUTO, &model, NULL) == L2C_OK);
+            CHECK(l2c_model_open_memory(file.data, file.size, L2C_DTYPE_AUTO, NULL, &model, NULL) == L2C_OK);
             CHECK(l2c_pool_create(2, &pool, NULL) == L2C_OK);
             CHECK(l2c_session_create(model, pool, 1, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, NULL) == L2C_OK);
             l2c_row row = {0, 0, 0, 1};
@@ -162,7 +162,7 @@ static size_t sampler_kernels(const l2c_kernels **kernels) {
 static l2c_status pick(l2c_sampler *sampler, const l2c_kernels *kernels, const float *logits, int32_t n,
                        const int32_t *history, size_t n_history, int32_t *token) {
     image copy = image_copy(logits, (size_t)n * sizeof *logits);
-    l2c_candidate *candidates = malloc((size_t)n * sizeof *candidates);
+    l2c_candidate *candidates = malloc(2 * (size_t)n * sizeof *candidates);
     unsigned char *seen = calloc((size_t)n, 1);
     CHECK(candidates != NULL && seen != NULL);
     *token = -77;
