@@ -45,6 +45,22 @@ static void quantize(const l2c_session *s, const l2c_quantized *to, size_t row, 
     if (to->q != NULL) s->kernels->quantize(to, row, x, to->cols);
 }
 
+#ifndef TILE_ROWS
+#define TILE_ROWS 64
+#define TILE_BYTES (128 << 10)
+#endif
+static void linear_f32(const l2c_session *s, float *out, const float *x, size_t n, const l2c_matrix *w, range part) {
+    size_t columns = n <= TILE_ROWS ? part.end - part.begin : TILE_BYTES / sizeof(float) / w->cols / 16 * 16;
+    if (columns < 16) columns = 16;
+    for (size_t i = part.begin, end; i < part.end; i = end) {
+        end = part.end - i < columns ? part.end : i + columns;
+        for (size_t r = 0, some; r < n; r += some) {
+            some = n - r < TILE_ROWS ? n - r : TILE_ROWS;
+            s->kernels->matmul(out + r * w->rows, w->rows, x + r * w->cols, w->cols, some, w->data, w->cols, i, end);
+        }
+    }
+}
+
 /* out (n, w->rows) = x (n, w->cols) times w transposed, for the output columns in `part`; x in float32
  * and, from row `first` of xq on, in int8: the matrix takes which it needs */
 static void linear(const l2c_session *s, float *out, const float *x, const l2c_quantized *xq, size_t first, size_t n,
@@ -52,7 +68,7 @@ static void linear(const l2c_session *s, float *out, const float *x, const l2c_q
     const l2c_kernels *k = s->kernels;
     if (part.begin == part.end) return;
     if (w->type == L2C_WEIGHTS_F32)
-        k->matmul(out, w->rows, x, w->cols, n, w->data, w->cols, part.begin, part.end);
+        linear_f32(s, out, x, n, w, part);
     else if (w->type == L2C_WEIGHTS_Q4)
         k->matmul_q4(out, w->rows, xq, first, n, w, part.begin, part.end);
     else if (w->type == L2C_WEIGHTS_Q4_1)

@@ -62,7 +62,9 @@ def describe(
             "context": n_ctx,
             "kv_dtype": kv_dtype,
             "float16_file": 2 * plan.parameters,
-            "plans": [_row(plan, against, name, kv, n_ctx) for name, kv in plan.needs if name != RUNQ],
+            "plans": [
+                _row(plan, against, name, kv, n_ctx) for name, kv in plan.needs if name != RUNQ
+            ],
             "limits": [limit._asdict() for limit in against],
             "fits": fits,
             "recommended": None if fits else next(iter(others), None),
