@@ -238,9 +238,11 @@ static l2c_status open_mapping(l2c_mapping mapping, l2c_dtype dtype, l2c_pool *p
         return l2c_fail(err, L2C_NOMEM, "out of memory for a model");
     }
     m->mapping = mapping;
+    l2c_float_env env = l2c_float_enter();
     l2c_status status = l2c_model_load(m, mapping.data, mapping.size, err);
     if (status == L2C_OK) status = l2c_rope_create(m, err);
     if (status == L2C_OK) status = convert(m, dtype, pool, err);
+    l2c_float_leave(env);
     if (status != L2C_OK) {
         l2c_model_free(m);
         return status;
@@ -268,7 +270,7 @@ static void place_weights(l2c_mapping *mapping) {
     if (start > 0) l2c_file_to_memory(mapping, start);
 }
 
-static l2c_status open_file(const char *path, l2c_dtype dtype, l2c_pool *pool, l2c_model **model, l2c_error *err) {
+l2c_status l2c_model_open(const char *path, l2c_dtype dtype, l2c_pool *pool, l2c_model **model, l2c_error *err) {
     l2c_status status = check_dtype(dtype, err);
     if (status != L2C_OK) return status;
     l2c_mapping mapping = {0};
@@ -278,8 +280,8 @@ static l2c_status open_file(const char *path, l2c_dtype dtype, l2c_pool *pool, l
     return open_mapping(mapping, dtype, pool, model, err);
 }
 
-static l2c_status open_data(const void *data, size_t size, l2c_dtype dtype, l2c_pool *pool, l2c_model **model,
-                            l2c_error *err) {
+l2c_status l2c_model_open_memory(const void *data, size_t size, l2c_dtype dtype, l2c_pool *pool, l2c_model **model,
+                                 l2c_error *err) {
     l2c_status status = check_dtype(dtype, err);
     if (status != L2C_OK) return status;
     if ((uintptr_t)data % sizeof(float) != 0)
@@ -287,7 +289,8 @@ static l2c_status open_data(const void *data, size_t size, l2c_dtype dtype, l2c_
     return open_mapping((l2c_mapping){.data = data, .size = size}, dtype, pool, model, err);
 }
 
-static l2c_status quantize(const l2c_model *from, l2c_dtype dtype, l2c_pool *pool, l2c_model **model, l2c_error *err) {
+l2c_status l2c_model_quantize(const l2c_model *from, l2c_dtype dtype, l2c_pool *pool, l2c_model **model,
+                              l2c_error *err) {
     if (from->config.dtype != L2C_DTYPE_FLOAT32 || (dtype != L2C_DTYPE_INT8 && dtype != L2C_DTYPE_INT4))
         return l2c_fail(err, L2C_ARG, "only float32 weights can be quantized, and to int8 or int4");
     l2c_model *m = l2c_memory_zeroed(1, sizeof *m);
@@ -306,33 +309,12 @@ static l2c_status quantize(const l2c_model *from, l2c_dtype dtype, l2c_pool *poo
     for (size_t j = 0; j < pairs; j++) divisors[j] = from->rope_divisors == NULL ? 1.0 : from->rope_divisors[j];
     m->rope_divisors = divisors;
     m->rope = NULL;
+    l2c_float_env env = l2c_float_enter();
     l2c_status status = l2c_rope_create(m, err);
     if (status == L2C_OK) status = convert(m, dtype, pool, err);
+    l2c_float_leave(env);
     if (status != L2C_OK) l2c_model_free(m);
     else *model = m;
-    return status;
-}
-
-l2c_status l2c_model_open(const char *path, l2c_dtype dtype, l2c_pool *pool, l2c_model **model, l2c_error *err) {
-    l2c_float_env env = l2c_float_enter();
-    l2c_status status = open_file(path, dtype, pool, model, err);
-    l2c_float_leave(env);
-    return status;
-}
-
-l2c_status l2c_model_open_memory(const void *data, size_t size, l2c_dtype dtype, l2c_pool *pool, l2c_model **model,
-                                 l2c_error *err) {
-    l2c_float_env env = l2c_float_enter();
-    l2c_status status = open_data(data, size, dtype, pool, model, err);
-    l2c_float_leave(env);
-    return status;
-}
-
-l2c_status l2c_model_quantize(const l2c_model *from, l2c_dtype dtype, l2c_pool *pool, l2c_model **model,
-                              l2c_error *err) {
-    l2c_float_env env = l2c_float_enter();
-    l2c_status status = quantize(from, dtype, pool, model, err);
-    l2c_float_leave(env);
     return status;
 }
 

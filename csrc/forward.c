@@ -45,12 +45,12 @@ static void quantize(const l2c_session *s, const l2c_quantized *to, size_t row, 
     if (to->q != NULL) s->kernels->quantize(to, row, x, to->cols);
 }
 
-#ifndef TILE_ROWS
-#define TILE_ROWS 64
-#define TILE_BYTES (128 << 10)
-#endif
+/* out (n, w->rows) = x (n, w->cols) times w transposed, for the output columns in `part`. Of many rows, 64 at
+ * a time go through as many weights as stay in a core's cache beside them: all rows at once would come from
+ * farther away, once for every few weights. */
 static void linear_f32(const l2c_session *s, float *out, const float *x, size_t n, const l2c_matrix *w, range part) {
-    size_t columns = n <= TILE_ROWS ? part.end - part.begin : TILE_BYTES / sizeof(float) / w->cols / 16 * 16;
+    enum { TILE_ROWS = 64, TILE_WEIGHTS = 32768 };
+    size_t columns = n <= TILE_ROWS ? part.end - part.begin : TILE_WEIGHTS / w->cols / 16 * 16;
     if (columns < 16) columns = 16;
     for (size_t i = part.begin, end; i < part.end; i = end) {
         end = part.end - i < columns ? part.end : i + columns;
@@ -61,8 +61,7 @@ static void linear_f32(const l2c_session *s, float *out, const float *x, size_t 
     }
 }
 
-/* out (n, w->rows) = x (n, w->cols) times w transposed, for the output columns in `part`; x in float32
- * and, from row `first` of xq on, in int8: the matrix takes which it needs */
+/* The same for any type of weights: x in float32 and, from row `first` of xq on, in int8, as w needs it */
 static void linear(const l2c_session *s, float *out, const float *x, const l2c_quantized *xq, size_t first, size_t n,
                    const l2c_matrix *w, range part) {
     const l2c_kernels *k = s->kernels;

@@ -65,7 +65,7 @@ def _open(
     isa: str | None,
     call: Callable[[int, Any, Any, Any], int],
 ) -> Opened:
-    """`call` opens for an l2c_dtype, with a pool's threads, into an l2c_model **; an l2c_error *."""
+    """`call` opens the model: takes l2c_dtype, l2c_pool *, l2c_model ** and l2c_error *."""
     kernels = resolve_isa(isa)
     wanted = needed_for(plan, dtype, kv_dtype, kernels, path)
     n_ctx = context_of(plan, context)

@@ -172,8 +172,8 @@ def test_command(tmp_path: Path) -> None:
 
 
 def test_runq_kernels_on_demand(tmp_path: Path) -> None:
-    """Groups that the packed kernels take as well: close to theirs, in runq.c's order of operations,
-    and the same whatever the threads."""
+    """Groups that the packed kernels take as well: close to theirs, in runq.c's order of
+    operations, and the same whatever the threads."""
     shape = Shape(dim=64, hidden_dim=96, group_size=32)
     path = tmp_path / "int8.bin"
     path.write_bytes(TinyLlama.random(shape).v2())
