@@ -218,11 +218,15 @@ static int32_t pick_from(const l2c_sampler *s, l2c_candidate *c, size_t count, s
 /* The same of all tokens whose probability is at least `floor`. */
 static int32_t pick_above(const l2c_sampler *s, const l2c_kernels *kernels, const float *e, int32_t n, float sum_e,
                           float floor, int nucleus, float coin, int more, l2c_candidate *c) {
-    size_t count = collect(kernels, e, n, sum_e, floor, c);
-    make_heap(c, count);
-    int32_t token = pick_from(s, c, count, 0, 64 + count / 16, nucleus, coin, more); /* what a sort costs */
-    if (token != TOO_LONG) return token;
-    collect(kernels, e, n, sum_e, floor, c);
+    size_t count = collect(kernels, e, n, sum_e, floor, c), most = 64 + count / 16; /* which a sort costs */
+    /* the likeliest has 1 / sum_e, so that the nucleus has so many at least */
+    float least = s->top_k > 0 ? (float)s->top_k : s->top_p * sum_e;
+    if (least <= (float)most) {
+        make_heap(c, count);
+        int32_t token = pick_from(s, c, count, 0, most, nucleus, coin, more);
+        if (token != TOO_LONG) return token;
+        collect(kernels, e, n, sum_e, floor, c);
+    }
     sort_rising(c, c + n, count);
     return pick_from(s, c, count, count, 0, nucleus, coin, more);
 }
