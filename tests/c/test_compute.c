@@ -197,6 +197,34 @@ void test_float_settings(void) {
     }
 }
 
+/* A model's angles are tabulated once, whoever asks; log-probabilities are the same bits everywhere. */
+void test_shared_by_sessions(void) {
+    truth t = truth_make(&shapes[2]);
+    l2c_isa isas[MAX_ISAS];
+    size_t n_isas = available_isas(isas);
+    l2c_pool *pool;
+    CHECK(l2c_pool_create(2, &pool, NULL) == L2C_OK);
+    const float *angles = atomic_load(&t.model->rope[0]); /* made by what computed the truth */
+    double first[3] = {0};
+    CHECK(angles != NULL);
+    for (size_t i = 0; i < n_isas; i++) {
+        l2c_session *session;
+        CHECK(l2c_session_create(t.model, pool, 1, 0, L2C_KV_FLOAT32, isas[i], &session, NULL) == L2C_OK);
+        l2c_row row = truth_row(&t, 0, 0);
+        CHECK(l2c_session_forward(session, &row, 1, NULL) == L2C_OK);
+        CHECK(atomic_load(&t.model->rope[0]) == angles);
+        for (int32_t k = 0; k < 3; k++) {
+            double logprob;
+            CHECK(l2c_session_logprob(session, 0, 7 * k, &logprob, NULL) == L2C_OK && logprob < 0);
+            CHECK(i == 0 || memcmp(&logprob, &first[k], sizeof logprob) == 0);
+            first[k] = logprob;
+        }
+        l2c_session_free(session);
+    }
+    l2c_pool_free(pool);
+    truth_free(&t);
+}
+
 /* A draft with a NaN among its weights proposes nothing; the story is the one without it. */
 void test_nonfinite_draft(void) {
     const shape *c = &shapes[2];
