@@ -9,6 +9,7 @@
 #include <limits.h>
 #include <string.h>
 
+#include "float_env.h"
 #include "gguf.h"
 #include "internal.h"
 
@@ -161,7 +162,7 @@ static void walk_tensors(walk *w, l2c_model *m, l2c_layer *layers) {
     EACH_LAYER(layer->w3 = take_matrix(w, c, hidden, dim))
     if (c->version == 0) {
         m->final_norm = take_f32(w, dim);
-        /* tables of cosines and sines that older programs used; session.c computes its own */
+        /* tables of cosines and sines that older programs used; rope.c computes its own */
         take_f32(w, (uint64_t)c->seq_len * (uint64_t)c->head_size);
     }
     m->classifier = c->shared_classifier ? m->token_embedding
@@ -213,11 +214,15 @@ void l2c_model_sum_up(l2c_model *m) {
 }
 
 /* Packs what is not to be computed as it lies. */
-static l2c_status convert(l2c_model *m, l2c_dtype dtype, l2c_error *err) {
+static l2c_status convert(l2c_model *m, l2c_dtype dtype, l2c_pool *pool, l2c_error *err) {
     int file_is_int8 = m->config.group_size > 0;
     if (dtype == L2C_DTYPE_FLOAT32 && file_is_int8)
         return l2c_fail(err, L2C_UNSUPPORTED, "the file holds int8 weights; float32 are not to be had from it");
-    l2c_status status = l2c_model_pack(m, dtype, err);
+    if (dtype == L2C_DTYPE_FILE && !file_is_int8)
+        return l2c_fail(err, L2C_UNSUPPORTED, "only an int8 file of llama2.c (version 2) is computed as runq.c does it; "
+                                              "this is %s version %d", m->config.file == L2C_FILE_GGUF ? "GGUF" : "llama2.c",
+                        m->config.version);
+    l2c_status status = dtype == L2C_DTYPE_FILE ? L2C_OK : l2c_model_pack(m, dtype, pool, err);
     /* A v2 file that cannot be packed is computed as it lies. */
     if (status == L2C_UNSUPPORTED && dtype != L2C_DTYPE_INT4) status = L2C_OK;
     if (status == L2C_OK) l2c_model_sum_up(m);
@@ -225,15 +230,19 @@ static l2c_status convert(l2c_model *m, l2c_dtype dtype, l2c_error *err) {
 }
 
 /* Owns the mapping from here on, whatever becomes of it. */
-static l2c_status open_mapping(l2c_mapping mapping, l2c_dtype dtype, l2c_model **model, l2c_error *err) {
+static l2c_status open_mapping(l2c_mapping mapping, l2c_dtype dtype, l2c_pool *pool, l2c_model **model,
+                               l2c_error *err) {
     l2c_model *m = l2c_memory_zeroed(1, sizeof *m);
     if (m == NULL) {
         l2c_file_unmap(&mapping);
         return l2c_fail(err, L2C_NOMEM, "out of memory for a model");
     }
     m->mapping = mapping;
+    l2c_float_env env = l2c_float_enter();
     l2c_status status = l2c_model_load(m, mapping.data, mapping.size, err);
-    if (status == L2C_OK) status = convert(m, dtype, err);
+    if (status == L2C_OK) status = l2c_rope_create(m, err);
+    if (status == L2C_OK) status = convert(m, dtype, pool, err);
+    l2c_float_leave(env);
     if (status != L2C_OK) {
         l2c_model_free(m);
         return status;
@@ -243,7 +252,7 @@ static l2c_status open_mapping(l2c_mapping mapping, l2c_dtype dtype, l2c_model *
 }
 
 static l2c_status check_dtype(l2c_dtype dtype, l2c_error *err) {
-    if ((int)dtype >= L2C_DTYPE_AUTO && dtype <= L2C_DTYPE_INT4) return L2C_OK;
+    if (((int)dtype >= L2C_DTYPE_AUTO && dtype <= L2C_DTYPE_INT4) || dtype == L2C_DTYPE_FILE) return L2C_OK;
     return l2c_fail(err, L2C_ARG, "unknown dtype number %d", (int)dtype);
 }
 
@@ -261,26 +270,27 @@ static void place_weights(l2c_mapping *mapping) {
     if (start > 0) l2c_file_to_memory(mapping, start);
 }
 
-l2c_status l2c_model_open(const char *path, l2c_dtype dtype, l2c_model **model, l2c_error *err) {
+l2c_status l2c_model_open(const char *path, l2c_dtype dtype, l2c_pool *pool, l2c_model **model, l2c_error *err) {
     l2c_status status = check_dtype(dtype, err);
     if (status != L2C_OK) return status;
     l2c_mapping mapping = {0};
     status = l2c_file_map(path, "checkpoint", &mapping, err);
     if (status != L2C_OK) return status;
     if (dtype <= L2C_DTYPE_FLOAT32) place_weights(&mapping);
-    return open_mapping(mapping, dtype, model, err);
+    return open_mapping(mapping, dtype, pool, model, err);
 }
 
-l2c_status l2c_model_open_memory(const void *data, size_t size, l2c_dtype dtype, l2c_model **model,
+l2c_status l2c_model_open_memory(const void *data, size_t size, l2c_dtype dtype, l2c_pool *pool, l2c_model **model,
                                  l2c_error *err) {
     l2c_status status = check_dtype(dtype, err);
     if (status != L2C_OK) return status;
     if ((uintptr_t)data % sizeof(float) != 0)
         return l2c_fail(err, L2C_ARG, "checkpoint memory must be aligned to 4 bytes");
-    return open_mapping((l2c_mapping){.data = data, .size = size}, dtype, model, err);
+    return open_mapping((l2c_mapping){.data = data, .size = size}, dtype, pool, model, err);
 }
 
-l2c_status l2c_model_quantize(const l2c_model *from, l2c_dtype dtype, l2c_model **model, l2c_error *err) {
+l2c_status l2c_model_quantize(const l2c_model *from, l2c_dtype dtype, l2c_pool *pool, l2c_model **model,
+                              l2c_error *err) {
     if (from->config.dtype != L2C_DTYPE_FLOAT32 || (dtype != L2C_DTYPE_INT8 && dtype != L2C_DTYPE_INT4))
         return l2c_fail(err, L2C_ARG, "only float32 weights can be quantized, and to int8 or int4");
     l2c_model *m = l2c_memory_zeroed(1, sizeof *m);
@@ -298,7 +308,11 @@ l2c_status l2c_model_quantize(const l2c_model *from, l2c_dtype dtype, l2c_model 
     m->layers = memcpy(layers, from->layers, n_layers * sizeof *layers);
     for (size_t j = 0; j < pairs; j++) divisors[j] = from->rope_divisors == NULL ? 1.0 : from->rope_divisors[j];
     m->rope_divisors = divisors;
-    l2c_status status = convert(m, dtype, err);
+    m->rope = NULL;
+    l2c_float_env env = l2c_float_enter();
+    l2c_status status = l2c_rope_create(m, err);
+    if (status == L2C_OK) status = convert(m, dtype, pool, err);
+    l2c_float_leave(env);
     if (status != L2C_OK) l2c_model_free(m);
     else *model = m;
     return status;
@@ -333,6 +347,7 @@ uint64_t l2c_model_sweep_bytes(const l2c_model *model) {
 
 void l2c_model_free(l2c_model *model) {
     if (model == NULL) return;
+    l2c_rope_free(model);
     l2c_memory_free(model->layers);
     l2c_memory_free(model->rope_divisors);
     l2c_file_unmap(&model->mapping);

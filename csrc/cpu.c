@@ -6,6 +6,7 @@
  */
 #include <string.h>
 
+#include "float_env.h"
 #include "internal.h"
 
 typedef struct {
@@ -47,7 +48,8 @@ static int available(l2c_isa isa) {
     features f = detect();
     switch (isa) {
     case L2C_ISA_AUTO:
-    case L2C_ISA_SCALAR: return 1;
+    case L2C_ISA_SCALAR:
+    case L2C_ISA_RUNQ: return 1;
     case L2C_ISA_AVX2: return f.avx2 && f.fma && f.f16c;
     case L2C_ISA_AVX512:
         return f.avx2 && f.fma && f.f16c && f.avx512f && f.avx512dq && f.avx512bw && f.avx512vl && f.avx512vnni;
@@ -62,8 +64,8 @@ static int available(l2c_isa isa) {
 }
 
 l2c_status l2c_isa_resolve(l2c_isa wanted, l2c_isa *isa, l2c_error *err) {
-    static const char *const names[] = {"auto", "scalar", "avx2", "avx512", "neon"};
-    if ((int)wanted < L2C_ISA_AUTO || wanted > L2C_ISA_NEON)
+    static const char *const names[] = {"auto", "scalar", "avx2", "avx512", "neon", "runq"};
+    if ((int)wanted < L2C_ISA_AUTO || wanted > L2C_ISA_RUNQ)
         return l2c_fail(err, L2C_ARG, "unknown instruction set number %d", (int)wanted);
     if (wanted == L2C_ISA_AUTO)
         wanted = available(L2C_ISA_AVX512) ? L2C_ISA_AVX512
@@ -109,30 +111,37 @@ const l2c_kernels *l2c_kernels_for(l2c_isa isa) {
 #elif defined(L2C_ARM)
     case L2C_ISA_NEON: return &l2c_kernels_neon;
 #endif
+    case L2C_ISA_RUNQ: return &l2c_kernels_runq;
     default: return &l2c_kernels_scalar;
     }
 }
 
 /* ---- Kernels by themselves ---------------------------------------------------------------------- */
 
+#define AS_USUAL(call) do { l2c_float_env env = l2c_float_enter(); call; l2c_float_leave(env); } while (0)
+
 void l2c_kernel_matmul(l2c_isa isa, float *out, const float *x, size_t n_rows, const float *w,
                        size_t n, size_t d) {
-    l2c_kernels_for(isa)->matmul(out, d, x, n, n_rows, w, n, 0, d);
+    AS_USUAL(l2c_kernels_for(isa)->matmul(out, d, x, n, n_rows, w, n, 0, d));
 }
 
-void l2c_kernel_exp(l2c_isa isa, float *out, const float *x, size_t n) { l2c_kernels_for(isa)->exp(out, x, n); }
+void l2c_kernel_exp(l2c_isa isa, float *out, const float *x, size_t n) { AS_USUAL(l2c_kernels_for(isa)->exp(out, x, n)); }
 
-void l2c_kernel_softmax(l2c_isa isa, float *x, size_t n) { l2c_kernels_for(isa)->softmax(x, n); }
+void l2c_kernel_softmax(l2c_isa isa, float *x, size_t n) { AS_USUAL(l2c_kernels_for(isa)->softmax(x, n)); }
 
 void l2c_kernel_swiglu(l2c_isa isa, float *gate, const float *up, size_t n) {
-    l2c_kernels_for(isa)->swiglu(gate, up, n);
+    AS_USUAL(l2c_kernels_for(isa)->swiglu(gate, up, n));
 }
 
 void l2c_kernel_mix(l2c_isa isa, float *out, const float *weights, size_t n_rows, size_t step, const float *rows,
                     size_t n, size_t width) {
-    l2c_kernels_for(isa)->mix(out, width, weights, n + (n_rows - 1) * step, n_rows, step, rows, n, width);
+    AS_USUAL(l2c_kernels_for(isa)->mix(out, width, weights, n + (n_rows - 1) * step, n_rows, step, rows, n, width));
 }
 
-void l2c_kernel_narrow(l2c_isa isa, uint16_t *out, const float *x, size_t n) { l2c_kernels_for(isa)->narrow(out, x, n); }
+void l2c_kernel_narrow(l2c_isa isa, uint16_t *out, const float *x, size_t n) {
+    AS_USUAL(l2c_kernels_for(isa)->narrow(out, x, n));
+}
 
-void l2c_kernel_widen(l2c_isa isa, float *out, const uint16_t *x, size_t n) { l2c_kernels_for(isa)->widen(out, x, n); }
+void l2c_kernel_widen(l2c_isa isa, float *out, const uint16_t *x, size_t n) {
+    AS_USUAL(l2c_kernels_for(isa)->widen(out, x, n));
+}

@@ -45,14 +45,29 @@ static void quantize(const l2c_session *s, const l2c_quantized *to, size_t row, 
     if (to->q != NULL) s->kernels->quantize(to, row, x, to->cols);
 }
 
-/* out (n, w->rows) = x (n, w->cols) times w transposed, for the output columns in `part`; x in float32
- * and, from row `first` of xq on, in int8: the matrix takes which it needs */
+/* out (n, w->rows) = x (n, w->cols) times w transposed, for the output columns in `part`. Of many rows, 64 at
+ * a time go through as many weights as stay in a core's cache beside them: all rows at once would come from
+ * farther away, once for every few weights. */
+static void linear_f32(const l2c_session *s, float *out, const float *x, size_t n, const l2c_matrix *w, range part) {
+    enum { TILE_ROWS = 64, TILE_WEIGHTS = 32768 };
+    size_t columns = n <= TILE_ROWS ? part.end - part.begin : TILE_WEIGHTS / w->cols / 16 * 16;
+    if (columns < 16) columns = 16;
+    for (size_t i = part.begin, end; i < part.end; i = end) {
+        end = part.end - i < columns ? part.end : i + columns;
+        for (size_t r = 0, some; r < n; r += some) {
+            some = n - r < TILE_ROWS ? n - r : TILE_ROWS;
+            s->kernels->matmul(out + r * w->rows, w->rows, x + r * w->cols, w->cols, some, w->data, w->cols, i, end);
+        }
+    }
+}
+
+/* The same for any type of weights: x in float32 and, from row `first` of xq on, in int8, as w needs it */
 static void linear(const l2c_session *s, float *out, const float *x, const l2c_quantized *xq, size_t first, size_t n,
                    const l2c_matrix *w, range part) {
     const l2c_kernels *k = s->kernels;
     if (part.begin == part.end) return;
     if (w->type == L2C_WEIGHTS_F32)
-        k->matmul(out, w->rows, x, w->cols, n, w->data, w->cols, part.begin, part.end);
+        linear_f32(s, out, x, n, w, part);
     else if (w->type == L2C_WEIGHTS_Q4)
         k->matmul_q4(out, w->rows, xq, first, n, w, part.begin, part.end);
     else if (w->type == L2C_WEIGHTS_Q4_1)
@@ -64,9 +79,11 @@ static void linear(const l2c_session *s, float *out, const float *x, const l2c_q
 /* RoPE (Su et al. 2021): turns each neighbouring pair of a head by position * frequency; pairs
  * [begin, end) of one head. */
 static void rotate(const l2c_session *s, float *pairs, size_t begin, size_t end, int32_t position) {
-    size_t per_head = (size_t)s->model->config.head_size / 2;
-    size_t at = (size_t)position * per_head + begin;
-    s->kernels->rotate(pairs, s->rope_cos + at, s->rope_sin + at, end - begin);
+    size_t per_head = (size_t)s->model->config.head_size / 2, row = (size_t)position % L2C_ROPE_BLOCK;
+    const float *cosine = atomic_load_explicit(&s->model->rope[position / L2C_ROPE_BLOCK], memory_order_relaxed);
+    const float *sine = cosine + L2C_ROPE_BLOCK * per_head;
+    size_t at = row * per_head + begin;
+    s->kernels->rotate(pairs, cosine + at, sine + at, end - begin);
 }
 
 /* Where a (sequence, layer, kv_head) has its (n_ctx, head_size) keys or values in a cache. */
@@ -266,7 +283,7 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
         linear(s, s->k, xb, &s->xq, own, n, &w->wk, kv_part);
         linear(s, s->v, xb, &s->xq, own, n, &w->wv, kv_part);
         for (size_t r = 0; r < n; r++) remember(s, &p->rows[r], r, l, kv_part);
-        if (thread == 0) p->cancelled = atomic_load_explicit(&s->cancel, memory_order_relaxed);
+        if (thread == 0) p->cancelled = l2c_session_stopping(s);
 
         if (own_heads) {
             size_t heads = (size_t)c->n_heads / (size_t)n_threads;

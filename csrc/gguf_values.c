@@ -3,6 +3,7 @@
  */
 #include <string.h>
 
+#include "float_env.h"
 #include "gguf.h"
 
 int32_t l2c_gguf_version(const l2c_gguf *gguf) { return (int32_t)gguf->version; }
@@ -110,6 +111,8 @@ l2c_status l2c_gguf_tensor_row(const l2c_gguf *gguf, size_t i, uint64_t row, flo
     size_t n = (size_t)t->dims[0];
     l2c_matrix m = {.type = L2C_WEIGHTS_GGUF, .rows = 1, .cols = n, .blocks = blocks};
     m.data = (const unsigned char *)t->data + row * (n / blocks->values * blocks->bytes);
+    l2c_float_env env = l2c_float_enter();
     l2c_matrix_row(x, &m, 0);
+    l2c_float_leave(env);
     return L2C_OK;
 }

@@ -57,9 +57,6 @@ enum { L2C_MOVED_PIECE = 64 << 20 };
  * line. Leaves the mapping as it was when it does not return L2C_OK. */
 l2c_status l2c_file_to_memory(l2c_mapping *mapping, size_t header);
 
-/* Processors that this process may run on, 1 to 64. */
-int l2c_cpu_count(void);
-
 /* Zeroed memory of count * size bytes on a cache line boundary, committed on first touch;
  * NULL when it cannot be had or the product overflows. Freed with l2c_memory_free. */
 void *l2c_memory_zeroed(size_t count, size_t size);
@@ -105,6 +102,7 @@ struct l2c_model {
     const float *final_norm;    /* (dim) */
     l2c_matrix classifier;      /* (vocab_size, dim); the embedding itself when shared */
     double *rope_divisors;      /* (head_size / 2) of RoPE's frequencies; NULL: all 1 */
+    _Atomic(float *) *rope;     /* (seq_len / L2C_ROPE_BLOCK, rounded up) cosines and sines (rope.c) */
     size_t group;               /* of int8 rows that packed matrices take, all the same; 0: all are float32 */
     l2c_mapping mapping;        /* the file; nothing once the weights are packed */
     l2c_mapping packed;         /* packed weights and the norms, or nothing */
@@ -119,12 +117,24 @@ size_t l2c_model_float32_start(const unsigned char *data, size_t size);
 /* What the matrices together are, from their types: config.dtype and group. */
 void l2c_model_sum_up(l2c_model *model);
 
+/* ---- rope.c -------------------------------------------------------------------------------------------- */
+
+/* A block is cosines (L2C_ROPE_BLOCK, head_size / 2), then sines, of so many positions; NULL until needed. */
+enum { L2C_ROPE_BLOCK = 256 };
+
+l2c_status l2c_rope_create(l2c_model *model, l2c_error *err);
+void l2c_rope_free(l2c_model *model);
+
+/* Sees to it that a position's block is there; L2C_OK or L2C_NOMEM. From any thread. */
+l2c_status l2c_rope_extend(const l2c_model *model, int32_t position);
+
 /* ---- pack.c -------------------------------------------------------------------------------------------- */
 
 /* Turns an open model's matrices into those of a dtype (auto: each into what is nearest to it), in
  * memory of its own, and gives the file back; leaves all as it is where there is nothing to turn.
- * L2C_UNSUPPORTED for a v2 file whose groups the packed kernels do not take. */
-l2c_status l2c_model_pack(l2c_model *model, l2c_dtype dtype, l2c_error *err);
+ * On the threads of a pool, or without one on this. L2C_UNSUPPORTED for a v2 file whose groups the packed
+ * kernels do not take. */
+l2c_status l2c_model_pack(l2c_model *model, l2c_dtype dtype, l2c_pool *pool, l2c_error *err);
 
 /* The bytes that it would take of memory, and the matrices it would leave, without data; 0 bytes where there
  * is nothing to turn. Fails as l2c_model_pack does. */
@@ -177,9 +187,6 @@ struct l2c_session {
     int32_t *lengths;   /* (n_sequences) positions that are in the cache */
     int32_t *next;      /* (n_sequences) scratch of the checks on rows, all 0 between calls */
 
-    float *rope_cos, *rope_sin; /* (n_ctx, head_size / 2) */
-    int32_t rope_ready;         /* rows of them that are filled in */
-
     float *x;            /* (L2C_MAX_ROWS, dim) the residual stream */
     float *xb;           /* the same shape: normed rows */
     float *hb;           /* (L2C_MAX_ROWS, hidden_dim) the feed-forward network's inner rows */
@@ -195,10 +202,13 @@ struct l2c_session {
     float *wide;         /* (pool threads, L2C_WIDE + 1, head_size) of a float16 cache, and a sum; else NULL */
     float *logits;       /* (L2C_MAX_ROWS, vocab_size) */
     size_t n_logits;     /* rows of logits that are valid */
-    void *candidates;    /* (pool threads, vocab_size) l2c_candidate, for the sampler */
+    unsigned char used[L2C_MAX_ROWS]; /* of those, the ones that were sampled, and are logits no more */
+    void *candidates;    /* (pool threads, 2 * vocab_size) l2c_candidate, for the sampler */
     unsigned char *seen; /* (pool threads, vocab_size) marks for the repetition penalty, all 0 between calls */
 
-    atomic_int busy, cancel;
+    atomic_int busy;
+    atomic_int cancel;   /* asked to stop, and no call has yet */
+    l2c_session *partner; /* whose request to stop counts here as well: draft and target while they speculate */
 
     /* All memory of the above, once more: a garbage collector may free a session after its model,
      * so freeing must not ask the model what there is. */
@@ -213,6 +223,16 @@ typedef struct {
 } l2c_session_size;
 l2c_session_size l2c_session_measure(const l2c_model *model, l2c_kv kv, int32_t n_threads);
 
+/* What the public functions of these names do, by a caller that has entered the session. A call that
+ * finds a request to stop returns L2C_CANCELLED and leaves the request. */
+int l2c_session_enter(l2c_session *session); /* 0: another thread is in it */
+void l2c_session_leave(l2c_session *session);
+l2c_status l2c_session_feed(l2c_session *session, const l2c_row *rows, size_t n_rows, l2c_error *err);
+l2c_status l2c_session_pick(l2c_session *session, size_t i, l2c_sampler *sampler, const int32_t *history,
+                            size_t n_history, int32_t *token, l2c_error *err);
+int l2c_session_stopping(const l2c_session *session);
+l2c_status l2c_session_fail_busy(l2c_error *err);
+
 /* ---- forward.c --------------------------------------------------------------------------------------- */
 
 /* Runs validated rows through the model; returns L2C_OK or L2C_CANCELLED. */
@@ -225,7 +245,7 @@ typedef struct {
     int32_t token;
 } l2c_candidate;
 
-/* Picks from logits (n), which it uses up; candidates (n) and seen (n) are scratch. */
+/* Picks from logits (n), which it uses up unless it returns L2C_ARG; candidates (2 n) and seen (n) are scratch. */
 l2c_status l2c_sampler_pick(l2c_sampler *sampler, const l2c_kernels *kernels, float *logits,
                             int32_t n, const int32_t *history, size_t n_history,
                             l2c_candidate *candidates, unsigned char *seen, int32_t *token,

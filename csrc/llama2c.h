@@ -3,9 +3,9 @@
  *
  *     l2c_error err;
  *     l2c_model *model; l2c_tokenizer *tokenizer; l2c_pool *pool; l2c_session *session;
- *     if (l2c_model_open("stories15M.bin", L2C_DTYPE_AUTO, &model, &err) ||
+ *     if (l2c_pool_create(2, &pool, &err) ||
+ *         l2c_model_open("stories15M.bin", L2C_DTYPE_AUTO, pool, &model, &err) ||
  *         l2c_tokenizer_open("tokenizer.bin", 0, &tokenizer, &err) ||
- *         l2c_pool_create(2, &pool, &err) ||
  *         l2c_session_create(model, pool, 1, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, &err)) {
  *         fprintf(stderr, "%s\n", err.message);
  *         return 1;
@@ -27,7 +27,8 @@
  *  - A function that can fail returns an l2c_status and fills *err when it is not L2C_OK. err may
  *    be NULL. On failure, output pointers are left as they were and nothing is leaked.
  *  - Other pointers must not be NULL unless said so. Every _free accepts NULL.
- *  - Nothing prints, exits or keeps global state. Different objects may be used from different
+ *  - Nothing prints, exits or keeps global state (a count of forks excepted). The caller's rounding mode
+ *    and flushing of denormals are set aside while a function computes. Different objects may be used from different
  *    threads at once. What a single object allows is said where it is declared.
  *  - Objects that are made from others (a session from a model and a pool) borrow them: those must
  *    outlive its last use. The order of freeing does not matter.
@@ -67,13 +68,14 @@ const char *l2c_status_text(l2c_status status);
 
 /* ---- Instruction sets --------------------------------------------------------------------- */
 
-/* Which kernels compute. All give the same bits; they differ in speed. */
+/* Which kernels compute. All but the last give the same bits; they differ in speed. */
 typedef enum {
     L2C_ISA_AUTO = 0, /* the fastest that this machine and its operating system run */
     L2C_ISA_SCALAR,   /* plain C: the oracle for the others */
     L2C_ISA_AVX2,     /* AVX2 + FMA + F16C */
     L2C_ISA_AVX512,   /* AVX-512 F, BW, DQ, VL, VNNI */
-    L2C_ISA_NEON      /* 64-bit ARM */
+    L2C_ISA_NEON,     /* 64-bit ARM */
+    L2C_ISA_RUNQ      /* never automatic: runq.c's own arithmetic, in plain C; see L2C_DTYPE_FILE */
 } l2c_isa;
 
 /* Resolves L2C_ISA_AUTO, and refuses (L2C_UNSUPPORTED) what this machine cannot run. */
@@ -114,17 +116,21 @@ typedef enum {
     L2C_DTYPE_FLOAT32,
     L2C_DTYPE_INT8, /* groups of 32 that share a float32 scale; a v2 file's own groups */
     L2C_DTYPE_INT4, /* groups of 32 that share a float16 scale, and a minimum where a GGUF file has it */
-    L2C_DTYPE_MIXED /* differs between matrices, as a GGUF file has it; nothing to ask for */
+    L2C_DTYPE_MIXED, /* differs between matrices, as a GGUF file has it; nothing to ask for */
+    L2C_DTYPE_FILE  /* int8 of a llama2.c v2 file as they lie in it, not packed: what L2C_ISA_RUNQ computes,
+                     * and it alone. config.dtype is then L2C_DTYPE_INT8 */
 } l2c_dtype;
 
 typedef struct l2c_model l2c_model;
+typedef struct l2c_pool l2c_pool;
 
 /*
  * Opens a llama2.c checkpoint or a GGUF file of architecture `llama` and checks every size in it
  * before use. Float32 files of up to 1 GiB are copied into huge pages where the system has them; all
  * others are mapped read-only. Format and version are found from the content: GGUF v2 and v3, llama2.c
  * v0 (no magic), v1 (float32) or v2 (int8 groups). Weights that are not float32, or not to be, are
- * packed for the kernels in memory of their own, and the file is closed again.
+ * packed for the kernels in memory of their own, on the threads of `pool` (NULL: on this one), and the file
+ * is closed again. The pool is not kept.
  *
  * L2C_DTYPE_AUTO takes each matrix of a GGUF file as it is: F32, F16 and BF16 become float32, Q8_0
  * int8, Q4_0 and Q4_1 int4 without loss, Q4_K int4 but for scales and minima rounded to float16; Q5_0,
@@ -139,15 +145,16 @@ typedef struct l2c_model l2c_model;
  * A mapped file must not be truncated while the model is open: the operating system would answer
  * a read past its end with SIGBUS.
  */
-l2c_status l2c_model_open(const char *path, l2c_dtype dtype, l2c_model **model, l2c_error *err);
+l2c_status l2c_model_open(const char *path, l2c_dtype dtype, l2c_pool *pool, l2c_model **model, l2c_error *err);
 
 /* The same from memory, aligned to 4 bytes, that the caller keeps unchanged until the model is
  * freed. */
-l2c_status l2c_model_open_memory(const void *data, size_t size, l2c_dtype dtype, l2c_model **model,
-                                 l2c_error *err);
+l2c_status l2c_model_open_memory(const void *data, size_t size, l2c_dtype dtype, l2c_pool *pool,
+                                 l2c_model **model, l2c_error *err);
 
 /* The same model with int8 or int4 weights, quantized from a float32 one, which it does not keep. */
-l2c_status l2c_model_quantize(const l2c_model *from, l2c_dtype dtype, l2c_model **model, l2c_error *err);
+l2c_status l2c_model_quantize(const l2c_model *from, l2c_dtype dtype, l2c_pool *pool, l2c_model **model,
+                              l2c_error *err);
 
 const l2c_config *l2c_model_config(const l2c_model *model);
 
@@ -233,8 +240,6 @@ void l2c_gguf_free(l2c_gguf *gguf);
 
 /* ---- Worker pool: shared by sessions; one forward pass runs in it at a time ------------------ */
 
-typedef struct l2c_pool l2c_pool;
-
 /*
  * n_threads counts the caller of l2c_session_forward, so 1 starts no thread. 1 to 256.
  * Survives fork(): the child starts workers of its own at the next forward pass.
@@ -279,28 +284,33 @@ typedef enum { L2C_KV_FLOAT32 = 0, L2C_KV_FLOAT16 } l2c_kv;
 /*
  * n_sequences independent sequences of at most n_ctx positions (0: the model's seq_len).
  * Key and value caches are committed by the operating system as positions are used.
+ * L2C_ISA_RUNQ takes a model opened with L2C_DTYPE_FILE and a float32 cache (else L2C_UNSUPPORTED).
  */
 l2c_status l2c_session_create(const l2c_model *model, l2c_pool *pool, int32_t n_sequences, int32_t n_ctx,
                               l2c_kv kv, l2c_isa isa, l2c_session **session, l2c_error *err);
 
-/* Bytes that such a session takes when it is full, with one thread; UINT64_MAX when that does not fit 64 bits. */
+/* Bytes that such a session takes when it is full, with one thread, and the model's table of angles for
+ * its positions; UINT64_MAX when that does not fit 64 bits. */
 uint64_t l2c_session_bytes(const l2c_model *model, int32_t n_sequences, int32_t n_ctx, l2c_kv kv);
 
 /*
  * The forward pass: feeds 1 to L2C_MAX_ROWS rows through the model in one sweep over the weights.
  * Rows of one sequence must be in rising order of position, without gaps. A row's result is the
  * same bits whatever the other rows, the number of threads and the instruction set.
+ * L2C_CANCELLED, after l2c_session_cancel: what the call would have overwritten is no longer cached.
  */
 l2c_status l2c_session_forward(l2c_session *session, const l2c_row *rows, size_t n_rows,
                                l2c_error *err);
 
 /* Logits (vocab_size) of the i-th row of the last forward call that wanted them; NULL if there is
- * no such row. The caller may change them before sampling; valid until the next forward call. */
+ * no such row, or it is used up. The caller may change them before sampling; valid until the next
+ * forward call, or the row is sampled. */
 float *l2c_session_logits(l2c_session *session, size_t i);
 
 /*
  * Picks a token from logits row i, by llama2.c's rule and with one coin unless temperature is 0.
- * history (n_history ids, may be NULL) is what repetition_penalty looks at. Uses up the row.
+ * history (n_history ids, may be NULL) is what repetition_penalty looks at. Uses up the row, unless it fails
+ * with L2C_ARG: sampling, scoring or reading it again is an error.
  */
 l2c_status l2c_session_sample(l2c_session *session, size_t i, l2c_sampler *sampler,
                               const int32_t *history, size_t n_history, int32_t *token,
@@ -316,11 +326,12 @@ typedef struct {
     l2c_status status; /* out: one draw may fail, and the others succeed */
 } l2c_draw;
 
-/* Picks n tokens from different rows, on all threads of the pool. Fails as a whole only for a row that
- * is not there (L2C_ARG) and with L2C_BUSY. */
+/* Picks n tokens from different rows, on all threads of the pool. Fails as a whole, and uses up nothing, only
+ * for a row that is not there, is used up, or comes twice (L2C_ARG), and with L2C_BUSY. */
 l2c_status l2c_session_sample_many(l2c_session *session, l2c_draw *draws, size_t n, l2c_error *err);
 
-/* Natural logarithm of the probability of a token under logits row i. */
+/* Natural logarithm of the probability of a token under logits row i: logit - largest - log(sum), where
+ * sum is of float32 exponentials, in double. */
 l2c_status l2c_session_logprob(l2c_session *session, size_t i, int32_t token, double *logprob,
                                l2c_error *err);
 
@@ -329,8 +340,10 @@ l2c_status l2c_session_logprob(l2c_session *session, size_t i, int32_t token, do
  * `target` checks them in one sweep. tokens holds the n tokens so far, of which target has been fed
  * n - 1, and has room for n_draft + 1 more; *n_new of them are appended, 1 or more, which are those
  * that target alone would have sampled one by one; rng_states[i] is the sampler's state after the
- * i-th. Stops after any of the n_ends ids in ends. draft may have been fed any beginning of tokens, and nothing else. On
- * failure tokens are as they were as far as n; the sampler's state is not.
+ * i-th. Stops after any of the n_ends ids in ends. draft may have been fed any beginning of tokens, and
+ * nothing else. Where the draft's logits are not finite it proposes no further, and target goes on alone.
+ * A request to stop either session stops both. On failure tokens are as they were as far as n; the
+ * sampler's state is not.
  */
 l2c_status l2c_speculate(l2c_session *target, l2c_session *draft, l2c_sampler *sampler,
                          int32_t *tokens, size_t n, size_t n_draft, const int32_t *ends, size_t n_ends,
@@ -350,9 +363,15 @@ l2c_status l2c_session_cut(l2c_session *session, int32_t sequence, int32_t n, l2
 l2c_status l2c_session_save(l2c_session *session, int32_t n, void *state, l2c_error *err);
 l2c_status l2c_session_load(l2c_session *session, int32_t n, const void *state, l2c_error *err);
 
-/* Asks a forward call that runs in another thread to stop at the next layer (L2C_CANCELLED); with
- * none running, does nothing. Safe from any thread and from signal handlers. */
+/*
+ * Asks what the session is doing to stop: the forward call or speculation that runs stops at the next layer,
+ * or, where none runs or it is past its last layer, the next one does at once; either returns L2C_CANCELLED,
+ * which answers the request. Safe from any thread and from signal handlers.
+ */
 void l2c_session_cancel(l2c_session *session);
+
+/* Takes back a request that no call has answered: what begins now is other work, which it did not mean. */
+void l2c_session_resume(l2c_session *session);
 
 void l2c_session_free(l2c_session *session);
 
@@ -374,7 +393,7 @@ typedef struct {
 typedef struct {
     l2c_config config; /* dtype: what auto becomes */
     uint64_t parameters, file_bytes;
-    l2c_needs needs[4]; /* by l2c_dtype: auto, float32, int8, int4 */
+    l2c_needs needs[6]; /* by l2c_dtype; nothing for mixed */
 } l2c_plan;
 
 /* Reads the header of what l2c_model_open opens, checks it as that does, and adds up what it would take

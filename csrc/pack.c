@@ -7,10 +7,7 @@
 #include "internal.h"
 #include "quantized.h"
 
-enum {
-    DEFAULT_GROUP = 32,
-    WORTH_THREADS = 4 << 20 /* bytes; less is done before threads are there */
-};
+enum { DEFAULT_GROUP = 32 };
 
 /* Groups that the packed kernels take, and that lie within rows. */
 static int packable(const l2c_matrix *m) {
@@ -62,7 +59,8 @@ static l2c_status pack_matrix(l2c_pool *pool, l2c_matrix *to, unsigned char *mem
                               l2c_error *err) {
     to->data = memory;
     job j = {.to = to, .memory = memory, .from = from};
-    l2c_pool_run(pool, pack_on_thread, &j);
+    if (pool != NULL) l2c_pool_run(pool, pack_on_thread, &j);
+    else pack_on_thread(&j, 0, 1);
     if (atomic_load(&j.status) == L2C_OK) return L2C_OK;
     return l2c_fail(err, L2C_FORMAT, "a weight is NaN or infinite, or a group's scale beyond float16: int8 and int4 have "
                                      "no value for it");
@@ -108,7 +106,7 @@ l2c_status l2c_model_pack_shapes(l2c_model *model, l2c_dtype dtype, uint64_t *by
     return L2C_OK;
 }
 
-l2c_status l2c_model_pack(l2c_model *model, l2c_dtype dtype, l2c_error *err) {
+l2c_status l2c_model_pack(l2c_model *model, l2c_dtype dtype, l2c_pool *pool, l2c_error *err) {
     const l2c_config *c = &model->config;
     size_t dim = (size_t)c->dim, bytes = 0;
     l2c_status status = measure(model, dtype, &bytes, err);
@@ -117,12 +115,6 @@ l2c_status l2c_model_pack(l2c_model *model, l2c_dtype dtype, l2c_error *err) {
     if (l2c_memory_map(bytes, &memory) != L2C_OK)
         return l2c_fail(err, L2C_NOMEM, "out of memory for packed weights of %zu bytes", bytes);
     unsigned char *at = (unsigned char *)(uintptr_t)memory.data;
-    l2c_pool *pool;
-    status = l2c_pool_create(bytes > WORTH_THREADS ? l2c_cpu_count() : 1, &pool, err);
-    if (status != L2C_OK) {
-        l2c_file_unmap(&memory);
-        return status;
-    }
 #define PACK(m)                                                        \
     do {                                                               \
         l2c_matrix to = packed_shape(m, dtype);                        \
@@ -133,7 +125,6 @@ l2c_status l2c_model_pack(l2c_model *model, l2c_dtype dtype, l2c_error *err) {
     } while (0)
     EACH_MATRIX(model, PACK);
 #undef PACK
-    l2c_pool_free(pool);
     for (int32_t l = 0; l < c->n_layers; l++) {
         model->layers[l].attention_norm = copy_norm(&at, model->layers[l].attention_norm, dim);
         model->layers[l].ffn_norm = copy_norm(&at, model->layers[l].ffn_norm, dim);

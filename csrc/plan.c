@@ -31,7 +31,8 @@ static l2c_needs needs_of(const l2c_model *file, l2c_model *shaped, l2c_dtype dt
     shaped->layers = layers;
     uint64_t packed = 0;
     if (dtype == L2C_DTYPE_FLOAT32 && file->config.group_size > 0) return needs;
-    l2c_status status = l2c_model_pack_shapes(shaped, dtype, &packed, NULL);
+    if (dtype == L2C_DTYPE_MIXED || (dtype == L2C_DTYPE_FILE && file->config.group_size == 0)) return needs;
+    l2c_status status = dtype == L2C_DTYPE_FILE ? L2C_OK : l2c_model_pack_shapes(shaped, dtype, &packed, NULL);
     if (status == L2C_UNSUPPORTED && dtype != L2C_DTYPE_INT4) packed = 0; /* computed as it lies */
     else if (status != L2C_OK) return needs;
     l2c_model_sum_up(shaped);
@@ -66,7 +67,7 @@ static l2c_status plan_data(const unsigned char *data, size_t size, int from_fil
     if (status == L2C_OK) {
         int moved = from_file && l2c_file_is_moved(size) && l2c_model_float32_start(data, size) > 0;
         memset(plan, 0, sizeof *plan);
-        for (int dtype = L2C_DTYPE_AUTO; dtype <= L2C_DTYPE_INT4; dtype++)
+        for (int dtype = L2C_DTYPE_AUTO; dtype <= L2C_DTYPE_FILE; dtype++)
             plan->needs[dtype] = needs_of(m, shaped, (l2c_dtype)dtype, size, moved && dtype <= L2C_DTYPE_FLOAT32, n_threads);
         plan->config = m->config;
         plan->config.dtype = plan->needs[L2C_DTYPE_AUTO].dtype;

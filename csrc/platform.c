@@ -1,10 +1,9 @@
 /*
  * platform.c - the operating system: mapped files and aligned memory (POSIX).
  */
-#define _GNU_SOURCE /* madvise, sched_getaffinity */
+#define _GNU_SOURCE /* madvise */
 #include <errno.h>
 #include <fcntl.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -156,25 +155,37 @@ l2c_status l2c_file_to_memory(l2c_mapping *mapping, size_t header) {
 #endif
 }
 
-int l2c_cpu_count(void) {
-    long count = sysconf(_SC_NPROCESSORS_ONLN);
-#if defined(CPU_COUNT)
-    cpu_set_t mine;
-    if (sched_getaffinity(0, sizeof mine, &mine) == 0) count = CPU_COUNT(&mine);
-#endif
-    return count < 1 ? 1 : count > 64 ? 64 : (int)count;
-}
+/*
+ * Large memory comes from mmap, always: calloc recycles what was freed before, and then clears it, which
+ * touches all of a cache that a short story uses little of. What stands before the memory says how it is
+ * freed. Under AddressSanitizer the pages' rest is out of bounds, as behind any other block.
+ */
+typedef struct {
+    void *block;
+    size_t mapped; /* bytes; 0: from calloc */
+} origin;
 
-enum { ALIGNMENT = CACHE_LINE };
+enum { ALIGNMENT = CACHE_LINE, WORTH_MAPPING = 128 << 10 };
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#define FORBID(memory, size) ASAN_POISON_MEMORY_REGION(memory, size)
+#define ALLOW(memory, size) ASAN_UNPOISON_MEMORY_REGION(memory, size)
+#else
+#define FORBID(memory, size) ((void)0)
+#define ALLOW(memory, size) ((void)0)
+#endif
 
 void *l2c_memory_zeroed(size_t count, size_t size) {
-    if (size != 0 && count > (SIZE_MAX - ALIGNMENT) / size) return NULL;
-    /* calloc, not aligned_alloc: large blocks come from the system already zero and uncommitted. */
-    char *block = calloc(1, count * size + ALIGNMENT);
-    if (block == NULL) return NULL;
-    /* malloc aligns to 16, so there are 16 bytes or more before the boundary to remember it in. */
-    char *memory = block + ALIGNMENT - (uintptr_t)block % ALIGNMENT;
-    ((void **)memory)[-1] = block;
+    if (size != 0 && count > (SIZE_MAX / 2) / size) return NULL;
+    size_t bytes = count * size, room = bytes + 2 * ALIGNMENT, mapped = room < WORTH_MAPPING ? 0 : room;
+    char *block;
+    if (mapped == 0) block = calloc(1, room);
+    else block = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (block == NULL || block == MAP_FAILED) return NULL;
+    char *memory = block + ALIGNMENT + (ALIGNMENT - (uintptr_t)block % ALIGNMENT) % ALIGNMENT;
+    ((origin *)(void *)memory)[-1] = (origin){block, mapped};
+    FORBID(memory + bytes, (size_t)(block + room - (memory + bytes)));
     return memory;
 }
 
@@ -189,5 +200,12 @@ void l2c_memory_wish_huge(void *memory, size_t size) {
 }
 
 void l2c_memory_free(void *memory) {
-    if (memory != NULL) free(((void **)memory)[-1]);
+    if (memory == NULL) return;
+    origin from = ((origin *)memory)[-1];
+    if (from.mapped == 0) {
+        free(from.block);
+        return;
+    }
+    ALLOW(from.block, from.mapped);
+    munmap(from.block, from.mapped);
 }

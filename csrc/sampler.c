@@ -3,9 +3,10 @@
  *
  * temperature 0 takes the largest logit. Otherwise: divide by the temperature, softmax, draw one
  * coin in [0, 1), and take the token where the running sum of probabilities first passes it. With
- * top_p, top_k or min_p, tokens are taken in falling order of probability, and the sum runs over
- * the kept ones only. All three keep a prefix of that order, so a heap gives up tokens only until
- * the prefix is known: nothing sorts the vocabulary.
+ * min_p the sum runs over the kept tokens only, in the order of their ids. With top_p or top_k it runs in
+ * falling order of probability, of which they keep the beginning: a heap gives up tokens until that is
+ * known. Flat logits can make it long; then the candidates are sorted by the bits of their probabilities,
+ * in time that does not grow with their number's logarithm.
  */
 #include <math.h>
 #include <string.h>
@@ -119,7 +120,7 @@ static void sift_down(l2c_candidate *heap, size_t n, size_t i) {
     heap[i] = moving;
 }
 
-/* Makes a heap of the tokens whose probability is at least `floor`; returns how many. */
+/* The tokens whose probability is at least `floor`, in the order of their ids; returns how many. */
 static size_t collect(const l2c_kernels *kernels, const float *e, int32_t n, float sum_e, float floor,
                       l2c_candidate *c) {
     size_t count = 0;
@@ -133,32 +134,69 @@ static size_t collect(const l2c_kernels *kernels, const float *e, int32_t n, flo
             count += p >= floor && p > 0.0f;
         }
     }
-    for (size_t i = count / 2; i-- > 0;) sift_down(c, count, i);
     return count;
 }
 
-enum { NOT_ENOUGH = -2 };
+static void make_heap(l2c_candidate *c, size_t count) {
+    for (size_t i = count / 2; i-- > 0;) sift_down(c, count, i);
+}
 
-/* Takes tokens from a heap of `count` candidates until the prefix is known, and picks one of it. Returns
- * NOT_ENOUGH where there are `more` candidates and the nucleus goes on with them, -1 for no candidates. */
-static int32_t pick_from(const l2c_sampler *s, l2c_candidate *c, size_t count, int nucleus, float coin, int more) {
-    if (count == 0) return more ? NOT_ENOUGH : -1;
-    /* Popping leaves the prefix, most probable first, at the end of the array, backwards. */
+/* Sorts candidates that come in the order of their ids, the most probable last: radix sort, a byte at a time.
+ * Probabilities are not negative, so their order is that of their bits. `spare` has room for as many. */
+static void sort_rising(l2c_candidate *c, l2c_candidate *spare, size_t count) {
+    enum { DIGITS = 4, VALUES = 256 };
+    size_t starts[DIGITS][VALUES] = {{0}};
+    for (size_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, &c[i].p, sizeof bits);
+        for (int d = 0; d < DIGITS; d++) starts[d][bits >> 8 * d & 255]++;
+    }
+    for (int d = 0; d < DIGITS; d++) {
+        size_t start = 0;
+        for (int v = 0; v < VALUES; v++) {
+            size_t size = starts[d][v];
+            starts[d][v] = start;
+            start += size;
+        }
+        for (size_t i = 0; i < count; i++) {
+            l2c_candidate moving = c[d == 0 ? count - 1 - i : i]; /* of equals, the smaller id last */
+            uint32_t bits;
+            memcpy(&bits, &moving.p, sizeof bits);
+            spare[starts[d][bits >> 8 * d & 255]++] = moving;
+        }
+        l2c_candidate *from = c;
+        c = spare;
+        spare = from;
+    }
+}
+
+enum { NONE = -1, NOT_ENOUGH = -2, TOO_LONG = -3 };
+
+/* Picks one of the tokens that top_k and top_p keep. The last `sorted` of `count` candidates are in rising
+ * order, the others below them and a heap, which gives up at most `most` more. Returns NOT_ENOUGH where there
+ * are `more` candidates and the nucleus goes on with them, TOO_LONG where it goes on with the heap, NONE for
+ * no candidates. */
+static int32_t pick_from(const l2c_sampler *s, l2c_candidate *c, size_t count, size_t sorted, size_t most, int nucleus,
+                         float coin, int more) {
+    if (count == 0) return more ? NOT_ENOUGH : NONE;
     size_t limit = s->top_k > 0 && (size_t)s->top_k < count ? (size_t)s->top_k : count;
     float mass = 1.0f;
-    size_t kept = 0;
-#define POP() do { l2c_candidate top = c[0]; c[0] = c[count - 1 - kept]; c[count - 1 - kept] = top; \
-                   kept++; sift_down(c, count - kept, 0); } while (0)
+#define POP() do { l2c_candidate top = c[0]; c[0] = c[count - 1 - sorted]; c[count - 1 - sorted] = top; \
+                   sorted++; sift_down(c, count - sorted, 0); } while (0)
 #define KEPT(i) c[count - 1 - (i)]
     if (s->top_k > 0) {
-        while (kept < limit) POP();
+        if (limit > sorted + most) return TOO_LONG;
+        while (sorted < limit) POP();
         mass = 0.0f;
-        for (size_t i = 0; i < kept; i++) mass += KEPT(i).p;
+        for (size_t i = 0; i < limit; i++) mass += KEPT(i).p;
     }
     float sum = 0.0f;
     size_t length = 0;
     while (length < limit) {
-        if (length == kept) POP();
+        if (length == sorted) {
+            if (most-- == 0) return TOO_LONG;
+            POP();
+        }
         sum += KEPT(length++).p;
         if (nucleus && sum > s->top_p * mass) { /* the crossing token belongs to the nucleus */
             more = 0;
@@ -177,6 +215,22 @@ static int32_t pick_from(const l2c_sampler *s, l2c_candidate *c, size_t count, i
 #undef KEPT
 }
 
+/* The same of all tokens whose probability is at least `floor`. */
+static int32_t pick_above(const l2c_sampler *s, const l2c_kernels *kernels, const float *e, int32_t n, float sum_e,
+                          float floor, int nucleus, float coin, int more, l2c_candidate *c) {
+    size_t count = collect(kernels, e, n, sum_e, floor, c), most = 64 + count / 16; /* which a sort costs */
+    /* the likeliest has 1 / sum_e, so that the nucleus has so many at least */
+    float least = s->top_k > 0 ? (float)s->top_k : s->top_p * sum_e;
+    if (least <= (float)most) {
+        make_heap(c, count);
+        int32_t token = pick_from(s, c, count, 0, most, nucleus, coin, more);
+        if (token != TOO_LONG) return token;
+        collect(kernels, e, n, sum_e, floor, c);
+    }
+    sort_rising(c, c + n, count);
+    return pick_from(s, c, count, count, 0, nucleus, coin, more);
+}
+
 /* Over the most probable tokens that top_k, top_p and min_p keep, in falling order. */
 static int32_t pick_prefix(const l2c_sampler *s, const l2c_kernels *kernels, const float *e, int32_t n, float sum_e,
                            float coin, l2c_candidate *c) {
@@ -191,9 +245,22 @@ static int32_t pick_prefix(const l2c_sampler *s, const l2c_kernels *kernels, con
     }
     /* Most nuclei end long before that: try with few tokens first. */
     float first = nucleus && s->top_k == 0 && largest / 256.0f > floor ? largest / 256.0f : floor;
-    int32_t token = pick_from(s, c, collect(kernels, e, n, sum_e, first, c), nucleus, coin, first > floor);
-    if (token == NOT_ENOUGH) token = pick_from(s, c, collect(kernels, e, n, sum_e, floor, c), nucleus, coin, 0);
+    int32_t token = pick_above(s, kernels, e, n, sum_e, first, nucleus, coin, first > floor, c);
+    if (token == NOT_ENOUGH) token = pick_above(s, kernels, e, n, sum_e, floor, nucleus, coin, 0, c);
     return token >= 0 ? token : first_largest(e, n, 1.0f); /* flat logits and a tiny top_p */
+}
+
+/* Over the tokens that min_p alone keeps, in the order of their ids: at least the likeliest. */
+static int32_t pick_likely(const l2c_sampler *s, const l2c_kernels *kernels, const float *e, int32_t n, float sum_e,
+                           float coin, l2c_candidate *c) {
+    size_t count = collect(kernels, e, n, sum_e, s->min_p * (1.0f / sum_e), c);
+    float sum = 0.0f, running = 0.0f;
+    for (size_t i = 0; i < count; i++) sum += c[i].p;
+    for (size_t i = 0; i < count; i++) {
+        running += c[i].p;
+        if (coin * sum < running) return c[i].token;
+    }
+    return count > 0 ? c[count - 1].token : first_largest(e, n, 1.0f); /* rounding */
 }
 
 l2c_status l2c_sampler_pick(l2c_sampler *s, const l2c_kernels *kernels, float *logits, int32_t n,
@@ -216,7 +283,9 @@ l2c_status l2c_sampler_pick(l2c_sampler *s, const l2c_kernels *kernels, float *l
     float sum = kernels->exp_sum(logits, (size_t)n);
     if (!(sum >= 1.0f)) return fail_unusable(err); /* NaN, as exp_sum promises for unusable logits */
     float coin = random_f32(&s->rng_state);
-    int all = (s->top_p <= 0.0f || s->top_p >= 1.0f) && s->top_k == 0 && s->min_p == 0.0f;
-    *token = all ? pick_any(logits, n, sum, coin) : pick_prefix(s, kernels, logits, n, sum, coin, candidates);
+    int whole = (s->top_p <= 0.0f || s->top_p >= 1.0f) && s->top_k == 0;
+    *token = !whole          ? pick_prefix(s, kernels, logits, n, sum, coin, candidates)
+           : s->min_p > 0.0f ? pick_likely(s, kernels, logits, n, sum, coin, candidates)
+                             : pick_any(logits, n, sum, coin);
     return L2C_OK;
 }

@@ -1,10 +1,10 @@
 /*
  * session.c - the state of a computation: KV cache, scratch, logits; and the checks on what is fed.
  */
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "float_env.h"
 #include "internal.h"
 
 /* ---- Creating --------------------------------------------------------------------------------- */
@@ -50,8 +50,6 @@ static int list_blocks(l2c_session *s, const l2c_config *c, uint64_t n_sequences
     BLOCK(key_cache, s->kv_bytes, n_sequences, layers, kv_heads, n_ctx, head);
     BLOCK(value_cache, s->kv_bytes, n_sequences, layers, kv_heads, n_ctx, head);
     BLOCK(lengths, sizeof(int32_t), n_sequences, 1, 1, 1, 1);
-    BLOCK(rope_cos, f, n_ctx, head / 2, 1, 1, 1);
-    BLOCK(rope_sin, f, n_ctx, head / 2, 1, 1, 1);
     BLOCK(x, f, rows, dim, 1, 1, 1);
     BLOCK(xb, f, rows, dim, 1, 1, 1);
     BLOCK(hb, f, rows, hidden, 1, 1, 1);
@@ -64,7 +62,7 @@ static int list_blocks(l2c_session *s, const l2c_config *c, uint64_t n_sequences
     BLOCK(scores, f, n_threads, L2C_TILE, n_ctx, 1, 1);
     if (s->kv == L2C_KV_FLOAT16) BLOCK(wide, f, n_threads, L2C_WIDE + 1, head, 1, 1);
     BLOCK(logits, f, rows, vocab, 1, 1, 1);
-    BLOCK(candidates, sizeof(l2c_candidate), n_threads, vocab, 1, 1, 1);
+    BLOCK(candidates, sizeof(l2c_candidate), n_threads, 2, vocab, 1, 1);
     BLOCK(seen, 1, n_threads, vocab, 1, 1, 1);
     BLOCK(next, sizeof(int32_t), n_sequences, 1, 1, 1, 1);
 #define QUANTIZED(member)                                             \
@@ -98,7 +96,7 @@ static uint64_t session_bytes(const l2c_model *model, int32_t n_sequences, int32
     shape(&unused, model, kv);
     block blocks[L2C_SESSION_BLOCKS];
     int n = list_blocks(&unused, &model->config, (uint64_t)n_sequences, (uint64_t)n_ctx, (uint64_t)n_threads, blocks);
-    uint64_t total = 0;
+    uint64_t total = (uint64_t)n_ctx * (uint64_t)model->config.head_size * sizeof(float); /* rope.c's, for them */
     for (int i = 0; i < n; i++) {
         uint64_t bytes = block_bytes(&blocks[i]);
         if (bytes > UINT64_MAX - total) return UINT64_MAX;
@@ -131,6 +129,10 @@ l2c_status l2c_session_create(const l2c_model *model, l2c_pool *pool, int32_t n_
     if (kv != L2C_KV_FLOAT32 && kv != L2C_KV_FLOAT16) return l2c_fail(err, L2C_ARG, "unknown cache type %d", (int)kv);
     l2c_status status = l2c_isa_resolve(isa, &isa, err);
     if (status != L2C_OK) return status;
+    if (isa == L2C_ISA_RUNQ && model->classifier.type != L2C_WEIGHTS_FILE)
+        return l2c_fail(err, L2C_UNSUPPORTED, "the runq kernels compute int8 files of llama2.c (version 2), as they lie");
+    if (isa == L2C_ISA_RUNQ && kv != L2C_KV_FLOAT32)
+        return l2c_fail(err, L2C_UNSUPPORTED, "the runq kernels keep keys and values in float32, as runq.c does");
 
     l2c_session *s = l2c_memory_zeroed(1, sizeof *s);
     if (s == NULL) return l2c_fail(err, L2C_NOMEM, "out of memory for a session");
@@ -187,142 +189,52 @@ static l2c_status check_rows(l2c_session *s, const l2c_row *rows, size_t n_rows,
     return L2C_OK;
 }
 
-/* cos and sin of position * theta^(-2j / head_size) / divisor: in double, rounded once; with runq.c's
- * kernels in its float32 steps (kernels_runq.c says why). */
-static void rope_angle(const l2c_session *s, size_t position, size_t j, float *cosine, float *sine) {
-    int32_t head_size = s->model->config.head_size;
-    if (s->kernels == &l2c_kernels_runq) {
-        float frequency = 1.0f / powf(10000.0f, (float)(2 * j) / (float)head_size);
-        float angle = (float)position * frequency;
-        *cosine = cosf(angle);
-        *sine = sinf(angle);
-    } else {
-        double frequency = pow((double)s->model->config.rope_theta, -(double)(2 * j) / (double)head_size);
-        if (s->model->rope_divisors != NULL) frequency /= s->model->rope_divisors[j];
-        double angle = (double)position * frequency;
-        *cosine = (float)cos(angle);
-        *sine = (float)sin(angle);
-    }
-}
+int l2c_session_enter(l2c_session *s) { return !atomic_exchange_explicit(&s->busy, 1, memory_order_acquire); }
+void l2c_session_leave(l2c_session *s) { atomic_store_explicit(&s->busy, 0, memory_order_release); }
 
-/* Tabulates RoPE's angles up to the last position fed. */
-static void extend_rope(l2c_session *s, const l2c_row *rows, size_t n_rows) {
-    int32_t needed = 0;
-    for (size_t r = 0; r < n_rows; r++)
-        if (rows[r].position >= needed) needed = rows[r].position + 1;
-    if (needed <= s->rope_ready) return;
-    needed = s->n_ctx - needed < 64 ? s->n_ctx : needed + 64; /* a few at a time */
-    size_t pairs = (size_t)s->model->config.head_size / 2;
-    for (size_t p = (size_t)s->rope_ready; p < (size_t)needed; p++)
-        for (size_t j = 0; j < pairs; j++)
-            rope_angle(s, p, j, &s->rope_cos[p * pairs + j], &s->rope_sin[p * pairs + j]);
-    s->rope_ready = needed;
-}
-
-static int enter(l2c_session *s) { return !atomic_exchange_explicit(&s->busy, 1, memory_order_acquire); }
-static void leave(l2c_session *s) { atomic_store_explicit(&s->busy, 0, memory_order_release); }
-
-static l2c_status fail_busy(l2c_error *err) {
+l2c_status l2c_session_fail_busy(l2c_error *err) {
     return l2c_fail(err, L2C_BUSY, "the session is being used by another thread");
 }
 
-l2c_status l2c_session_forward(l2c_session *s, const l2c_row *rows, size_t n_rows, l2c_error *err) {
-    if (!enter(s)) return fail_busy(err);
+int l2c_session_stopping(const l2c_session *s) {
+    return atomic_load_explicit(&s->cancel, memory_order_relaxed) ||
+           (s->partner != NULL && atomic_load_explicit(&s->partner->cancel, memory_order_relaxed));
+}
+
+l2c_status l2c_session_feed(l2c_session *s, const l2c_row *rows, size_t n_rows, l2c_error *err) {
     l2c_status status = check_rows(s, rows, n_rows, err);
     for (size_t r = 0; r < n_rows && r < L2C_MAX_ROWS; r++)
         if (rows[r].sequence >= 0 && rows[r].sequence < s->n_sequences) s->next[rows[r].sequence] = 0;
-    if (status == L2C_OK) {
-        extend_rope(s, rows, n_rows);
-        s->n_logits = 0;
-        /* What the call overwrites does not count as cached, should it be cancelled half-way. */
-        for (size_t r = n_rows; r-- > 0;) s->lengths[rows[r].sequence] = rows[r].position;
-        atomic_store(&s->cancel, 0);
-        status = l2c_forward(s, rows, n_rows);
-        if (status == L2C_OK) {
-            for (size_t r = 0; r < n_rows; r++) {
-                s->lengths[rows[r].sequence] = rows[r].position + 1;
-                s->n_logits += rows[r].want_logits != 0;
-            }
-        } else {
-            l2c_fail(err, status, "the forward pass was cancelled");
-        }
+    for (size_t r = 0; r < n_rows && status == L2C_OK; r++)
+        if (l2c_rope_extend(s->model, rows[r].position) != L2C_OK)
+            status = l2c_fail(err, L2C_NOMEM, "out of memory for the angles of position %d", rows[r].position);
+    if (status != L2C_OK) return status;
+    s->n_logits = 0;
+    /* What the call overwrites does not count as cached, should it be cancelled half-way. */
+    for (size_t r = n_rows; r-- > 0;) s->lengths[rows[r].sequence] = rows[r].position;
+    if (l2c_session_stopping(s) || l2c_forward(s, rows, n_rows) != L2C_OK)
+        return l2c_fail(err, L2C_CANCELLED, "the forward pass was cancelled");
+    for (size_t r = 0; r < n_rows; r++) {
+        s->lengths[rows[r].sequence] = rows[r].position + 1;
+        s->n_logits += rows[r].want_logits != 0;
     }
-    leave(s);
+    memset(s->used, 0, s->n_logits);
+    return L2C_OK;
+}
+
+l2c_status l2c_session_forward(l2c_session *s, const l2c_row *rows, size_t n_rows, l2c_error *err) {
+    if (!l2c_session_enter(s)) return l2c_session_fail_busy(err);
+    l2c_float_env env = l2c_float_enter();
+    l2c_status status = l2c_session_feed(s, rows, n_rows, err);
+    if (status == L2C_CANCELLED) l2c_session_resume(s);
+    l2c_float_leave(env);
+    l2c_session_leave(s);
     return status;
 }
 
 void l2c_session_cancel(l2c_session *session) { atomic_store(&session->cancel, 1); }
 
-/* ---- Reading the result ----------------------------------------------------------------------------- */
-
-float *l2c_session_logits(l2c_session *s, size_t i) {
-    return i < s->n_logits ? s->logits + i * (size_t)s->model->config.vocab_size : NULL;
-}
-
-static l2c_status fail_no_row(const l2c_session *s, size_t i, l2c_error *err) {
-    return l2c_fail(err, L2C_ARG, "logits row %zu; the last forward call left %zu", i, s->n_logits);
-}
-
-l2c_status l2c_session_sample(l2c_session *s, size_t i, l2c_sampler *sampler, const int32_t *history,
-                              size_t n_history, int32_t *token, l2c_error *err) {
-    if (!enter(s)) return fail_busy(err);
-    float *logits = l2c_session_logits(s, i);
-    l2c_status status = logits == NULL ? fail_no_row(s, i, err)
-        : l2c_sampler_pick(sampler, s->kernels, logits, s->model->config.vocab_size, history, n_history,
-                           s->candidates, s->seen, token, err);
-    leave(s);
-    return status;
-}
-
-typedef struct {
-    l2c_session *s;
-    l2c_draw *draws;
-    size_t n;
-} drawing;
-
-static void draw_on_thread(void *arg, int thread, int n_threads) {
-    const drawing *d = arg;
-    l2c_session *s = d->s;
-    size_t vocab = (size_t)s->model->config.vocab_size;
-    for (size_t i = (size_t)thread; i < d->n; i += (size_t)n_threads) {
-        l2c_draw *draw = &d->draws[i];
-        draw->status = l2c_sampler_pick(draw->sampler, s->kernels, l2c_session_logits(s, draw->row), (int32_t)vocab,
-                                        draw->history, draw->n_history,
-                                        (l2c_candidate *)s->candidates + (size_t)thread * vocab,
-                                        s->seen + (size_t)thread * vocab, &draw->token, NULL);
-    }
-}
-
-l2c_status l2c_session_sample_many(l2c_session *s, l2c_draw *draws, size_t n, l2c_error *err) {
-    if (!enter(s)) return fail_busy(err);
-    l2c_status status = L2C_OK;
-    for (size_t i = 0; i < n && status == L2C_OK; i++)
-        if (draws[i].row >= s->n_logits) status = fail_no_row(s, draws[i].row, err);
-    if (status == L2C_OK) l2c_pool_run(s->pool, draw_on_thread, &(drawing){s, draws, n});
-    leave(s);
-    return status;
-}
-
-l2c_status l2c_session_logprob(l2c_session *s, size_t i, int32_t token, double *logprob, l2c_error *err) {
-    if (!enter(s)) return fail_busy(err);
-    l2c_status status = L2C_OK;
-    int32_t n = s->model->config.vocab_size;
-    const float *logits = l2c_session_logits(s, i);
-    if (logits == NULL) {
-        status = fail_no_row(s, i, err);
-    } else if (token < 0 || token >= n) {
-        status = l2c_fail(err, L2C_ARG, "token is %d; the vocabulary has %d", token, n);
-    } else {
-        /* In double: a float32 sum over the vocabulary would cost half of the digits. */
-        double largest = s->kernels->max(logits, (size_t)n), sum = 0.0;
-        for (int32_t j = 0; j < n; j++) sum += exp((double)logits[j] - largest);
-        double value = (double)logits[token] - largest - log(sum);
-        if (isnan(value)) status = l2c_fail(err, L2C_NONFINITE, "the logits hold NaN or infinity");
-        else *logprob = value;
-    }
-    leave(s);
-    return status;
-}
+void l2c_session_resume(l2c_session *session) { atomic_store(&session->cancel, 0); }
 
 /* ---- The cache as data ------------------------------------------------------------------------------ */
 
@@ -333,9 +245,9 @@ int32_t l2c_session_length(const l2c_session *s, int32_t sequence) {
 l2c_status l2c_session_cut(l2c_session *s, int32_t sequence, int32_t n, l2c_error *err) {
     if (sequence < 0 || sequence >= s->n_sequences || n < 0)
         return l2c_fail(err, L2C_ARG, "sequence %d to %d positions; there are %d sequences", sequence, n, s->n_sequences);
-    if (!enter(s)) return fail_busy(err);
+    if (!l2c_session_enter(s)) return l2c_session_fail_busy(err);
     if (s->lengths[sequence] > n) s->lengths[sequence] = n;
-    leave(s);
+    l2c_session_leave(s);
     return L2C_OK;
 }
 
@@ -353,17 +265,17 @@ static void copy_cache(l2c_session *s, size_t n, unsigned char *state, int into_
 }
 
 l2c_status l2c_session_save(l2c_session *s, int32_t n, void *state, l2c_error *err) {
-    if (!enter(s)) return fail_busy(err);
+    if (!l2c_session_enter(s)) return l2c_session_fail_busy(err);
     l2c_status status = L2C_OK;
     if (n < 0 || n > s->lengths[0])
         status = l2c_fail(err, L2C_RANGE, "%d positions; the cache has %d", n, s->lengths[0]);
     else copy_cache(s, (size_t)n, state, 0);
-    leave(s);
+    l2c_session_leave(s);
     return status;
 }
 
 l2c_status l2c_session_load(l2c_session *s, int32_t n, const void *state, l2c_error *err) {
-    if (!enter(s)) return fail_busy(err);
+    if (!l2c_session_enter(s)) return l2c_session_fail_busy(err);
     l2c_status status = L2C_OK;
     if (n < 0 || n > s->n_ctx) {
         status = l2c_fail(err, L2C_RANGE, "%d positions; the context has %d", n, s->n_ctx);
@@ -372,6 +284,6 @@ l2c_status l2c_session_load(l2c_session *s, int32_t n, const void *state, l2c_er
         s->lengths[0] = n;
         s->n_logits = 0;
     }
-    leave(s);
+    l2c_session_leave(s);
     return status;
 }

@@ -10,6 +10,7 @@
  */
 #include <string.h>
 
+#include "float_env.h"
 #include "internal.h"
 
 enum { MAX_DRAFT = 32, PREFILL_ROWS = 64 };
@@ -33,7 +34,7 @@ static l2c_status catch_up(l2c_session *draft, const int32_t *tokens, size_t n, 
         size_t count = n - position < PREFILL_ROWS ? n - position : PREFILL_ROWS;
         for (size_t i = 0; i < count; i++, position++)
             rows[i] = (l2c_row){0, (int32_t)position, tokens[position], position == n - 1};
-        l2c_status status = l2c_session_forward(draft, rows, count, err);
+        l2c_status status = l2c_session_feed(draft, rows, count, err);
         if (status != L2C_OK) return status;
     }
     return L2C_OK;
@@ -45,7 +46,8 @@ static l2c_status propose(l2c_session *draft, l2c_sampler coins, int32_t *tokens
     for (*proposed = 0; *proposed < count;) {
         size_t length = n + *proposed;
         l2c_status status = catch_up(draft, tokens, length, err);
-        if (status == L2C_OK) status = l2c_session_sample(draft, 0, &coins, tokens, length, &tokens[length], err);
+        if (status == L2C_OK) status = l2c_session_pick(draft, 0, &coins, tokens, length, &tokens[length], err);
+        if (status == L2C_NONFINITE) break; /* an int8 weight out of range is no reason to stop the story */
         if (status != L2C_OK) return status;
         ++*proposed;
         if (ends_story(ends, tokens[length])) break;
@@ -53,23 +55,20 @@ static l2c_status propose(l2c_session *draft, l2c_sampler coins, int32_t *tokens
     return L2C_OK;
 }
 
-l2c_status l2c_speculate(l2c_session *target, l2c_session *draft, l2c_sampler *sampler, int32_t *tokens,
-                         size_t n, size_t n_draft, const int32_t *ends, size_t n_ends, uint64_t *rng_states,
-                         size_t *n_new, l2c_error *err) {
-    if (n < 1 || n_draft > MAX_DRAFT || n + n_draft > (size_t)target->n_ctx || n + n_draft > (size_t)draft->n_ctx)
-        return l2c_fail(err, L2C_ARG, "%zu tokens and %zu drafts; the context is %d, drafts are at most %d", n,
-                        n_draft, target->n_ctx, MAX_DRAFT);
-    const end_tokens stop = {ends, n_ends};
+/* By a caller that has entered both sessions. */
+static l2c_status speculate(l2c_session *target, l2c_session *draft, l2c_sampler *sampler, int32_t *tokens,
+                            size_t n, size_t n_draft, end_tokens stop, uint64_t *rng_states, size_t *n_new,
+                            l2c_error *err) {
     size_t proposed, accepted = 0;
     l2c_status status = propose(draft, *sampler, tokens, n, n_draft, stop, &proposed, err);
     if (status == L2C_OK) {
         l2c_row rows[MAX_DRAFT + 1];
         for (size_t i = 0; i <= proposed; i++) rows[i] = (l2c_row){0, (int32_t)(n - 1 + i), tokens[n - 1 + i], 1};
-        status = l2c_session_forward(target, rows, proposed + 1, err);
+        status = l2c_session_feed(target, rows, proposed + 1, err);
     }
     for (int agree = 1; status == L2C_OK && agree;) {
         int32_t token;
-        status = l2c_session_sample(target, accepted, sampler, tokens, n + accepted, &token, err);
+        status = l2c_session_pick(target, accepted, sampler, tokens, n + accepted, &token, err);
         if (status != L2C_OK) break;
         agree = accepted < proposed && token == tokens[n + accepted] && !ends_story(stop, token);
         tokens[n + accepted] = token;
@@ -77,8 +76,35 @@ l2c_status l2c_speculate(l2c_session *target, l2c_session *draft, l2c_sampler *s
     }
     /* What was fed after the first difference does not count. The newest token is fed to nobody yet. */
     int32_t valid = (int32_t)(n - 1 + (status == L2C_OK ? accepted : 0));
-    l2c_session_cut(target, 0, valid, NULL);
-    l2c_session_cut(draft, 0, valid, NULL);
+    if (target->lengths[0] > valid) target->lengths[0] = valid;
+    if (draft->lengths[0] > valid) draft->lengths[0] = valid;
     if (status == L2C_OK) *n_new = accepted;
+    return status;
+}
+
+l2c_status l2c_speculate(l2c_session *target, l2c_session *draft, l2c_sampler *sampler, int32_t *tokens,
+                         size_t n, size_t n_draft, const int32_t *ends, size_t n_ends, uint64_t *rng_states,
+                         size_t *n_new, l2c_error *err) {
+    const end_tokens stop = {ends, n_ends};
+    if (n < 1 || n_draft > MAX_DRAFT || n + n_draft > (size_t)target->n_ctx || n + n_draft > (size_t)draft->n_ctx)
+        return l2c_fail(err, L2C_ARG, "%zu tokens and %zu drafts; the context is %d, drafts are at most %d", n,
+                        n_draft, target->n_ctx, MAX_DRAFT);
+    if (!l2c_session_enter(target)) return l2c_session_fail_busy(err);
+    if (!l2c_session_enter(draft)) {
+        l2c_session_leave(target);
+        return l2c_session_fail_busy(err);
+    }
+    l2c_float_env env = l2c_float_enter();
+    draft->partner = target; /* the two are one piece of work: */
+    target->partner = draft; /* a request to stop either stops it */
+    l2c_status status = speculate(target, draft, sampler, tokens, n, n_draft, stop, rng_states, n_new, err);
+    draft->partner = target->partner = NULL;
+    if (status == L2C_CANCELLED) {
+        l2c_session_resume(target);
+        l2c_session_resume(draft);
+    }
+    l2c_float_leave(env);
+    l2c_session_leave(draft);
+    l2c_session_leave(target);
     return status;
 }

@@ -14,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "float_env.h"
 #include "internal.h"
 
 #if defined(L2C_X86)
@@ -38,6 +39,11 @@ typedef struct {
     l2c_pool *pool;
     int index;
     pthread_t id;
+#if defined(__linux__)
+    /* Where others let this thread run, and where it confined itself to last: a third mask says that
+     * somebody (taskset, a container) has changed it since. */
+    cpu_set_t given, chosen;
+#endif
 } worker;
 
 /* Where a thread of the pool last ran, written at every barrier: on a line of its own. */
@@ -48,17 +54,18 @@ typedef struct {
 struct l2c_pool {
     int n_threads; /* the caller included */
     int n_started; /* workers that run, n_threads - 1 unless the system refused some */
-    atomic_long owner; /* the process that the workers live in; 0 while they are being started */
+    atomic_uint home; /* the process that the workers live in: started(its generation), or starting() */
     worker *workers;
     place *places; /* (n_threads) */
 #if defined(__linux__)
-    cpu_set_t allowed; /* where the program lets its threads run */
+    cpu_set_t allowed; /* where the caller of the last job may run; changed under place_lock */
 #endif
     pthread_mutex_t run_lock; /* one job at a time */
+    pthread_mutex_t place_lock;
     pthread_mutex_t park_lock;
     pthread_cond_t wake;
     atomic_int n_parked; /* changed under park_lock */
-    int spins;
+    atomic_int spins;    /* before a waiting thread yields */
 
     l2c_task task;
     void *arg;
@@ -70,10 +77,28 @@ struct l2c_pool {
     _Alignas(CACHE_LINE) atomic_int quit;
 };
 
+/*
+ * Which fork of a fork this process is: the library's one global. A process id would not do, since a child
+ * in a namespace of its own may have its parent's.
+ */
+static atomic_uint generation = 1;
+static pthread_once_t counting = PTHREAD_ONCE_INIT;
+
+static unsigned starting(unsigned g) { return 2 * g; }
+static unsigned started(unsigned g) { return 2 * g + 1; }
+
+static void count_fork(void) { atomic_fetch_add(&generation, 1); }
+static void count_forks(void) { pthread_atfork(NULL, NULL, count_fork); }
+
 static int64_t nanoseconds(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+static void set_spins(l2c_pool *pool, long processors) {
+    int spins = processors < pool->n_threads ? SPINS_OVERSUBSCRIBED : SPINS;
+    atomic_store_explicit(&pool->spins, spins, memory_order_relaxed);
 }
 
 #if defined(__linux__)
@@ -81,25 +106,43 @@ static void note_place(l2c_pool *pool, int thread) {
     atomic_store_explicit(&pool->places[thread].cpu, sched_getcpu(), memory_order_relaxed);
 }
 
+/* At the beginning of a job: where its caller may run, the workers may, and as many processors there are. */
+static void note_allowed(l2c_pool *pool) {
+    cpu_set_t now;
+    if (pool->n_threads == 1 || sched_getaffinity(0, sizeof now, &now) != 0 || CPU_EQUAL(&now, &pool->allowed)) return;
+    pthread_mutex_lock(&pool->place_lock);
+    pool->allowed = now;
+    pthread_mutex_unlock(&pool->place_lock);
+    set_spins(pool, CPU_COUNT(&now));
+}
+
 /*
  * Kernels sometimes put two threads that wait for each other on one processor beside an idle one, above
  * all when one wakes the other, and each then waits for the other's time slice. A worker that finds itself
- * there, or is about to park, confines itself to processors where no other of the pool was seen.
+ * there, or is about to park, confines itself to processors where no other of the pool was seen: of those
+ * that it was given and that the caller may use, so that nobody's wish is undone.
  */
 static void move_away(l2c_pool *pool, int thread, int even_if_alone) {
-    cpu_set_t others = pool->allowed;
-    int here = sched_getcpu(), shared = even_if_alone;
     if (thread == 0) return; /* the caller's thread is not ours to move */
+    worker *self = &pool->workers[thread - 1];
+    cpu_set_t now, others;
+    if (sched_getaffinity(0, sizeof now, &now) != 0) return;
+    if (!CPU_EQUAL(&now, &self->chosen)) self->given = self->chosen = now;
+    pthread_mutex_lock(&pool->place_lock);
+    CPU_AND(&others, &pool->allowed, &self->given);
+    pthread_mutex_unlock(&pool->place_lock);
+    int here = sched_getcpu(), shared = even_if_alone;
     for (int i = 0; i < pool->n_threads; i++) {
         int cpu = atomic_load_explicit(&pool->places[i].cpu, memory_order_relaxed);
         if (i == thread || cpu < 0 || cpu >= CPU_SETSIZE) continue;
         shared |= cpu == here;
         CPU_CLR(cpu, &others);
     }
-    if (shared && CPU_COUNT(&others) > 0) sched_setaffinity(0, sizeof others, &others);
+    if (shared && CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0) self->chosen = others;
 }
 #else
 static void note_place(l2c_pool *pool, int thread) { (void)pool, (void)thread; }
+static void note_allowed(l2c_pool *pool) { (void)pool; }
 static void move_away(l2c_pool *pool, int thread, int even_if_alone) { (void)pool, (void)thread, (void)even_if_alone; }
 #endif
 
@@ -110,7 +153,8 @@ static void move_away(l2c_pool *pool, int thread, int even_if_alone) { (void)poo
  * then, yielding lets others have the processor, should this thread's partner be among them.
  */
 static void wait_for_change(l2c_pool *pool, int thread, atomic_uint *word, unsigned was) {
-    for (int spins = 0; spins < pool->spins; spins++) {
+    int most = atomic_load_explicit(&pool->spins, memory_order_relaxed);
+    for (int spins = 0; spins < most; spins++) {
         if (atomic_load_explicit(word, memory_order_acquire) != was) return;
         RELAX();
     }
@@ -155,6 +199,11 @@ static void *worker_main(void *arg) {
     worker *self = arg;
     l2c_pool *pool = self->pool;
     unsigned last = 0;
+    l2c_float_enter(); /* for good: what the starting thread had set is none of ours */
+#if defined(__linux__)
+    if (sched_getaffinity(0, sizeof self->given, &self->given) != 0) CPU_ZERO(&self->given);
+    self->chosen = self->given;
+#endif
     for (;;) {
         wait_for_change(pool, self->index, &pool->job, last);
         last++;
@@ -168,10 +217,11 @@ static void *worker_main(void *arg) {
  * those there are, with the same result. */
 static void start_workers(l2c_pool *pool) {
     pthread_mutex_init(&pool->run_lock, NULL);
+    pthread_mutex_init(&pool->place_lock, NULL);
     pthread_mutex_init(&pool->park_lock, NULL);
     pthread_cond_init(&pool->wake, NULL);
     pool->n_started = 0;
-    pool->spins = sysconf(_SC_NPROCESSORS_ONLN) < pool->n_threads ? SPINS_OVERSUBSCRIBED : SPINS;
+    set_spins(pool, sysconf(_SC_NPROCESSORS_ONLN));
     atomic_init(&pool->n_parked, 0);
     atomic_init(&pool->job, 0);
     atomic_init(&pool->arrived, 0);
@@ -179,8 +229,9 @@ static void start_workers(l2c_pool *pool) {
     atomic_init(&pool->quit, 0);
     for (int i = 0; i < pool->n_threads; i++) atomic_init(&pool->places[i].cpu, -1);
 #if defined(__linux__)
-    if (sched_getaffinity(0, sizeof pool->allowed, &pool->allowed) != 0) CPU_ZERO(&pool->allowed);
+    CPU_ZERO(&pool->allowed);
 #endif
+    note_allowed(pool);
     /* Signals belong to the program's own threads. */
     sigset_t all, before;
     sigfillset(&all);
@@ -193,12 +244,13 @@ static void start_workers(l2c_pool *pool) {
         pool->n_started++;
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-    atomic_store(&pool->owner, (long)getpid());
+    atomic_store(&pool->home, started(atomic_load(&generation)));
 }
 
 l2c_status l2c_pool_create(int32_t n_threads, l2c_pool **pool, l2c_error *err) {
     if (n_threads < 1 || n_threads > MAX_THREADS)
         return l2c_fail(err, L2C_ARG, "threads is %d; it must be 1 to %d", n_threads, MAX_THREADS);
+    pthread_once(&counting, count_forks);
     l2c_pool *p = l2c_memory_zeroed(1, sizeof *p);
     worker *workers = calloc((size_t)n_threads, sizeof *workers);
     place *places = l2c_memory_zeroed((size_t)n_threads, sizeof *places);
@@ -220,18 +272,19 @@ int l2c_pool_size(const l2c_pool *pool) { return pool->n_threads; }
 
 /* After fork() the child has the pool's memory but none of its threads. */
 static void restart_after_fork(l2c_pool *pool) {
-    long self = (long)getpid(), owner = atomic_load(&pool->owner);
-    if (owner == self) return;
-    if (owner != 0 && atomic_compare_exchange_strong(&pool->owner, &owner, 0)) {
+    unsigned here = atomic_load(&generation), home = atomic_load(&pool->home);
+    if (home == started(here)) return;
+    if (home != starting(here) && atomic_compare_exchange_strong(&pool->home, &home, starting(here))) {
         start_workers(pool);
         return;
     }
-    while (atomic_load(&pool->owner) != self) sched_yield(); /* another thread is at it */
+    while (atomic_load(&pool->home) != started(here)) sched_yield(); /* another thread is at it */
 }
 
 void l2c_pool_run(l2c_pool *pool, l2c_task task, void *arg) {
     restart_after_fork(pool);
     pthread_mutex_lock(&pool->run_lock);
+    note_allowed(pool);
     pool->task = task;
     pool->arg = arg;
     pool->n_active = pool->n_started + 1;
@@ -243,12 +296,13 @@ void l2c_pool_run(l2c_pool *pool, l2c_task task, void *arg) {
 
 void l2c_pool_free(l2c_pool *pool) {
     if (pool == NULL) return;
-    if (atomic_load(&pool->owner) == (long)getpid()) {
+    if (atomic_load(&pool->home) == started(atomic_load(&generation))) {
         atomic_store(&pool->quit, 1);
         change(pool, &pool->job);
         for (int i = 0; i < pool->n_started; i++) pthread_join(pool->workers[i].id, NULL);
         pthread_cond_destroy(&pool->wake);
         pthread_mutex_destroy(&pool->park_lock);
+        pthread_mutex_destroy(&pool->place_lock);
         pthread_mutex_destroy(&pool->run_lock);
     }
     free(pool->workers);

@@ -34,6 +34,7 @@ ISA_NAMES: dict[str, int] = {
     "avx2": lib.L2C_ISA_AVX2,
     "avx512": lib.L2C_ISA_AVX512,
     "neon": lib.L2C_ISA_NEON,
+    "runq": lib.L2C_ISA_RUNQ,
 }
 
 DTYPES: dict[str, int] = {

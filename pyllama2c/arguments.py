@@ -46,7 +46,7 @@ def _add_model(parser: argparse.ArgumentParser, *name: str) -> None:
     )
     parser.add_argument("--threads", type=int, metavar="N", help="default: by model size")
     parser.add_argument(
-        "--isa", choices=("auto", "scalar", "avx2", "avx512", "neon"), help="kernels"
+        "--isa", choices=("auto", "scalar", "avx2", "avx512", "neon", "runq"), help="kernels"
     )
 
 

@@ -13,19 +13,31 @@ WORTH_DRAFTING = 16 << 20
 
 
 class Draft:
-    """Makes the int8 copy when the first story wants it, and lends its sessions."""
+    """Makes the int8 copy when the first story wants it, and lends its sessions.
+
+    A copy that cannot be made (a weight is NaN, though no token of the story need use it) ends
+    drafting, not the story.
+    """
 
     def __init__(self, model: Any, pool: Any, computing: Computing):
         self._from: Any = (model, pool, computing)
         self._sessions: Sessions | None = None
+        self._impossible = False
         self._lock = threading.Lock()
 
-    def lease(self, tokens: list[int]) -> Session:
+    def lease(self, tokens: list[int]) -> Session | None:
+        """None where these weights have no int8 copy."""
         with self._lock:
+            if self._impossible:
+                return None
             if self._sessions is None:
                 model, pool, computing = self._from
                 out, err = ffi.new("l2c_model **"), new_error()
-                check(lib.l2c_model_quantize(model, dtype_number("int8"), out, err), err)
+                status = lib.l2c_model_quantize(model, dtype_number("int8"), pool, out, err)
+                if status == lib.L2C_FORMAT:
+                    self._impossible = True
+                    return None
+                check(status, err)
                 self._sessions = Sessions(ffi.gc(out[0], lib.l2c_model_free), pool, computing)
         return self._sessions.lease(tokens)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -21,7 +21,16 @@ from pyllama2c._ffi import (
 from pyllama2c.config import read_config
 from pyllama2c.draft import WORTH_DRAFTING, Draft
 from pyllama2c.errors import ClosedError, ContextLengthError, OutOfMemoryError
-from pyllama2c.plan import Plan, check_fits, context_of, has_room, plan_buffer, plan_file
+from pyllama2c.plan import (
+    RUNQ,
+    Plan,
+    check_fits,
+    context_of,
+    has_room,
+    needed_for,
+    plan_buffer,
+    plan_file,
+)
 from pyllama2c.session import PREFILL_ROWS, Computing, Session, Sessions
 from pyllama2c.workers import batch_threads, default_threads, new_pool
 
@@ -34,66 +43,96 @@ _BUFFERS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 class Opened(NamedTuple):
-    """An l2c_model, and what its stories get."""
+    """An l2c_model, what computes it, and what its stories get."""
 
     handle: Any
-    n_ctx: int
-    kv: int
+    pool: Any
+    threads: int
+    threads_by_size: bool
+    """nobody asked for a number"""
+    computing: Computing
     room_for_draft: bool
     """an int8 copy fits beside it"""
 
 
-def _opened(handle: Any, plan: Plan, dtype: str, kv_dtype: str, n_ctx: int) -> Opened:
-    room = plan.needs[dtype, kv_dtype].sweep < WORTH_DRAFTING or has_room(
-        plan, dtype, kv_dtype, n_ctx, "int8"
-    )
-    return Opened(handle, n_ctx, kv_number(kv_dtype), room)
+def _open(
+    plan: Plan,
+    path: str,
+    dtype: str,
+    context: int | None,
+    kv_dtype: str,
+    threads: int | None,
+    isa: str | None,
+    call: Callable[[int, Any, Any, Any], int],
+) -> Opened:
+    """`call` opens the model: takes l2c_dtype, l2c_pool *, l2c_model ** and l2c_error *."""
+    kernels = resolve_isa(isa)
+    wanted = needed_for(plan, dtype, kv_dtype, kernels, path)
+    n_ctx = context_of(plan, context)
+    check_fits(plan, wanted, kv_dtype, n_ctx, path)
+    needs = plan.needs[wanted, kv_dtype]
+    count = default_threads(needs.sweep) if threads is None else threads
+    pool, out, err = new_pool(count), ffi.new("l2c_model **"), new_error()
+    number = lib.L2C_DTYPE_FILE if wanted == RUNQ else dtype_number(dtype)
+    check(call(number, pool, out, err), err, path)
+    handle = ffi.gc(out[0], lib.l2c_model_free)
+    room = needs.sweep < WORTH_DRAFTING or has_room(plan, wanted, kv_dtype, n_ctx, "int8")
+    computing = Computing(kernels, kv_number(kv_dtype), n_ctx)
+    return Opened(handle, pool, count, threads is None, computing, room)
 
 
 def open_file(
-    path: str, dtype: str, context: int | None, kv_dtype: str, threads: int | None
+    path: str,
+    dtype: str,
+    context: int | None,
+    kv_dtype: str,
+    threads: int | None,
+    isa: str | None,
 ) -> Opened:
-    """CheckpointError and the like for no model, OutOfMemoryError for one that does not fit."""
-    plan = plan_file(path, threads)
-    n_ctx = context_of(plan, context)
-    check_fits(plan, dtype, kv_dtype, n_ctx, path)
-    out, err = ffi.new("l2c_model **"), new_error()
-    check(lib.l2c_model_open(os.fsencode(path), dtype_number(dtype), out, err), err, path)
-    handle = ffi.gc(out[0], lib.l2c_model_free)
-    return _opened(handle, plan, dtype, kv_dtype, n_ctx)
+    """CheckpointError and the like for no model, OutOfMemoryError for one that does not fit.
+
+    `threads` None: as many as the model's size is worth.
+    """
+
+    def call(number: int, pool: Any, out: Any, err: Any) -> int:
+        return int(lib.l2c_model_open(os.fsencode(path), number, pool, out, err))
+
+    return _open(plan_file(path, threads), path, dtype, context, kv_dtype, threads, isa, call)
 
 
 def open_buffer(
-    checkpoint: Any, dtype: str, context: int | None, kv_dtype: str, threads: int | None
+    checkpoint: Any,
+    dtype: str,
+    context: int | None,
+    kv_dtype: str,
+    threads: int | None,
+    isa: str | None,
 ) -> Opened:
     """The same from memory, which lives as long as the model."""
     buffer = ffi.from_buffer(checkpoint)
+
+    def call(number: int, pool: Any, out: Any, err: Any) -> int:
+        return int(lib.l2c_model_open_memory(buffer, len(buffer), number, pool, out, err))
+
     plan = plan_buffer(buffer, threads)
-    n_ctx = context_of(plan, context)
-    check_fits(plan, dtype, kv_dtype, n_ctx, "<memory>")
-    number, out, err = dtype_number(dtype), ffi.new("l2c_model **"), new_error()
-    check(lib.l2c_model_open_memory(buffer, len(buffer), number, out, err), err, "<memory>")
-    handle = ffi.gc(out[0], lib.l2c_model_free)
+    opened = _open(plan, "<memory>", dtype, context, kv_dtype, threads, isa, call)
     # Tied to the handle, not to the Llama: a session holds the handle and may outlive it.
-    _BUFFERS[handle] = buffer
-    return _opened(handle, plan, dtype, kv_dtype, n_ctx)
+    _BUFFERS[opened.handle] = buffer
+    return opened
 
 
 class Engine:
-    """An open model with its threads. `threads` None: as many as its size is worth."""
+    """An open model with its threads."""
 
-    def __init__(
-        self, opened: Opened, speculative: bool | str, threads: int | None, isa: str | None
-    ):
+    def __init__(self, opened: Opened, speculative: bool | str):
         handle = self._model = opened.handle
         self._fingerprint: int | None = None
-        self.config = read_config(lib.l2c_model_config(handle))._replace(seq_len=opened.n_ctx)
+        self.computing, self.pool = opened.computing, opened.pool
+        config = read_config(lib.l2c_model_config(handle))
+        self.config = config._replace(seq_len=self.computing.n_ctx)
         self.sweep_bytes = int(lib.l2c_model_sweep_bytes(handle))
-        self.computing = Computing(resolve_isa(isa), opened.kv, opened.n_ctx)
         self.isa = isa_name(self.computing.isa)
-        self.threads = default_threads(self.sweep_bytes) if threads is None else threads
-        self._default_threads = threads is None
-        self.pool: Any = new_pool(self.threads)
+        self.threads, self._threads_by_size = opened.threads, opened.threads_by_size
         self.sessions = Sessions(handle, self.pool, self.computing)
         self.draft: Draft | None = None
         if self._drafts(speculative, opened.room_for_draft):
@@ -162,7 +201,7 @@ class Engine:
 
     def batch_pool(self) -> Any:
         """A model too small for several threads is not, many rows at a time."""
-        if not self._default_threads or self.threads >= (count := batch_threads()):
+        if not self._threads_by_size or self.threads >= (count := batch_threads()):
             return self.pool
         return new_pool(count)
 

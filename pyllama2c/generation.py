@@ -61,6 +61,9 @@ class Generation(Iterator[str]):
         self._story = StoryText(tokenizer, request.prompt_tokens, request.stop)
         self._text: list[str] = []
         self._sessions = sessions
+        # Held where the session comes and goes, so that a cancel never reaches another's. A signal
+        # handler or the garbage collector may cancel or end the story while this thread holds it.
+        self._holding = threading.RLock()
         self._session: Session | None = None
         # A processor changes the logits before the choice, which the draft cannot know.
         self._draft = draft if request.logits_processor is None else None
@@ -106,9 +109,9 @@ class Generation(Iterator[str]):
     def cancel(self) -> None:
         """Ends the story within one token, from any thread; `finish_reason` is "cancelled"."""
         self._cancelled = True
-        session = self._session
-        if session is not None:
-            session.cancel()
+        with self._holding:
+            if self._session is not None:
+                self._session.cancel()
 
     def close(self) -> None:
         """Ends the story here and gives its memory back. Further iteration yields nothing.
@@ -156,7 +159,8 @@ class Generation(Iterator[str]):
         """Settles how the story ended, once, and returns the sessions."""
         if self.finish_reason is None:
             self.finish_reason = reason
-        session, self._session = self._session, None
+        with self._holding:
+            session, self._session = self._session, None
         if session is not None:
             self._sessions.give_back(session)
         session, self._draft_session = self._draft_session, None
@@ -203,12 +207,14 @@ class Generation(Iterator[str]):
             return self._prefill()
         session, n = self._session, len(self.prompt_tokens) + len(self.tokens)
         room = self._max_tokens - len(self.tokens) - 1
-        if self._draft is None or room < 1:
+        if self._draft is not None and room > 0 and self._draft_session is None:
+            self._draft_session = self._draft.lease(self.prompt_tokens)
+            if self._draft_session is None:
+                self._draft = None
+        if self._draft_session is None or room < 1:
             session.feed(self.tokens[-1:], n - 1)
             self._sample(session)
             return True
-        if self._draft_session is None:
-            self._draft_session = self._draft.lease(self.prompt_tokens)
         n_draft = self._draft_length.next(room)
         new = session.speculate(
             self._draft_session, self._sampler, self._history, n, n_draft, self._end_list
@@ -219,7 +225,9 @@ class Generation(Iterator[str]):
 
     def _prefill(self) -> bool:
         prompt = self.prompt_tokens
-        self._session = session = self._sessions.lease(prompt)
+        session = self._sessions.lease(prompt)
+        with self._holding:
+            self._session = session
         # The last token is computed in any case: its logits are what the story begins with.
         self._cached_tokens = start = min(session.cached(prompt), len(prompt) - 1)
         for at in range(start, len(prompt), PREFILL_ROWS):

@@ -12,7 +12,16 @@ from pyllama2c.config import Config, warn_of_groups
 from pyllama2c.gguf import Gguf
 from pyllama2c.hub import find_model
 from pyllama2c.memory import Limit, cards, limits
-from pyllama2c.plan import Plan, alternatives, context_of, plan_file, size, unavailable
+from pyllama2c.plan import (
+    RUNQ,
+    Plan,
+    alternatives,
+    context_of,
+    needed_for,
+    plan_file,
+    size,
+    unavailable,
+)
 from pyllama2c.workers import available_cpus, default_threads
 
 
@@ -31,6 +40,8 @@ def describe(
     plan = plan_file(path, threads)
     c, n_ctx = plan.config, context_of(plan, context)
     warn_of_groups(c, path, stacklevel=2)
+    kernels = resolve_isa(isa)
+    dtype = needed_for(plan, dtype, kv_dtype, kernels, path)
     if (dtype, kv_dtype) not in plan.needs:
         raise unavailable(path, dtype)
     needs, against = plan.needs[dtype, kv_dtype], limits()
@@ -51,7 +62,9 @@ def describe(
             "context": n_ctx,
             "kv_dtype": kv_dtype,
             "float16_file": 2 * plan.parameters,
-            "plans": [_row(plan, against, name, kv, n_ctx) for name, kv in plan.needs],
+            "plans": [
+                _row(plan, against, name, kv, n_ctx) for name, kv in plan.needs if name != RUNQ
+            ],
             "limits": [limit._asdict() for limit in against],
             "fits": fits,
             "recommended": None if fits else next(iter(others), None),
@@ -60,7 +73,7 @@ def describe(
         "cpu": {"available": available_cpus(), "features": cpu_features()},
         "threads": default_threads(needs.sweep) if threads is None else threads,
         "dtype": needs.dtype,
-        "kernels": isa_name(resolve_isa(isa)),
+        "kernels": isa_name(kernels),
     }
 
 

@@ -48,7 +48,8 @@ class Llama:
     several at a time: the same story, faster ("auto": where it pays; it takes a quarter more
     memory). `threads` counts all that compute (default: $PYLLAMA2C_THREADS, else by model size and
     processors); `isa` forces the kernels ("scalar", "avx2", "avx512", "neon"; default:
-    $PYLLAMA2C_ISA, else the fastest). Neither changes a single bit of the result.
+    $PYLLAMA2C_ISA, else the fastest). Neither changes a single bit of the result, save that "runq"
+    computes llama2.c's version 2 files in runq.c's own order of operations: its stories, slowly.
 
     One Llama may be used from many threads at once; forward passes take turns in its worker pool.
     """
@@ -67,9 +68,8 @@ class Llama:
     ):
         files = hub.find_model(model, tokenizer)
         self.path = str(files.checkpoint)
-        self._engine = Engine(
-            open_file(self.path, dtype, context, kv_dtype, threads), speculative, threads, isa
-        )
+        opened = open_file(self.path, dtype, context, kv_dtype, threads, isa)
+        self._engine = Engine(opened, speculative)
         self._set_up()
         self._companions = Companions(
             self.config, tokenizer, files.tokenizer, lambda: Gguf(self.path)
@@ -94,8 +94,8 @@ class Llama:
         """
         self = cls.__new__(cls)
         self.path = "<memory>"
-        opened = open_buffer(checkpoint, dtype, context, kv_dtype, threads)
-        self._engine = Engine(opened, speculative, threads, isa)
+        opened = open_buffer(checkpoint, dtype, context, kv_dtype, threads, isa)
+        self._engine = Engine(opened, speculative)
         self._set_up()
         self._companions = Companions(
             self.config,

@@ -19,6 +19,9 @@ _NOT_COUNTED = 32
 _SMALLEST_CONTEXT = 256
 """a shorter one is not recommended"""
 
+RUNQ = "runq"
+"""in Plan.needs: the int8 of a version 2 file as they lie in it, for the kernels of that name"""
+
 
 class Needs(NamedTuple):
     """What a model takes with one dtype. Sizes are bytes."""
@@ -94,12 +97,12 @@ def _plan(call: Any, arguments: tuple[Any, ...], threads: int | None, path: str)
     count = max(0, threads or 0) or batch_threads()  # the pool has the say on wrong numbers
     check(call(*arguments, count, out, err), err, path)
     needs = {}
-    for dtype in ("auto", "float32", "int8", "int4"):
-        n = out.needs[dtype_number(dtype)]
+    for dtype in ("auto", "float32", "int8", "int4", RUNQ):
+        n = out.needs[lib.L2C_DTYPE_FILE if dtype == RUNQ else dtype_number(dtype)]
         whole = (n.session_fixed, n.session_per_position, n.cache_per_position)
         half = (n.half_session_fixed, n.half_session_per_position, n.cache_per_position // 2)
         for kv_dtype, session in (("float32", whole), ("float16", half)):
-            if n.possible:
+            if n.possible and (dtype, kv_dtype) != (RUNQ, "float16"):
                 name, space = dtype_name(n.dtype), out.file_bytes + (0 if n.mapped else n.weights)
                 facts = (n.weights, n.sweep, bool(n.mapped), n.opening, space)
                 needs[dtype, kv_dtype] = Needs(name, *facts, *session)
@@ -140,13 +143,14 @@ def alternatives(
 ) -> Iterator[dict[str, Any]]:
     """Options of Llama that fit, the ones that change least first: a smaller cache, a shorter
     context, smaller weights."""
-    wanted = [name for name in (dtype, "int8", "int4") if (name, kv_dtype) in plan.needs]
+    smaller = () if dtype == RUNQ else ("int8", "int4")
+    wanted = [name for name in (dtype, *smaller) if (name, kv_dtype) in plan.needs]
     shortened = False  # which a smaller dtype need not be as well
     for name in dict.fromkeys(wanted):
         other: dict[str, Any] = {} if name == dtype else {"dtype": name}
         for kv in dict.fromkeys((kv_dtype, "float16")):
-            needs = plan.needs[name, kv]
-            if needs.obstacle(against, n_ctx) is None:
+            needs = plan.needs.get((name, kv))
+            if needs is not None and needs.obstacle(against, n_ctx) is None:
                 yield other | ({} if kv == kv_dtype else {"kv_dtype": kv})
                 break
         fitting = plan.needs[name, kv_dtype].largest_context(against, n_ctx)
@@ -161,10 +165,31 @@ def unavailable(path: str, dtype: str) -> UnsupportedError:
     return UnsupportedError(f"{path}: {why}")
 
 
+def needed_for(plan: Plan, dtype: str, kv_dtype: str, isa: int, path: str) -> str:
+    """Which of the plan's needs an instruction set computes with: `dtype`, or RUNQ.
+
+    ValueError for an unknown dtype or cache type, and for those that runq.c's kernels do not take;
+    UnsupportedError for a file that they do not.
+    """
+    dtype_number(dtype), kv_number(kv_dtype)
+    if isa != lib.L2C_ISA_RUNQ:
+        return dtype
+    c = plan.config
+    if not c.group_size:
+        raise UnsupportedError(
+            f"{path}: isa='runq' computes int8 files of llama2.c (version 2) as runq.c does; this "
+            f"is {'GGUF' if c.file == 'gguf' else 'llama2.c'} version {c.version}"
+        )
+    if dtype not in ("auto", "int8"):
+        raise ValueError(f"dtype is {dtype!r}; isa='runq' computes with the file's own int8")
+    if kv_dtype != "float32":
+        raise ValueError(f"kv_dtype is {kv_dtype!r}; isa='runq' computes with float32, as runq.c")
+    return RUNQ
+
+
 def check_fits(plan: Plan, dtype: str, kv_dtype: str, n_ctx: int, path: str) -> None:
     """OutOfMemoryError, with the numbers and what would fit, for what cannot be opened and told a
     whole story with. UnsupportedError for a dtype that the file cannot give."""
-    dtype_number(dtype), kv_number(kv_dtype)
     if (dtype, kv_dtype) not in plan.needs:
         raise unavailable(path, dtype)
     needs, against = plan.needs[dtype, kv_dtype], limits()

@@ -122,7 +122,7 @@ class Session:
         return np.frombuffer(buffer, np.float32).reshape(n_rows, vocab_size)
 
     def cancel(self) -> None:
-        """Stops a call that runs in another thread, at the next layer."""
+        """Stops a call that runs in another thread at the next layer, else the next call."""
         lib.l2c_session_cancel(self.handle)
 
 
@@ -148,6 +148,7 @@ class Sessions:
             else:
                 session = Session(*self._new)
             self.in_use.add(session)
+            lib.l2c_session_resume(session.handle)  # a late cancel meant the story before
             return session
 
     def give_back(self, session: Session) -> None:

@@ -102,8 +102,8 @@ SMALL = Shape(dim=32, hidden_dim=64, n_layers=2, n_heads=4, n_kv_heads=2, vocab_
 
 
 def fingerprint(data: bytes, dtype: str = "auto", isa: str | None = None, threads: int = 1) -> int:
-    opened = open_buffer(bytearray(data), dtype, None, "float32", threads)
-    engine = Engine(opened, False, threads, isa)
+    opened = open_buffer(bytearray(data), dtype, None, "float32", threads, isa)
+    engine = Engine(opened, False)
     try:
         return engine.fingerprint
     finally:

@@ -12,11 +12,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import DATA, run_python
 from tiny import Shape, TinyLlama
 
 from pyllama2c import Llama
+from pyllama2c.session import Session
 
 
 def python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -136,6 +138,135 @@ def test_cancel_from_another_thread(tiny_path: Path) -> None:
         timer.join()
         assert story.finish_reason in ("cancelled", "stop")
         assert len(story.tokens) < 60
+
+
+def test_cancel_at_any_moment(tiny_path: Path) -> None:
+    """In the prompt, in a draft, between tokens: it ends that story, and no other."""
+    with Llama(tiny_path, threads=1, speculative=True) as llama:
+        expected = llama.generate("ab", seed=1, max_tokens=30).read()
+        for moment in range(60):
+            story = llama.generate([1, *[5] * 20], seed=moment + 1, temperature=1.0)
+            stopper = threading.Timer(moment * 1e-5, story.cancel)
+            stopper.start()
+            while stopper.is_alive() and next(story, None) is not None:
+                pass
+            stopper.join()
+            assert len(list(story)) <= 1 and story.finish_reason is not None
+            assert llama.generate("ab", seed=1, max_tokens=30).read() == expected
+
+
+def test_a_cancel_that_the_session_has_not_seen(tiny_path: Path) -> None:
+    """It stops the next step; once the story has ended it is not left to the next one's."""
+    for speculative in (True, False):
+        with Llama(tiny_path, speculative=speculative) as llama:
+            expected = llama.generate("ab", seed=1, max_tokens=30).read()
+            story = llama.generate("ab", seed=2, max_tokens=40)
+            next(story)
+            while story._ready:  # what a draft brought is told first
+                next(story)
+            session = story._session
+            assert session is not None
+            told = list(story.tokens)
+            session.cancel()  # but not story.cancel(), which the next step would look for
+            list(story)
+            assert (story.tokens, story.finish_reason) == (told, "cancelled")
+            session.cancel()
+            assert llama.generate("ab", seed=1, max_tokens=30).read() == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no processor affinity here")
+def test_workers_go_where_the_program_may_run(tiny_path: Path) -> None:
+    """taskset -ap while it runs: the workers do not undo it."""
+    code = """
+        import os, sys, time
+        from pyllama2c import Llama
+        def threads():
+            return [int(t) for t in os.listdir("/proc/self/task")]
+        llama = Llama(sys.argv[1], threads=2)
+        def tell():
+            llama.generate("ab", seed=1, max_tokens=20).read()
+            time.sleep(0.01)  # a worker that has nothing to do parks, and moves before it does
+        tell()
+        for cpu in sorted(os.sched_getaffinity(0)):
+            for thread in threads():
+                os.sched_setaffinity(thread, {cpu})
+            for _ in range(10):
+                tell()
+                masks = [os.sched_getaffinity(thread) for thread in threads()]
+                assert masks == [{cpu}] * len(masks), (cpu, masks)
+    """
+    done = python(code, tiny_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no processor affinity here")
+@pytest.mark.parametrize("when", ["before", "later"])
+def test_threads_on_one_processor_do_not_spin(tiny_path: Path, when: str) -> None:
+    """Waiting costs the processor time that the others need: about what the switches take, not 50
+    times as much as the work."""
+    code = """
+        import os, sys, time
+        from pyllama2c import Llama
+        cpu = min(os.sched_getaffinity(0))
+        def confine():
+            for thread in os.listdir("/proc/self/task"):
+                os.sched_setaffinity(int(thread), {cpu})
+        if sys.argv[2] == "before":
+            confine()
+        spent = []
+        for threads in (1, 2):
+            llama = Llama(sys.argv[1], threads=threads)
+            llama.generate("ab", seed=1, max_tokens=5).read()
+            confine()
+            started = time.process_time()
+            for seed in range(1, 8):
+                llama.generate("ab", seed=seed).read()
+            spent.append(time.process_time() - started)
+        assert spent[1] < 12 * spent[0], spent
+    """
+    done = python(code, tiny_path, when)
+    assert done.returncode == 0, done.stderr
+
+
+def test_packing_keeps_to_the_threads_that_were_asked_for() -> None:
+    """With one, all of its processor time is the caller's."""
+    image = TinyLlama.random(Shape(dim=512, hidden_dim=1024, n_layers=8, vocab_size=4000)).v0()
+    before = time.process_time(), time.thread_time()
+    for dtype in ("int8", "int4", "int8"):
+        Llama.from_buffer(image, dtype=dtype, threads=1).close()
+    process, thread = time.process_time() - before[0], time.thread_time() - before[1]
+    assert process - thread < 0.1 * process
+
+
+def test_sessions_commit_memory_as_it_is_used(resident_kilobytes: Callable[[], int]) -> None:
+    """The first as the third and the tenth, whatever memory was given back before."""
+    shape = Shape(dim=256, n_layers=2, seq_len=2048, n_heads=2, n_kv_heads=2)
+    with Llama.from_buffer(TinyLlama.random(shape).v0(), threads=1) as llama:
+        engine = llama._engine
+        for _ in range(4):
+            sessions = [Session(engine.model, engine.pool, engine.computing) for _ in range(3)]
+            for session in sessions:
+                session.feed([5] * 8, 0)
+        del sessions, session
+        before = resident_kilobytes()
+        kept = [Session(engine.model, engine.pool, engine.computing) for _ in range(8)]
+        assert resident_kilobytes() - before < 1024
+        del kept
+
+
+def test_a_weight_that_has_no_int8_ends_drafting_not_the_story(tokenizer_path: Path) -> None:
+    """Plain decoding tells it, as no token before the last looks at that row of the embedding."""
+    model = TinyLlama.random(Shape(tied=False))
+    model.weights["embedding"][250] = np.nan
+    image = model.v0()
+    told = []
+    for speculative in (True, False):
+        with Llama.from_buffer(image, tokenizer_path, speculative=speculative) as llama:
+            story = llama.generate([1, 5], seed=3, max_tokens=20, stop_tokens=[250])
+            list(story)
+            told.append((story.tokens, story.finish_reason, story.rng_state))
+            assert story.stats.drafted_tokens == 0
+    assert told[0] == told[1] and told[0][0]
 
 
 def test_more_threads_than_processors_do_not_stall(tiny_path: Path) -> None:

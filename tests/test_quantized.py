@@ -11,6 +11,7 @@ from conftest import real_file, run_python
 from tiny import Shape, TinyLlama, tokenizer_file
 
 from pyllama2c import CheckpointError, Llama, UnsupportedError
+from pyllama2c.info import describe
 from pyllama2c.quantize import quantize_file, quantize_groups
 
 # dims that fill groups and blocks, that do not, and grouped queries
@@ -168,3 +169,41 @@ def test_command(tmp_path: Path) -> None:
         for path in (source, target)
     ]
     assert told[0] and len(told[0]) > 5
+
+
+def test_runq_kernels_on_demand(tmp_path: Path) -> None:
+    """Groups that the packed kernels take as well: close to theirs, in runq.c's order of
+    operations, and the same whatever the threads."""
+    shape = Shape(dim=64, hidden_dim=96, group_size=32)
+    path = tmp_path / "int8.bin"
+    path.write_bytes(TinyLlama.random(shape).v2())
+    with Llama(path) as packed, Llama(path, isa="runq", threads=1) as runq:
+        assert (runq.isa, runq.config.dtype) == ("runq", "int8")
+        expected = runq.logits(IDS)
+        error = packed.logits(IDS) - expected
+        assert error.any() and error.std() < 0.03 * expected.std()
+    with Llama(path, isa="runq", threads=3, dtype="int8") as runq:
+        assert runq.logits(IDS).tobytes() == expected.tobytes()
+
+
+def test_runq_kernels_refuse_what_runq_c_does_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = TinyLlama.random(Shape(dim=64, hidden_dim=96, group_size=32))
+    int8, float32 = tmp_path / "int8.bin", tmp_path / "float32.bin"
+    int8.write_bytes(model.v2())
+    float32.write_bytes(model.v1())
+    monkeypatch.setenv("PYLLAMA2C_ISA", "runq")
+    with Llama(int8) as llama:
+        assert llama.isa == "runq"
+    with pytest.raises(UnsupportedError, match=r"float32.bin: isa='runq'.*llama2.c version 1"):
+        Llama(float32)
+    with pytest.raises(UnsupportedError, match="isa='runq' computes int8 files"):
+        Llama.from_buffer(model.v0(), dtype="int8", isa="runq")
+    with pytest.raises(ValueError, match="dtype is 'int4'; isa='runq'"):
+        Llama(int8, dtype="int4")
+    with pytest.raises(ValueError, match="kv_dtype is 'float16'; isa='runq'"):
+        Llama(int8, kv_dtype="float16")
+    assert describe(str(int8))["kernels"] == "runq"
+    with pytest.raises(UnsupportedError, match="isa='runq'"):
+        describe(str(float32))

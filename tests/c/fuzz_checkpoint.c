@@ -74,7 +74,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (size > 0) memcpy(copy, data, size);
     for (l2c_dtype dtype = L2C_DTYPE_AUTO; dtype <= L2C_DTYPE_INT4; dtype++) {
         l2c_model *model;
-        l2c_status opened = l2c_model_open_memory(copy, size, dtype, &model, NULL);
+        l2c_status opened = l2c_model_open_memory(copy, size, dtype, NULL, &model, NULL);
         l2c_plan plan = {.parameters = 0};
         l2c_status planned = l2c_model_plan_memory(copy, size, 1, &plan, NULL);
         if (opened != L2C_OK) { /* a plan does not look at weights, which may be NaN */

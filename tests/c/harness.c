@@ -90,8 +90,14 @@ static const test tests[] = {
     {"vocabularies as lists", test_vocabularies, 0},
     {"same bits: rows, threads, instruction sets", test_same_bits, 1},
     {"refused rows and sessions", test_row_errors, 0},
+    {"rows are used up by sampling", test_used_rows, 1},
+    {"the caller's floating-point settings", test_float_settings, 1},
+    {"angles and log-probabilities of several sessions", test_shared_by_sessions, 1},
+    {"NaN in a draft's weights", test_nonfinite_draft, 0},
+    {"runq.c's kernels, asked for", test_runq_kernels, 0},
     {"NaN and infinity in weights", test_nonfinite_weights, 0},
     {"sampler: choices", test_sampler_choices, 0},
+    {"sampler: large vocabularies", test_sampler_on_large_vocabularies, 0},
     {"sampler: refusals", test_sampler_errors, 0},
     {"kernels at a guard page", test_kernels_at_guard_page, 0},
     {"kernels on special values", test_kernels_special_values, 0},
@@ -99,8 +105,10 @@ static const test tests[] = {
     {"pool: shared by two sessions", test_pool_shared_by_sessions, 1},
     {"session: used by two threads", test_session_used_by_two_threads, 1},
     {"session: cancelled from another thread", test_cancel, 1},
+    {"session: cancelled while it speculates", test_cancel_while_speculating, 1},
 #if !defined(__SANITIZE_THREAD__) /* which does not follow threads into a forked child */
     {"pool: after fork", test_fork, 1},
+    {"pool: after fork into the same process number", test_fork_of_the_same_number, 1},
 #endif
 };
 

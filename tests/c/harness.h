@@ -82,8 +82,14 @@ void test_vocabularies(void);
 
 void test_same_bits(void);
 void test_row_errors(void);
+void test_used_rows(void);
+void test_float_settings(void);
+void test_shared_by_sessions(void);
+void test_nonfinite_draft(void);
+void test_runq_kernels(void);
 void test_nonfinite_weights(void);
 void test_sampler_choices(void);
+void test_sampler_on_large_vocabularies(void);
 void test_sampler_errors(void);
 
 void test_kernels_at_guard_page(void);
@@ -93,6 +99,8 @@ void test_pool_life(void);
 void test_pool_shared_by_sessions(void);
 void test_session_used_by_two_threads(void);
 void test_cancel(void);
+void test_cancel_while_speculating(void);
 void test_fork(void);
+void test_fork_of_the_same_number(void);
 
 #endif

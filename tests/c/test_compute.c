@@ -1,11 +1,13 @@
 /*
  * test_compute.c - the forward pass and the sampler.
  */
+#include <fenv.h>
 #include <limits.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "float_env.h"
 #include "harness.h"
 
 /* ---- Forward ---------------------------------------------------------------------------------- */
@@ -117,6 +119,185 @@ void test_row_errors(void) {
     truth_free(&t);
 }
 
+/* Rows are used up by sampling: after that they are no logits any more. */
+void test_used_rows(void) {
+    truth t = truth_make(&shapes[2]);
+    l2c_pool *pool;
+    l2c_session *session;
+    CHECK(l2c_pool_create(2, &pool, NULL) == L2C_OK);
+    CHECK(l2c_session_create(t.model, pool, TRUTH_SEQUENCES, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, NULL) == L2C_OK);
+    l2c_row rows[4];
+    for (int32_t i = 0; i < 4; i++) rows[i] = truth_row(&t, 0, i);
+    CHECK(l2c_session_forward(session, rows, 4, NULL) == L2C_OK);
+    l2c_sampler sampler, wrong;
+    l2c_sampler_init(&sampler, 1);
+    l2c_sampler_init(&wrong, 1);
+    wrong.top_p = 2.0f;
+    int32_t token = 77;
+    double logprob = 77;
+    l2c_error err;
+    CHECK(l2c_session_sample(session, 1, &wrong, NULL, 0, &token, &err) == L2C_ARG); /* touched nothing */
+    CHECK(truth_equals(&t, 0, 1, l2c_session_logits(session, 1)));
+    CHECK(l2c_session_sample(session, 1, &sampler, NULL, 0, &token, &err) == L2C_OK);
+    token = 77;
+    CHECK(l2c_session_sample(session, 1, &sampler, NULL, 0, &token, &err) == L2C_ARG && token == 77);
+    CHECK(strstr(err.message, "used up") != NULL || strstr(err.message, "uses it up") != NULL);
+    CHECK(l2c_session_logprob(session, 1, 5, &logprob, &err) == L2C_ARG && logprob == 77);
+    CHECK(l2c_session_logits(session, 1) == NULL);
+
+    /* A row twice among draws, or one that is used up: none is drawn. */
+    sampler.temperature = 0.0f; /* draws no coin, so several threads may share it */
+    l2c_draw draws[3] = {{.row = 0, .sampler = &sampler}, {.row = 2, .sampler = &sampler}, {.row = 0, .sampler = &sampler}};
+    CHECK(l2c_session_sample_many(session, draws, 3, &err) == L2C_ARG);
+    draws[2].row = 1;
+    CHECK(l2c_session_sample_many(session, draws, 3, &err) == L2C_ARG);
+    draws[2].row = 4;
+    CHECK(l2c_session_sample_many(session, draws, 3, &err) == L2C_ARG);
+    CHECK(truth_equals(&t, 0, 0, l2c_session_logits(session, 0)) && truth_equals(&t, 0, 2, l2c_session_logits(session, 2)));
+    draws[2].row = 3;
+    CHECK(l2c_session_sample_many(session, draws, 3, &err) == L2C_OK);
+    for (size_t i = 0; i < 4; i++) CHECK(l2c_session_logits(session, i) == NULL);
+    CHECK(l2c_session_forward(session, &rows[3], 1, NULL) == L2C_OK); /* and others come */
+    CHECK(truth_equals(&t, 0, 3, l2c_session_logits(session, 0)));
+    l2c_session_free(session);
+    l2c_pool_free(pool);
+    truth_free(&t);
+}
+
+/* The program's own rounding mode and flushing of denormals: no result knows of them, and none is lost. */
+void test_float_settings(void) {
+    static const shape *const which[] = {&shapes[2], &shapes[4]}; /* float32, int8 */
+    for (size_t c = 0; c < 2; c++) {
+        truth t = truth_make(which[c]);
+        static const int modes[] = {FE_TONEAREST, FE_UPWARD, FE_DOWNWARD, FE_TOWARDZERO};
+        for (size_t m = 0; m < 4; m++)
+            for (int32_t n_threads = 1; n_threads <= 3; n_threads++) {
+                l2c_float_env normal = l2c_float_enter();
+                CHECK(fesetround(modes[m]) == 0);
+#if defined(__x86_64__)
+                __builtin_ia32_ldmxcsr(__builtin_ia32_stmxcsr() | 0x8040); /* flush to zero, denormals are zeros */
+#endif
+                l2c_float_env theirs = l2c_float_enter();
+                l2c_float_leave(theirs);
+                l2c_model *model;
+                l2c_pool *pool;
+                l2c_session *session;
+                CHECK(l2c_pool_create(n_threads, &pool, NULL) == L2C_OK);
+                CHECK(l2c_model_open_memory(t.file.data, t.file.size, L2C_DTYPE_AUTO, pool, &model, NULL) == L2C_OK);
+                CHECK(l2c_session_create(model, pool, TRUTH_SEQUENCES, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, NULL) == L2C_OK);
+                truth_check_session(&t, session, 300 + m);
+                l2c_float_env after = l2c_float_enter();
+                l2c_float_leave(normal);
+                CHECK(memcmp(&after, &theirs, sizeof after) == 0);
+                l2c_session_free(session);
+                l2c_pool_free(pool);
+                l2c_model_free(model);
+            }
+        truth_free(&t);
+    }
+}
+
+/* A model's angles are tabulated once, whoever asks; log-probabilities are the same bits everywhere. */
+void test_shared_by_sessions(void) {
+    truth t = truth_make(&shapes[2]);
+    l2c_isa isas[MAX_ISAS];
+    size_t n_isas = available_isas(isas);
+    l2c_pool *pool;
+    CHECK(l2c_pool_create(2, &pool, NULL) == L2C_OK);
+    const float *angles = atomic_load(&t.model->rope[0]); /* made by what computed the truth */
+    double first[3] = {0};
+    CHECK(angles != NULL);
+    for (size_t i = 0; i < n_isas; i++) {
+        l2c_session *session;
+        CHECK(l2c_session_create(t.model, pool, 1, 0, L2C_KV_FLOAT32, isas[i], &session, NULL) == L2C_OK);
+        l2c_row row = truth_row(&t, 0, 0);
+        CHECK(l2c_session_forward(session, &row, 1, NULL) == L2C_OK);
+        CHECK(atomic_load(&t.model->rope[0]) == angles);
+        for (int32_t k = 0; k < 3; k++) {
+            double logprob;
+            CHECK(l2c_session_logprob(session, 0, 7 * k, &logprob, NULL) == L2C_OK && logprob < 0);
+            CHECK(i == 0 || memcmp(&logprob, &first[k], sizeof logprob) == 0);
+            first[k] = logprob;
+        }
+        l2c_session_free(session);
+    }
+    l2c_pool_free(pool);
+    truth_free(&t);
+}
+
+/* A draft with a NaN among its weights proposes nothing; the story is the one without it. */
+void test_nonfinite_draft(void) {
+    const shape *c = &shapes[2];
+    truth t = truth_make(c);
+    image file = image_checkpoint(c, 7);
+    float nan = NAN;
+    memcpy(file.data + 256, &nan, sizeof nan); /* of v1: a norm of the first layer */
+    l2c_model *model;
+    l2c_pool *pool;
+    l2c_session *alone, *target, *draft;
+    CHECK(l2c_model_open_memory(file.data, file.size, L2C_DTYPE_AUTO, NULL, &model, NULL) == L2C_OK);
+    CHECK(l2c_pool_create(1, &pool, NULL) == L2C_OK);
+    CHECK(l2c_session_create(t.model, pool, 1, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &alone, NULL) == L2C_OK);
+    CHECK(l2c_session_create(t.model, pool, 1, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &target, NULL) == L2C_OK);
+    CHECK(l2c_session_create(model, pool, 1, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &draft, NULL) == L2C_OK);
+    l2c_sampler one, two;
+    l2c_sampler_init(&one, 9);
+    l2c_sampler_init(&two, 9);
+    int32_t tokens[40] = {5}, expected = 5;
+    for (size_t n = 1, more; n + 4 <= (size_t)c->seq_len; n += more) {
+        uint64_t states[5];
+        CHECK(l2c_speculate(target, draft, &two, tokens, n, 4, (int32_t[]){1, 2}, 2, states, &more, NULL) == L2C_OK && more == 1);
+        l2c_row row = {0, (int32_t)n - 1, expected, 1};
+        CHECK(l2c_session_forward(alone, &row, 1, NULL) == L2C_OK);
+        CHECK(l2c_session_sample(alone, 0, &one, NULL, 0, &expected, NULL) == L2C_OK);
+        CHECK(tokens[n] == expected && states[0] == one.rng_state);
+    }
+    l2c_session_free(alone);
+    l2c_session_free(target);
+    l2c_session_free(draft);
+    l2c_pool_free(pool);
+    l2c_model_free(model);
+    free(file.data);
+    truth_free(&t);
+}
+
+/* runq.c's kernels, asked for: only for what they compute, and then the same as where they are chosen. */
+void test_runq_kernels(void) {
+    l2c_pool *pool;
+    l2c_session *session;
+    l2c_model *model;
+    l2c_error err;
+    CHECK(l2c_pool_create(2, &pool, NULL) == L2C_OK);
+    for (size_t i = 0; i < n_shapes; i++) {
+        image file = image_checkpoint(&shapes[i], 7);
+        l2c_status opened = l2c_model_open_memory(file.data, file.size, L2C_DTYPE_FILE, NULL, &model, &err);
+        CHECK(opened == (shapes[i].version == 2 ? L2C_OK : L2C_UNSUPPORTED));
+        if (opened == L2C_OK) {
+            CHECK(l2c_model_config(model)->dtype == L2C_DTYPE_INT8);
+            CHECK(l2c_session_create(model, pool, 1, 0, L2C_KV_FLOAT16, L2C_ISA_RUNQ, &session, &err) == L2C_UNSUPPORTED);
+            l2c_session *sessions[2]; /* whatever else is asked for, an unpacked model is computed so */
+            CHECK(l2c_session_create(model, pool, 1, 0, L2C_KV_FLOAT32, L2C_ISA_RUNQ, &sessions[0], &err) == L2C_OK);
+            CHECK(l2c_session_create(model, pool, 1, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &sessions[1], &err) == L2C_OK);
+            size_t bytes = (size_t)shapes[i].vocab_size * sizeof(float);
+            for (int32_t position = 0; position < shapes[i].seq_len; position++) {
+                l2c_row row = {0, position, 3, 1};
+                for (int k = 0; k < 2; k++) CHECK(l2c_session_forward(sessions[k], &row, 1, NULL) == L2C_OK);
+                CHECK(memcmp(l2c_session_logits(sessions[0], 0), l2c_session_logits(sessions[1], 0), bytes) == 0);
+            }
+            for (int k = 0; k < 2; k++) l2c_session_free(sessions[k]);
+            l2c_model_free(model);
+        }
+        CHECK(l2c_model_open_memory(file.data, file.size, L2C_DTYPE_AUTO, NULL, &model, &err) == L2C_OK);
+        int packed = shapes[i].version != 2 || shapes[i].hidden_dim % shapes[i].group_size == 0;
+        l2c_status made = l2c_session_create(model, pool, 1, 0, L2C_KV_FLOAT32, L2C_ISA_RUNQ, &session, &err);
+        CHECK(packed ? made == L2C_UNSUPPORTED : made == L2C_OK || made == L2C_UNSUPPORTED);
+        if (made == L2C_OK) l2c_session_free(session);
+        l2c_model_free(model);
+        free(file.data);
+    }
+    l2c_pool_free(pool);
+}
+
 void test_nonfinite_weights(void) {
     static const float values[] = {NAN, INFINITY, -INFINITY, 3e38f};
     for (size_t i = 0; i < n_smallest; i++)
@@ -128,7 +309,7 @@ void test_nonfinite_weights(void) {
             l2c_model *model;
             l2c_pool *pool;
             l2c_session *session;
-            CHECK(l2c_model_open_memory(file.data, file.size, L2C_DTYPE_AUTO, &model, NULL) == L2C_OK);
+            CHECK(l2c_model_open_memory(file.data, file.size, L2C_DTYPE_AUTO, NULL, &model, NULL) == L2C_OK);
             CHECK(l2c_pool_create(2, &pool, NULL) == L2C_OK);
             CHECK(l2c_session_create(model, pool, 1, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, NULL) == L2C_OK);
             l2c_row row = {0, 0, 0, 1};
@@ -162,7 +343,7 @@ static size_t sampler_kernels(const l2c_kernels **kernels) {
 static l2c_status pick(l2c_sampler *sampler, const l2c_kernels *kernels, const float *logits, int32_t n,
                        const int32_t *history, size_t n_history, int32_t *token) {
     image copy = image_copy(logits, (size_t)n * sizeof *logits);
-    l2c_candidate *candidates = malloc((size_t)n * sizeof *candidates);
+    l2c_candidate *candidates = malloc(2 * (size_t)n * sizeof *candidates);
     unsigned char *seen = calloc((size_t)n, 1);
     CHECK(candidates != NULL && seen != NULL);
     *token = -77;
@@ -231,6 +412,71 @@ void test_sampler_choices(void) {
         /* top_p 0.9 crosses at the third. */
         CHECK(counts[1] > counts[3] && counts[3] > counts[0] && counts[0] > 0 && counts[2] == 0);
     }
+}
+
+static const float *order_of; /* what `falling` compares by */
+
+static int falling(const void *a, const void *b) {
+    int32_t i = *(const int32_t *)a, j = *(const int32_t *)b;
+    if (order_of[i] != order_of[j]) return order_of[i] > order_of[j] ? -1 : 1;
+    return i - j;
+}
+
+/* llama2.c's rule with everything sorted: what top_k, then top_p keep of probabilities p, in falling order. */
+static int32_t pick_sorted(const l2c_sampler *s, const float *p, int32_t n, float coin, int32_t *order) {
+    float cutoff = s->top_k == 0 ? (1.0f - s->top_p) / (float)(n - 1) : 0.0f, mass = 1.0f, sum = 0.0f, running = 0.0f;
+    int32_t kept = 0, length = 0;
+    for (int32_t i = 0; i < n; i++)
+        if (p[i] >= cutoff && p[i] > 0.0f) order[kept++] = i;
+    order_of = p;
+    qsort(order, (size_t)kept, sizeof *order, falling);
+    if (s->top_k > 0) {
+        kept = s->top_k < kept ? s->top_k : kept;
+        mass = 0.0f;
+        for (int32_t i = 0; i < kept; i++) mass += p[order[i]];
+    }
+    while (length < kept && !(s->top_p < 1.0f && sum > s->top_p * mass)) sum += p[order[length++]];
+    for (int32_t i = 0; i < length; i++) {
+        running += p[order[i]];
+        if (coin * sum < running) return order[i];
+    }
+    return order[length - 1];
+}
+
+/* Vocabularies whose nucleus is most of 128,000 tokens, and such as end early: the same as all sorted. */
+void test_sampler_on_large_vocabularies(void) {
+    enum { N = 128000 };
+    static const float spreads[] = {0.0f, 1e-4f, 1.0f, 8.0f, 60.0f}, top_ps[] = {0.1f, 0.9f, 0.999f, 1.0f};
+    static const int32_t top_ks[] = {0, 40, 9000, 100000};
+    const l2c_kernels *kernels[MAX_ISAS + 1];
+    const l2c_kernels *k = kernels[sampler_kernels(kernels) - 2]; /* the fastest */
+    float *logits = malloc(N * sizeof *logits), *p = malloc(N * sizeof *p);
+    int32_t *order = malloc(N * sizeof *order);
+    CHECK(logits != NULL && p != NULL && order != NULL);
+    uint64_t random = 77;
+    for (size_t spread = 0; spread < 5; spread++) {
+        for (int32_t i = 0; i < N; i++) logits[i] = random_float(&random) * spreads[spread];
+        for (size_t i = 0; i < 4; i++)
+            for (size_t j = 0; j < 4; j++) {
+                l2c_sampler s, before;
+                int32_t token;
+                l2c_sampler_init(&s, random_next(&random));
+                s.top_p = top_ps[i];
+                s.top_k = top_ks[j];
+                if (s.top_p == 1.0f && s.top_k == 0) continue;
+                before = s;
+                CHECK(pick(&s, k, logits, N, NULL, 0, &token) == L2C_OK);
+                memcpy(p, logits, N * sizeof *p);
+                k->softmax(p, N);
+                uint64_t x = before.rng_state; /* xorshift64* */
+                x ^= x >> 12; x ^= x << 25; x ^= x >> 27;
+                float coin = (float)((uint32_t)((x * 0x2545F4914F6CDD1Dull) >> 32) >> 8) / 16777216.0f;
+                CHECK(token == pick_sorted(&before, p, N, coin, order));
+            }
+    }
+    free(logits);
+    free(p);
+    free(order);
 }
 
 void test_sampler_errors(void) {

@@ -14,7 +14,7 @@
 static l2c_status open_checkpoint(image file) {
     l2c_model *model = NULL;
     l2c_error err = {0};
-    l2c_status status = l2c_model_open_memory(file.data, file.size, L2C_DTYPE_AUTO, &model, &err);
+    l2c_status status = l2c_model_open_memory(file.data, file.size, L2C_DTYPE_AUTO, NULL, &model, &err);
     CHECK((status == L2C_OK) == (model != NULL));
     CHECK(status == L2C_OK || (err.status == status && err.message[0] != '\0'));
     if (model == NULL) return status;
@@ -86,7 +86,7 @@ void test_header_fields(void) {
             }
         CHECK(open_checkpoint(file) == L2C_OK);
         l2c_model *model;
-        CHECK(l2c_model_open_memory(file.data + 1, file.size - 1, L2C_DTYPE_AUTO, &model, NULL) == L2C_ARG);
+        CHECK(l2c_model_open_memory(file.data + 1, file.size - 1, L2C_DTYPE_AUTO, NULL, &model, NULL) == L2C_ARG);
         free(file.data);
     }
 }
@@ -98,16 +98,16 @@ void test_paths(void) {
     l2c_error err;
     l2c_model *model;
     l2c_tokenizer *tokenizer;
-    CHECK(l2c_model_open(path, L2C_DTYPE_AUTO, &model, &err) == L2C_IO && err.sys_errno != 0);
+    CHECK(l2c_model_open(path, L2C_DTYPE_AUTO, NULL, &model, &err) == L2C_IO && err.sys_errno != 0);
     CHECK(l2c_tokenizer_open(path, 0, &tokenizer, &err) == L2C_IO && err.sys_errno != 0);
-    CHECK(l2c_model_open(folder, L2C_DTYPE_AUTO, &model, &err) == L2C_FORMAT);
-    CHECK(l2c_model_open("/dev/null", L2C_DTYPE_AUTO, &model, NULL) == L2C_FORMAT);
+    CHECK(l2c_model_open(folder, L2C_DTYPE_AUTO, NULL, &model, &err) == L2C_FORMAT);
+    CHECK(l2c_model_open("/dev/null", L2C_DTYPE_AUTO, NULL, &model, NULL) == L2C_FORMAT);
     image images[] = {{NULL, 0, 0}, image_checkpoint(&smallest[0], 5), image_tokenizer()};
     for (size_t i = 0; i < 3; i++) {
         FILE *f = fopen(path, "wb");
         CHECK(f != NULL && fwrite(images[i].data != NULL ? images[i].data : (void *)"", 1, images[i].size, f) == images[i].size);
         CHECK(fclose(f) == 0);
-        CHECK(l2c_model_open(path, L2C_DTYPE_AUTO, &model, NULL) == (i == 1 ? L2C_OK : L2C_FORMAT));
+        CHECK(l2c_model_open(path, L2C_DTYPE_AUTO, NULL, &model, NULL) == (i == 1 ? L2C_OK : L2C_FORMAT));
         if (i == 1) l2c_model_free(model);
         CHECK(l2c_tokenizer_open(path, 0, &tokenizer, NULL) == (i == 2 ? L2C_OK : L2C_FORMAT));
         if (i == 2) l2c_tokenizer_free(tokenizer);

@@ -1,11 +1,12 @@
 /*
  * test_threads.c - pools, sessions used by several threads, cancelling, forking.
  */
-#define _POSIX_C_SOURCE 200809L
+#define _GNU_SOURCE /* unshare */
 #include <limits.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -157,7 +158,13 @@ void test_cancel(void) {
         l2c_row rows[L2C_MAX_ROWS];
         size_t n = 0;
         for (int32_t i = 0; i < SHAPE->seq_len && n < L2C_MAX_ROWS; i++) rows[n++] = truth_row(&t, 1, i);
-        l2c_session_cancel(session); /* with none running: does nothing */
+        /* With none running, the next call is meant, once; and none at all if something else has begun. */
+        CHECK(l2c_session_forward(session, rows, n, NULL) == L2C_OK);
+        l2c_session_cancel(session);
+        CHECK(l2c_session_forward(session, rows, n, NULL) == L2C_CANCELLED);
+        CHECK(l2c_session_forward(session, rows, n, NULL) == L2C_OK);
+        l2c_session_cancel(session);
+        l2c_session_resume(session);
         CHECK(l2c_session_forward(session, rows, n, NULL) == L2C_OK);
 
         atomic_int stop = 0;
@@ -175,9 +182,70 @@ void test_cancel(void) {
         join(id);
         /* What was half done is not in the cache; other sequences and later calls are whole. */
         CHECK(status == L2C_CANCELLED && l2c_session_logits(session, 0) == NULL);
+        l2c_session_resume(session);
         CHECK(l2c_session_forward(session, &rows[1], 1, NULL) == L2C_RANGE);
         truth_check_session(&t, session, 61);
         l2c_session_free(session);
+        l2c_pool_free(pool);
+    }
+    truth_free(&t);
+}
+
+/* Asks a session to stop, 20 times, and each time waits for the answer. */
+static void *cancel_and_wait(void *arg) {
+    job *j = arg;
+    for (int asked = 1; asked <= 20; asked++) {
+        l2c_session_cancel(j->session);
+        while (atomic_load(j->flag) < asked) sched_yield();
+    }
+    return NULL;
+}
+
+/* Speculates from the first token on, until the context is full; counts calls that were cancelled. */
+static l2c_status speculate_once(l2c_session *target, l2c_session *draft, int32_t *tokens, size_t *n) {
+    l2c_sampler sampler;
+    uint64_t states[9];
+    size_t more = 0;
+    l2c_sampler_init(&sampler, 3 + *n);
+    l2c_status status = l2c_speculate(target, draft, &sampler, tokens, *n, 8, (int32_t[]){1, 2}, 2, states, &more, NULL);
+    CHECK(status == L2C_OK ? more >= 1 && more <= 9 : more == 0);
+    *n += more;
+    return status;
+}
+
+void test_cancel_while_speculating(void) {
+    truth t = truth_make(SHAPE);
+    for (int32_t n_threads = 1; n_threads <= 2; n_threads++) {
+        l2c_pool *pool = make_pool(n_threads);
+        l2c_session *target = make_session(&t, pool), *draft = make_session(&t, pool);
+        int32_t tokens[64] = {L2C_BOS};
+        size_t n = 1;
+        /* Asked before: of either, and whatever the draft does first. */
+        CHECK(speculate_once(target, draft, tokens, &n) == L2C_OK);
+        l2c_session *asked[] = {target, draft};
+        for (int i = 0; i < 2; i++) {
+            n = 1;
+            l2c_session_cancel(asked[i]);
+            CHECK(speculate_once(target, draft, tokens, &n) == L2C_CANCELLED);
+            CHECK(speculate_once(target, draft, tokens, &n) == L2C_OK); /* which answered it */
+        }
+        /* Asked at any moment: every request is answered, and none twice. */
+        atomic_int answered = 0;
+        job j = {.session = target, .flag = &answered};
+        pthread_t id = start(cancel_and_wait, &j);
+        n = 1;
+        for (int round = 0; atomic_load(&answered) < 20; round++) {
+            CHECK(round < 1000000); /* a request was lost */
+            if (n + 8 > (size_t)SHAPE->seq_len) n = 1;
+            if (speculate_once(target, draft, tokens, &n) == L2C_CANCELLED) atomic_fetch_add(&answered, 1);
+        }
+        join(id);
+        n = 1;
+        CHECK(speculate_once(target, draft, tokens, &n) == L2C_OK);
+        truth_check_session(&t, target, 62);
+        truth_check_session(&t, draft, 63);
+        l2c_session_free(target);
+        l2c_session_free(draft);
         l2c_pool_free(pool);
     }
     truth_free(&t);
@@ -227,4 +295,42 @@ void test_fork(void) {
         l2c_pool_free(pool);
     }
     truth_free(&t);
+}
+
+/* A child in a process namespace of its own is number 1 there, as its parent may be in its own. */
+void test_fork_of_the_same_number(void) {
+    fflush(stdout);
+    pid_t outer = fork();
+    CHECK(outer >= 0);
+    if (outer == 0) {
+        alarm(60);
+        if (unshare(CLONE_NEWPID) != 0) _exit(77);
+        pid_t parent = fork();
+        if (parent == 0) {
+            alarm(60);
+            truth t = truth_make(SHAPE);
+            l2c_pool *pool = make_pool(2);
+            l2c_session *session = make_session(&t, pool);
+            truth_check_session(&t, session, 95);
+            CHECK(getpid() == 1);
+            if (unshare(CLONE_NEWPID) != 0) _exit(77);
+            pid_t child = fork();
+            if (child == 0) {
+                alarm(60);
+                CHECK(getpid() == 1);
+                truth_check_session(&t, session, 96);
+                _exit(0);
+            }
+            int status;
+            CHECK(child > 0 && waitpid(child, &status, 0) == child);
+            _exit(WIFEXITED(status) && WEXITSTATUS(status) == 0 ? 0 : 1);
+        }
+        int status;
+        CHECK(parent > 0 && waitpid(parent, &status, 0) == parent);
+        _exit(WIFEXITED(status) ? WEXITSTATUS(status) : 1);
+    }
+    int status;
+    CHECK(waitpid(outer, &status, 0) == outer && WIFEXITED(status));
+    if (WEXITSTATUS(status) == 77) printf("(skipped: no namespaces here) ");
+    else CHECK(WEXITSTATUS(status) == 0);
 }

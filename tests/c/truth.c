@@ -32,7 +32,7 @@ truth truth_make_with(const shape *c, l2c_kv kv) {
     truth t = {.file = image_checkpoint(c, 7)};
     l2c_pool *pool;
     l2c_session *session;
-    CHECK(l2c_model_open_memory(t.file.data, t.file.size, L2C_DTYPE_AUTO, &t.model, NULL) == L2C_OK);
+    CHECK(l2c_model_open_memory(t.file.data, t.file.size, L2C_DTYPE_AUTO, NULL, &t.model, NULL) == L2C_OK);
     CHECK(l2c_pool_create(1, &pool, NULL) == L2C_OK);
     CHECK(l2c_session_create(t.model, pool, TRUTH_SEQUENCES, 0, kv, L2C_ISA_SCALAR, &session, NULL) == L2C_OK);
     size_t n = index_of(&t, TRUTH_SEQUENCES, 0), vocab = (size_t)c->vocab_size;
