@@ -92,12 +92,14 @@ def test_one_failure_is_alone(llama: Llama) -> None:
         if len(tokens) > 4:
             logits[:] = np.nan
 
-    stories = llama.generate_batch(
-        ["ab", [1, 999], [5] * 200, "cd", "ab", [], "ab"],
-        seed=[1, 2, 3, 4, 5, 6, -1],
-        logits_processor=[None, None, None, bad, None, None, None],
-        max_tokens=9,
-        in_order=True,
+    stories = list(
+        llama.generate_batch(
+            ["ab", [1, 999], [5] * 200, "cd", "ab", [], "ab"],
+            seed=[1, 2, 3, 4, 5, 6, -1],
+            logits_processor=[None, None, None, bad, None, None, None],
+            max_tokens=9,
+            in_order=True,
+        )
     )
     kinds = [type(story.error) for story in stories]
     assert kinds == [
@@ -123,14 +125,14 @@ def test_one_failure_is_alone(llama: Llama) -> None:
 def test_wrong_arguments(llama: Llama, arguments: dict, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         llama.generate_batch(**arguments)
-    assert llama.generate_batch([], in_order=True) == []
+    assert list(llama.generate_batch([], in_order=True)) == []
 
 
 def test_left_half_way(llama: Llama) -> None:
     stories = iter(llama.generate_batch(["ab"], n=30, max_batch=4, seed=1))
     next(stories)
     del stories
-    assert len(llama.generate_batch(["ab"], n=3, seed=1, in_order=True)) == 3
+    assert len(list(llama.generate_batch(["ab"], n=3, seed=1))) == 3
 
 
 def test_jsonl_is_completed(tiny_path: Path, tmp_path: Path) -> None:
