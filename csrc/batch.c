@@ -13,7 +13,7 @@
 
 enum {
     PROMPT_ROWS = 128, /* rows of prompts in a sweep */
-    TURN = 16,         /* of them, for one prompt before the next one has its turn */
+    TURN = 8,          /* of them, for one prompt before the next one has its turn */
     WORTH_WAITING = 16 /* tokens of the prompt that another story is about to read */
 };
 

@@ -19,7 +19,7 @@ from pyllama2c.text import StoryText
 from pyllama2c.tokenizer import BaseTokenizer
 
 _ROUND_UP = 64
-"""positions: so that prompts a little longer than the first ones do not need a new session"""
+"""positions: so that a prompt a little longer than the first ones does not need a new session"""
 
 
 class Completion(NamedTuple):
@@ -79,7 +79,8 @@ class Batch:
     ):
         isa, kv, most = computing
         self._n_sequences = n_sequences
-        self._n_ctx = min(most, -(-n_ctx // _ROUND_UP) * _ROUND_UP)
+        # One more, lest all heads' keys begin at the same offset of a page: that thrashes caches.
+        self._n_ctx = min(most, -(-n_ctx // _ROUND_UP) * _ROUND_UP + 1)
         out, self._error = ffi.new("l2c_batch **"), new_error()
         status = lib.l2c_batch_create(
             model, pool, n_sequences, self._n_ctx, kv, isa, out, self._error
@@ -149,7 +150,7 @@ class Batch:
             except Exception as error:
                 return self._end(event, "error", error, drop=True)
         elif event.reason == lib.L2C_END_NONFINITE:
-            error = NonFiniteLogitsError("the logits hold NaN or infinity")
+            error = NonFiniteLogitsError("the logits hold NaN or infinity (or forbid every token)")
             return self._end(event, "error", error)
         else:
             return self._end(event, "stop" if event.reason == lib.L2C_END_STOP else "length")

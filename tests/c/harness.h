@@ -94,4 +94,10 @@ void test_session_used_by_two_threads(void);
 void test_cancel(void);
 void test_fork(void);
 
+void test_batch_loads(void);
+void test_batch_prompts(void);
+void test_batch_fairness(void);
+void test_batch_refusals(void);
+void test_batch_dropped_from_a_thread(void);
+
 #endif
