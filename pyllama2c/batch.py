@@ -150,8 +150,8 @@ class Batch:
             except Exception as error:
                 return self._end(event, "error", error, drop=True)
         elif event.reason == lib.L2C_END_NONFINITE:
-            error = NonFiniteLogitsError("the logits hold NaN or infinity (or forbid every token)")
-            return self._end(event, "error", error)
+            why = "the logits hold NaN or infinity (or forbid every token)"
+            return self._end(event, "error", NonFiniteLogitsError(why))
         else:
             return self._end(event, "stop" if event.reason == lib.L2C_END_STOP else "length")
         return None
