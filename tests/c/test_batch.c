@@ -51,6 +51,7 @@ static void change(const tale *t, size_t choice, int32_t vocab, float *logits) {
     if ((int)choice == t->nan_at) logits[random_below(&random, vocab)] = NAN;
 }
 
+/* Likeliest first. */
 static int compare(const void *a, const void *b) {
     const l2c_logprob *x = a, *y = b;
     return x->logprob != y->logprob ? (x->logprob < y->logprob) - (x->logprob > y->logprob) : (x->token > y->token) - (x->token < y->token);
@@ -71,7 +72,7 @@ static void tell_alone(const truth *t, l2c_kv kv, tale *s) {
         CHECK(l2c_session_forward(session, &(l2c_row){0, (int32_t)i, history[i], 0}, 1, NULL) == L2C_OK);
     for (s->reason = L2C_END_LENGTH; s->n < (size_t)s->max_tokens; s->n++) {
         CHECK(l2c_session_forward(session, &(l2c_row){0, (int32_t)n - 1, history[n - 1], 1}, 1, NULL) == L2C_OK);
-        for (int32_t i = 0; i < vocab; i++) {
+        for (int32_t i = 0; i < vocab && s->tell & L2C_TELL_LOGPROBS; i++) {
             all[i].token = i;
             CHECK(l2c_session_logprob(session, 0, i, &all[i].logprob, NULL) == L2C_OK);
         }
@@ -94,9 +95,11 @@ static void tell_alone(const truth *t, l2c_kv kv, tale *s) {
             s->reason = L2C_END_STOP;
             break;
         }
-        s->chosen[s->n] = all[token];
-        qsort(all, (size_t)vocab, sizeof *all, compare);
-        memcpy(s->top[s->n], all, (size_t)s->n_top * sizeof *all);
+        if (s->tell & L2C_TELL_LOGPROBS) {
+            s->chosen[s->n] = all[token];
+            qsort(all, (size_t)vocab, sizeof *all, compare);
+            memcpy(s->top[s->n], all, (size_t)s->n_top * sizeof *all);
+        }
         s->tokens[s->n] = history[n++] = token;
     }
     if (s->drop_at >= 0 && s->n > (size_t)s->drop_at) s->n = (size_t)s->drop_at + 1, s->reason = L2C_END_DROPPED;
@@ -229,7 +232,7 @@ void test_batch_loads(void) {
     for (int c = 0; c < 6; c++) {
         l2c_kv kv = c % 2 == 0 ? L2C_KV_FLOAT32 : L2C_KV_FLOAT16;
         truth t = truth_make_with(&shapes[which[c / 2]], kv);
-        for (uint64_t i = 0; i < 4; i++) check_load(&t, kv, isas[i % n_isas], 1000 * (uint64_t)c + i + 1);
+        for (uint64_t i = 0; i < 3; i++) check_load(&t, kv, isas[i % n_isas], 1000 * (uint64_t)c + i + 1);
         truth_free(&t);
     }
 }
