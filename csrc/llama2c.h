@@ -374,16 +374,16 @@ void l2c_session_free(l2c_session *session);
  *         for (size_t i = 0; i < n_events; i++) ...
  *     }
  *
- * A story's tokens are those that it has alone, whatever the others are. Their events come in order;
- * those of different stories in any. Each story has a sequence to itself. What sequences hold is kept
- * when their stories end: a new story takes over, or copies, what begins as its prompt does, and waits
- * for a story that is just reading the same, so that many stories of one prompt read it once.
+ * A story gets the tokens that it would get alone, whatever the others are. Its events come in order; those
+ * of different stories in any order. Each story has a sequence to itself, whose keys and values stay when the
+ * story ends: a new story takes over, or copies, the longest beginning that its prompt shares with a sequence,
+ * and waits for a story that is reading the same just now. So many stories of one prompt read it once.
  */
 typedef struct l2c_batch l2c_batch;
 
 enum { L2C_MAX_TOP = 64 };
 
-/* What is told of a story before its end. */
+/* What is told of a story before its end: flags. */
 typedef enum {
     L2C_TELL_TOKENS = 1,   /* each token */
     L2C_TELL_LOGPROBS = 2, /* each token, with log-probabilities */
@@ -397,9 +397,9 @@ typedef struct {
     const int32_t *ends; /* (n_ends) tokens that end the story and are no part of it; may be NULL */
     size_t n_ends;
     const l2c_sampler *sampler;
-    int32_t max_tokens; /* 1 or more; n_prompt + max_tokens - 1 positions have room: the last token is not fed */
-    int32_t tell;       /* l2c_tell, added up */
-    int32_t n_top;      /* likeliest tokens to be told with log-probabilities, at most L2C_MAX_TOP */
+    int32_t max_tokens; /* 1 or more. The last token is not fed: n_prompt + max_tokens - 1 positions are needed */
+    int32_t tell;       /* l2c_tell flags */
+    int32_t n_top;      /* of L2C_TELL_LOGPROBS: so many of the likeliest tokens, at most L2C_MAX_TOP */
 } l2c_request;
 
 typedef struct {
@@ -409,9 +409,9 @@ typedef struct {
 } l2c_logprob;
 
 typedef enum {
-    L2C_EVENT_TOKEN,  /* a token was sampled */
+    L2C_EVENT_TOKEN,  /* a token was sampled, which does not end the story */
     L2C_EVENT_CHOOSE, /* the next step samples from l2c_batch_row, which may be changed until then */
-    L2C_EVENT_END     /* the last of a story, in any case */
+    L2C_EVENT_END     /* told of every story, once, after its other events */
 } l2c_event_kind;
 
 typedef enum {
@@ -423,9 +423,9 @@ typedef enum {
 
 typedef struct {
     int64_t story;
-    int32_t kind;    /* l2c_event_kind */
-    int32_t reason;  /* END: l2c_end */
-    l2c_logprob chosen;     /* TOKEN; the logprob only where it was asked for */
+    int32_t kind;           /* l2c_event_kind */
+    int32_t reason;         /* END: l2c_end */
+    l2c_logprob chosen;     /* TOKEN; the log-probability only where it was asked for */
     const l2c_logprob *top; /* TOKEN: (n_top) likeliest first; of equals, the smaller id first */
     size_t n_top;
     const int32_t *tokens; /* (n_tokens) sampled so far; NULL where the story was dropped */
@@ -436,24 +436,24 @@ typedef struct {
 typedef struct {
     uint64_t sweeps, rows;         /* forward passes, and tokens fed in them */
     uint64_t tokens;               /* sampled, ends of stories not included */
-    uint64_t prompt_tokens;        /* of prompts: fed or found */
-    uint64_t cached_prompt_tokens; /* of those, found in another sequence or the story's own */
+    uint64_t prompt_tokens;        /* of prompts: fed, or found in the cache */
+    uint64_t cached_prompt_tokens; /* of those, found */
 } l2c_batch_counts;
 
 /* A batch with a session of its own: n_sequences (1 to L2C_MAX_ROWS) stories at a time. The rest is as for
- * l2c_session_create. Nothing takes memory after that. */
+ * l2c_session_create. All memory is taken here. */
 l2c_status l2c_batch_create(const l2c_model *model, l2c_pool *pool, int32_t n_sequences, int32_t n_ctx, l2c_kv kv,
                             l2c_isa isa, l2c_batch **batch, l2c_error *err);
 
-/* Adds a story; its number, above 0, is never given again. L2C_FULL: when a story ends, there is room.
+/* Adds a story; its number, above 0, is never given again. L2C_FULL until a story ends or is dropped.
  * L2C_ARG and L2C_RANGE say what is wrong with the request. */
 l2c_status l2c_batch_add(l2c_batch *batch, const l2c_request *request, int64_t *story, l2c_error *err);
 
 /*
- * Makes the choices that wait, then one sweep: a row of every story under way, and of prompts, in turn,
- * what has room. Without stories it does nothing. Events, and what they point to, are valid until the next
- * add or step. When it fails (L2C_CANCELLED, L2C_NOMEM), the sweep did not take place: the next step makes
- * it, and tells what this one had to tell.
+ * Makes the choices that wait for CHOOSE, then one sweep: a row of every story under way, and as many rows
+ * of prompts, in turn, as delay the others little. Does nothing without stories. Events, and what they point
+ * to, are valid until the next add or step. When it fails (L2C_CANCELLED, L2C_NOMEM), the sweep did not take
+ * place: the next step makes it, and tells what this one had to tell as well.
  */
 l2c_status l2c_batch_step(l2c_batch *batch, const l2c_event **events, size_t *n_events, l2c_error *err);
 

@@ -325,6 +325,16 @@ void test_batch_prompts(void) {
     finish(&r);
     CHECK(n_computed(&r, before) == 20 + 10);
 
+    /* One that shares little does not take a long prompt's sequence, while another is free. */
+    add_prompt(&r, 5, 300, 1);
+    finish(&r);
+    add_prompt(&r, 5, 3, 1);
+    finish(&r);
+    before = l2c_batch_count(r.batch);
+    add_prompt(&r, 5, 300, 1);
+    finish(&r);
+    CHECK(n_computed(&r, before) == 1);
+
     /* Half of what another one is reading in common is worth waiting for; a word of many is not. */
     before = l2c_batch_count(r.batch);
     add_prompt(&r, 3, 10, 1);
