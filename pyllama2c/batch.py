@@ -7,6 +7,7 @@ alone or here.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from pyllama2c.text import StoryText
 from pyllama2c.tokenizer import BaseTokenizer
 
 _ROUND_UP = 64
-"""positions: so that a prompt a little longer than the first ones does not need a new session"""
+"""positions, where stories turned out to differ in length: a larger batch is not for one alone"""
 
 
 class Completion(NamedTuple):
@@ -79,8 +80,7 @@ class Batch:
     ):
         isa, kv, most = computing
         self._n_sequences = n_sequences
-        # One more, lest all heads' keys begin at the same offset of a page: that thrashes caches.
-        self._n_ctx = min(most, -(-n_ctx // _ROUND_UP) * _ROUND_UP + 1)
+        self._n_ctx = min(most, n_ctx)
         out, self._error = ffi.new("l2c_batch **"), new_error()
         status = lib.l2c_batch_create(
             model, pool, n_sequences, self._n_ctx, kv, isa, out, self._error
@@ -209,11 +209,12 @@ def run_batch(
             elif isinstance(request, Request):
                 waiting.append((number, request))
 
-    while True:
+    for round_up in itertools.chain([1], itertools.repeat(_ROUND_UP)):
         yield from fill(max_batch)
         if not waiting:
             return
-        batch = new_batch(len(waiting), max(request.n_ctx for _, request in waiting))
+        longest = max(request.n_ctx for _, request in waiting)
+        batch = new_batch(len(waiting), -(-longest // round_up) * round_up)
         while True:
             while not batch.full:
                 yield from fill(1)
@@ -223,6 +224,7 @@ def run_batch(
             if not len(batch):
                 break
             yield from batch.step()
+        del batch  # its memory goes before the next one takes its own
 
 
 def in_turn(stories: Iterable[Completion]) -> Iterator[Completion]:
