@@ -1,90 +1,11 @@
 /*
- * batch.c - many stories in one session: continuous batching.
- *
- * A step makes the choices that waited for the caller, then one sweep: a row of every story that is being
- * told, and of prompts, in turn, as many rows as keep the others waiting for no more than that sweep. No
- * story's tokens depend on this order: a row's logits are the same bits whatever else is in the call, and
- * copied keys and values are those that would have been computed.
+ * batch.c - many stories in one session: what comes in. Prompts that begin alike are read once.
  */
-#include <math.h>
 #include <string.h>
 
-#include "internal.h"
+#include "batch.h"
 
-enum {
-    PROMPT_ROWS = 128, /* rows of prompts in a sweep */
-    TURN = 8,          /* of them, for one prompt before the next one has its turn */
-    WORTH_WAITING = 16 /* tokens of the prompt that another story is about to read */
-};
-
-typedef enum {
-    FREE,     /* the sequence still holds tokens[0 .. fed) of the story that was here */
-    READING,  /* its prompt */
-    TELLING,  /* all tokens but the last are fed */
-    CHOOSING, /* the next step draws from logits row `row` */
-    ENDED     /* in events that are still to be told */
-} stage;
-
-/* Story and sequence: they have the same number. */
-typedef struct story {
-    stage stage;
-    int64_t id;
-    _Atomic int64_t dropped; /* largest id that l2c_batch_drop was called with */
-    int64_t last_used;       /* the larger, the later */
-    l2c_sampler sampler;
-    int32_t tell;
-    size_t n_top;
-
-    int32_t *tokens;            /* (n_ctx + 1) prompt and story */
-    size_t n_prompt, n, n_most; /* of the prompt; so far; at most */
-    size_t fed;                 /* of them, in the cache */
-    size_t n_rows;              /* of them, in this sweep */
-
-    struct story *ahead; /* while READING: one that will have fed the first n_ahead tokens; or NULL */
-    int64_t ahead_id;
-    size_t n_ahead;
-
-    uint32_t *ends; /* (words) a bit for each token that ends the story */
-    uint32_t *mask; /* (words) and for each that may be chosen next, where `masked` */
-    int masked;
-
-    size_t row;       /* of logits, from which the next token is drawn */
-    float *logits;    /* (vocab) that row as the model computed it, where log-probabilities are told */
-    l2c_logprob chosen;
-    l2c_logprob *top; /* (L2C_MAX_TOP) */
-} story;
-
-enum { BLOCKS = 10 };
-
-struct l2c_batch {
-    l2c_session *session;
-    l2c_pool *pool;
-    const l2c_kernels *kernels;
-    size_t vocab, words, n_ctx, n_stories;
-    story *stories;    /* (n_stories) */
-    story **drawn;     /* (n_stories) those whose next token is being picked */
-    l2c_draw *draws;   /* (n_stories) the same */
-    l2c_event *events; /* (4 * n_stories) to be told by the next step that succeeds */
-    size_t n_drawn, n_events;
-    size_t turn;       /* of this story's prompt */
-    int64_t n_added, clock;
-    l2c_batch_counts counts;
-    l2c_row rows[L2C_MAX_ROWS];
-    atomic_int busy;
-    void *blocks[BLOCKS];
-    int n_blocks;
-};
-
-static int enter(l2c_batch *b) { return !atomic_exchange_explicit(&b->busy, 1, memory_order_acquire); }
-static void leave(l2c_batch *b) { atomic_store_explicit(&b->busy, 0, memory_order_release); }
-
-static l2c_status fail_busy(l2c_error *err) {
-    return l2c_fail(err, L2C_BUSY, "the batch is being used by another thread");
-}
-
-static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
-static int bit(const uint32_t *bits, int32_t token) { return bits[token / 32] >> (token % 32) & 1; }
-static int under_way(const story *s) { return s->stage == READING || s->stage == TELLING || s->stage == CHOOSING; }
+enum { WORTH_WAITING = 16 }; /* tokens of a prompt that another story is about to read */
 
 /* ---- Creating ------------------------------------------------------------------------------------- */
 
@@ -143,43 +64,6 @@ void l2c_batch_free(l2c_batch *b) {
     l2c_memory_free(b);
 }
 
-/* ---- Events, and ends ------------------------------------------------------------------------------ */
-
-static int32_t number(const l2c_batch *b, const story *s) { return (int32_t)(s - b->stories); }
-
-static story *find(const l2c_batch *b, int64_t id) {
-    story *s = id > 0 ? &b->stories[(size_t)id % b->n_stories] : NULL;
-    return s != NULL && s->id == id && under_way(s) ? s : NULL;
-}
-
-/* A story has no more than three events between two steps that succeed. */
-static l2c_event *tell(l2c_batch *b, const story *s, l2c_event_kind kind) {
-    l2c_event *event = &b->events[b->n_events++];
-    *event = (l2c_event){.story = s->id, .kind = (int32_t)kind, .tokens = s->tokens + s->n_prompt, .n_tokens = s->n - s->n_prompt};
-    return event;
-}
-
-static void end(l2c_batch *b, story *s, l2c_end reason) {
-    tell(b, s, L2C_EVENT_END)->reason = (int32_t)reason;
-    s->stage = ENDED;
-    s->last_used = ++b->clock;
-}
-
-static void end_dropped(l2c_batch *b, story *s, stage then) {
-    end(b, s, L2C_END_DROPPED);
-    b->events[b->n_events - 1].tokens = NULL;
-    s->stage = then;
-}
-
-void l2c_batch_drop(l2c_batch *b, int64_t id) {
-    if (id <= 0) return;
-    _Atomic int64_t *dropped = &b->stories[(size_t)id % b->n_stories].dropped;
-    int64_t before = atomic_load(dropped);
-    while (before < id && !atomic_compare_exchange_weak(dropped, &before, id)) continue;
-}
-
-static int is_dropped(const story *s) { return under_way(s) && atomic_load(&s->dropped) == s->id; }
-
 /* ---- Prompts that begin alike ---------------------------------------------------------------------- */
 
 static size_t n_alike(const int32_t *a, const int32_t *b, size_t n) {
@@ -219,8 +103,7 @@ static void find_prefix(l2c_batch *b, story *s) {
     s->n_ahead = n_ahead;
 }
 
-/* Stories that waited for one that has read so far, or is no longer there. */
-static void end_waiting(l2c_batch *b) {
+void l2c_batch_end_waiting(l2c_batch *b) {
     for (size_t i = 0; i < b->n_stories; i++) {
         story *s = &b->stories[i];
         if (s->stage != READING || s->ahead == NULL) continue;
@@ -331,173 +214,11 @@ float *l2c_batch_row(l2c_batch *b, int64_t id) {
     return s != NULL && s->stage == CHOOSING ? l2c_session_logits(b->session, s->row) : NULL;
 }
 
-/* ---- Choosing -------------------------------------------------------------------------------------- */
-
-static int wants_logprobs(const story *s) { return (s->tell & L2C_TELL_LOGPROBS) != 0; }
-
-static void keep_logits(const l2c_batch *b, story *s) {
-    memcpy(s->logits, l2c_session_logits(b->session, s->row), b->vocab * sizeof(float));
-}
-
-static void prepare_on_thread(void *arg, int thread, int n_threads) {
-    const l2c_batch *b = arg;
-    for (size_t i = (size_t)thread; i < b->n_drawn; i += (size_t)n_threads) {
-        story *s = b->drawn[i];
-        if (wants_logprobs(s) && s->stage != CHOOSING) keep_logits(b, s); /* else kept before it was changed */
-        if (!s->masked) continue;
-        float *logits = l2c_session_logits(b->session, s->row);
-        for (size_t t = 0; t < b->vocab; t++)
-            if (!bit(s->mask, (int32_t)t)) logits[t] = -INFINITY;
-    }
-}
-
-static void measure_on_thread(void *arg, int thread, int n_threads) {
-    const l2c_batch *b = arg;
-    for (size_t i = (size_t)thread; i < b->n_drawn; i += (size_t)n_threads) {
-        story *s = b->drawn[i];
-        if (!wants_logprobs(s) || b->draws[i].status != L2C_OK) continue;
-        l2c_log_total total = l2c_logprob_total(b->kernels, s->logits, b->vocab);
-        s->chosen.logprob = l2c_logprob_of(total, s->logits[b->draws[i].token]);
-        l2c_logprob_top(b->kernels, total, s->logits, b->vocab, s->top, s->n_top);
-    }
-}
-
-static void take(l2c_batch *b, story *s, const l2c_draw *draw) {
-    s->stage = TELLING;
-    s->masked = 0;
-    if (draw->status != L2C_OK) {
-        end(b, s, L2C_END_NONFINITE);
-        return;
-    }
-    if (bit(s->ends, draw->token)) {
-        end(b, s, L2C_END_STOP);
-        return;
-    }
-    s->tokens[s->n++] = s->chosen.token = draw->token;
-    b->counts.tokens++;
-    if (s->tell & L2C_TELL_TOKENS) {
-        l2c_event *event = tell(b, s, L2C_EVENT_TOKEN);
-        event->chosen = s->chosen;
-        if (wants_logprobs(s)) event->top = s->top, event->n_top = s->n_top;
-    }
-    if (s->n == s->n_most) end(b, s, L2C_END_LENGTH);
-}
-
-/* The next token of each story in `drawn`. */
-static l2c_status draw(l2c_batch *b, l2c_error *err) {
-    int prepare = 0, measure = 0;
-    for (size_t i = 0; i < b->n_drawn; i++) {
-        story *s = b->drawn[i];
-        prepare |= s->masked || (wants_logprobs(s) && s->stage != CHOOSING);
-        measure |= wants_logprobs(s);
-        b->draws[i] = (l2c_draw){.row = s->row, .sampler = &s->sampler, .history = s->tokens, .n_history = s->n};
-    }
-    if (b->n_drawn == 0) return L2C_OK;
-    if (prepare) l2c_pool_run(b->pool, prepare_on_thread, b);
-    l2c_status status = l2c_session_sample_many(b->session, b->draws, b->n_drawn, err);
-    if (status != L2C_OK) return status;
-    if (measure) l2c_pool_run(b->pool, measure_on_thread, b);
-    for (size_t i = 0; i < b->n_drawn; i++) take(b, b->drawn[i], &b->draws[i]);
-    return L2C_OK;
-}
-
-static l2c_status draw_waiting(l2c_batch *b, l2c_error *err) {
-    b->n_drawn = 0;
-    for (size_t i = 0; i < b->n_stories; i++)
-        if (b->stories[i].stage == CHOOSING) b->drawn[b->n_drawn++] = &b->stories[i];
-    return draw(b, err);
-}
-
-/* ---- The sweep ------------------------------------------------------------------------------------- */
-
-static void share_rows(l2c_batch *b) {
-    size_t left = L2C_MAX_ROWS;
-    for (size_t i = 0; i < b->n_stories; i++) left -= b->stories[i].n_rows = b->stories[i].stage == TELLING;
-    left = smaller(left, PROMPT_ROWS);
-    for (size_t given = 1, first = b->turn; given > 0;) {
-        given = 0;
-        for (size_t i = 0; i < b->n_stories && left > 0; i++) {
-            story *s = &b->stories[(first + i) % b->n_stories];
-            if (s->stage != READING || s->ahead != NULL) continue;
-            size_t n = smaller(smaller(s->n - s->fed - s->n_rows, TURN), left);
-            if (n > 0) b->turn = (first + i + 1) % b->n_stories;
-            s->n_rows += n;
-            left -= n;
-            given += n;
-        }
-    }
-}
-
-static size_t write_rows(l2c_batch *b) {
-    size_t n = 0;
-    for (size_t i = 0; i < b->n_stories; i++) {
-        const story *s = &b->stories[i];
-        for (size_t p = s->fed; p < s->fed + s->n_rows; p++)
-            b->rows[n++] = (l2c_row){(int32_t)i, (int32_t)p, s->tokens[p], p == s->n - 1};
-    }
-    return n;
-}
-
-/* After a sweep of which no token could be picked: the next one computes the logits again. */
-static void take_back(l2c_batch *b) {
-    for (size_t i = 0; i < b->n_stories; i++) {
-        story *s = &b->stories[i];
-        if (s->n_rows == 0 || s->fed < s->n) continue;
-        s->fed--;
-        s->stage = s->n == s->n_prompt ? READING : TELLING;
-    }
-}
-
-static l2c_status sweep(l2c_batch *b, l2c_error *err) {
-    share_rows(b);
-    size_t n_rows = write_rows(b), n_logits = 0, n_read = 0, n_events = b->n_events;
-    if (n_rows == 0) return L2C_OK;
-    l2c_status status = l2c_session_forward(b->session, b->rows, n_rows, err);
-    if (status != L2C_OK) return status;
-    b->n_drawn = 0;
-    for (size_t i = 0; i < b->n_stories; i++) {
-        story *s = &b->stories[i];
-        s->fed += s->n_rows;
-        if (s->stage == READING) n_read += s->n_rows;
-        if (s->n_rows == 0 || s->fed < s->n) continue;
-        s->row = n_logits++;
-        if (s->tell & L2C_TELL_CHOICES) {
-            if (wants_logprobs(s)) keep_logits(b, s);
-            s->stage = CHOOSING;
-            tell(b, s, L2C_EVENT_CHOOSE);
-        } else {
-            b->drawn[b->n_drawn++] = s;
-        }
-    }
-    end_waiting(b); /* before a sequence that others waited for is another story's */
-    status = draw(b, err);
-    if (status != L2C_OK) {
-        take_back(b);
-        b->n_events = n_events;
-        return status;
-    }
-    b->counts.sweeps++;
-    b->counts.rows += n_rows;
-    b->counts.prompt_tokens += n_read;
-    return L2C_OK;
-}
-
-l2c_status l2c_batch_step(l2c_batch *b, const l2c_event **events, size_t *n_events, l2c_error *err) {
-    if (!enter(b)) return fail_busy(err);
-    for (size_t i = 0; i < b->n_stories; i++)
-        if (is_dropped(&b->stories[i])) end_dropped(b, &b->stories[i], ENDED);
-    end_waiting(b);
-    l2c_status status = draw_waiting(b, err);
-    if (status == L2C_OK) status = sweep(b, err);
-    if (status == L2C_OK) {
-        for (size_t i = 0; i < b->n_stories; i++)
-            if (b->stories[i].stage == ENDED) b->stories[i].stage = FREE;
-        *events = b->events;
-        *n_events = b->n_events;
-        b->n_events = 0;
-    }
-    leave(b);
-    return status;
+void l2c_batch_drop(l2c_batch *b, int64_t id) {
+    if (id <= 0) return;
+    _Atomic int64_t *dropped = &b->stories[(size_t)id % b->n_stories].dropped;
+    int64_t before = atomic_load(dropped);
+    while (before < id && !atomic_compare_exchange_weak(dropped, &before, id)) continue;
 }
 
 void l2c_batch_cancel(l2c_batch *b) { l2c_session_cancel(b->session); }
