@@ -1,8 +1,8 @@
 """Many stories at once: continuous batching, where a finished story's row is refilled at once.
 
-The loop itself is C's (batch.c, sweep.c). Here requests go in, and what C tells of the stories comes
-out as Completions. A row's logits do not depend on the other rows of a call, so a story is the same
-bits alone or here.
+The loop itself is C's (batch.c, sweep.c). Here requests go in, and what C tells of the stories
+comes out as Completions. A row's logits do not depend on the other rows of a call, so a story is
+the same bits alone or here.
 """
 
 from __future__ import annotations
