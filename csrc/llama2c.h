@@ -53,7 +53,8 @@ typedef enum {
     L2C_BUSY,        /* the session is being used by another thread */
     L2C_UNSUPPORTED, /* valid, but not by this build or machine */
     L2C_CANCELLED,   /* l2c_session_cancel was called */
-    L2C_NONFINITE    /* the logits hold NaN or infinity, so there is nothing to sample from */
+    L2C_NONFINITE,   /* the logits hold NaN or infinity, so there is nothing to sample from */
+    L2C_FULL         /* a batch has no sequence left for another story */
 } l2c_status;
 
 /* Owned by the caller; message is one line without a final newline. */
@@ -331,7 +332,7 @@ typedef struct {
 l2c_status l2c_session_sample_many(l2c_session *session, l2c_draw *draws, size_t n, l2c_error *err);
 
 /* Natural logarithm of the probability of a token under logits row i: logit - largest - log(sum), where
- * sum is of float32 exponentials, in double. */
+ * the sum is of the kernels' float32 exps, in double. The same bits on every instruction set. */
 l2c_status l2c_session_logprob(l2c_session *session, size_t i, int32_t token, double *logprob,
                                l2c_error *err);
 
@@ -363,6 +364,9 @@ l2c_status l2c_session_cut(l2c_session *session, int32_t sequence, int32_t n, l2
 l2c_status l2c_session_save(l2c_session *session, int32_t n, void *state, l2c_error *err);
 l2c_status l2c_session_load(l2c_session *session, int32_t n, const void *state, l2c_error *err);
 
+/* Gives sequence `to` the first n positions of sequence `from`, in place of what it had. Logits stay. */
+l2c_status l2c_session_copy(l2c_session *session, int32_t from, int32_t to, int32_t n, l2c_error *err);
+
 /*
  * Asks what the session is doing to stop: the forward call or speculation that runs stops at the next layer,
  * or, where none runs or it is past its last layer, the next one does at once; either returns L2C_CANCELLED,
@@ -374,6 +378,125 @@ void l2c_session_cancel(l2c_session *session);
 void l2c_session_resume(l2c_session *session);
 
 void l2c_session_free(l2c_session *session);
+
+/* ---- Batches: many stories in one session; one thread at a time, but for drop and cancel ------------- */
+
+/*
+ * Continuous batching. Stories are added while others are under way, and a step takes all of them one
+ * token further in one sweep over the weights:
+ *
+ *     int64_t story;
+ *     l2c_request request = {.prompt = prompt, .n_prompt = n, .sampler = &sampler, .max_tokens = 100};
+ *     l2c_batch_add(batch, &request, &story, &err);
+ *     while (l2c_batch_stories(batch) > 0) {
+ *         const l2c_event *events; size_t n_events;
+ *         if (l2c_batch_step(batch, &events, &n_events, &err)) break;
+ *         for (size_t i = 0; i < n_events; i++) ...
+ *     }
+ *
+ * A story gets the tokens that it would get alone, whatever the others are. Its events come in order; those
+ * of different stories in any order. Each story has a sequence to itself, whose keys and values stay when the
+ * story ends: a new story takes over, or copies, the longest beginning that its prompt shares with a sequence,
+ * and waits for a story that is reading the same just now. So many stories of one prompt read it once.
+ */
+typedef struct l2c_batch l2c_batch;
+
+enum { L2C_MAX_TOP = 64 };
+
+/* What is told of a story before its end: flags. */
+typedef enum {
+    L2C_TELL_TOKENS = 1,   /* each token */
+    L2C_TELL_LOGPROBS = 2, /* each token, with log-probabilities */
+    L2C_TELL_CHOICES = 4   /* each choice before it is made, to change its logits */
+} l2c_tell;
+
+/* What a story is to be. The batch copies all of it. */
+typedef struct {
+    const int32_t *prompt; /* (n_prompt), 1 or more */
+    size_t n_prompt;
+    const int32_t *ends; /* (n_ends) tokens that end the story and are no part of it; may be NULL */
+    size_t n_ends;
+    const l2c_sampler *sampler;
+    int32_t max_tokens; /* 1 or more. The last token is not fed: n_prompt + max_tokens - 1 positions are needed */
+    int32_t tell;       /* l2c_tell flags */
+    int32_t n_top;      /* of L2C_TELL_LOGPROBS: so many of the likeliest tokens, at most L2C_MAX_TOP */
+} l2c_request;
+
+typedef struct {
+    int32_t token;
+    double logprob; /* natural logarithm, of the model's own distribution: before masks, changes by the
+                     * caller, penalties and temperature; NaN where its logits hold NaN or infinity */
+} l2c_logprob;
+
+typedef enum {
+    L2C_EVENT_TOKEN,  /* a token was sampled, which does not end the story */
+    L2C_EVENT_CHOOSE, /* the next step samples from l2c_batch_row, which may be changed until then */
+    L2C_EVENT_END     /* told of every story, once, after its other events */
+} l2c_event_kind;
+
+typedef enum {
+    L2C_END_STOP,      /* one of its `ends` was sampled */
+    L2C_END_LENGTH,    /* max_tokens */
+    L2C_END_DROPPED,   /* l2c_batch_drop */
+    L2C_END_NONFINITE  /* logits hold NaN or infinity, or every token was forbidden */
+} l2c_end;
+
+typedef struct {
+    int64_t story;
+    int32_t kind;           /* l2c_event_kind */
+    int32_t reason;         /* END: l2c_end */
+    l2c_logprob chosen;     /* TOKEN; the log-probability only where it was asked for */
+    const l2c_logprob *top; /* TOKEN: (n_top) likeliest first; of equals, the smaller id first */
+    size_t n_top;
+    const int32_t *tokens; /* (n_tokens) sampled so far; NULL where the story was dropped */
+    size_t n_tokens;
+} l2c_event;
+
+/* What a batch did so far. */
+typedef struct {
+    uint64_t sweeps, rows;         /* forward passes, and tokens fed in them */
+    uint64_t tokens;               /* sampled, ends of stories not included */
+    uint64_t prompt_tokens;        /* of prompts: fed, or found in the cache */
+    uint64_t cached_prompt_tokens; /* of those, found */
+} l2c_batch_counts;
+
+/* A batch with a session of its own: n_sequences (1 to L2C_MAX_ROWS) stories at a time. The rest is as for
+ * l2c_session_create. All memory is taken here. */
+l2c_status l2c_batch_create(const l2c_model *model, l2c_pool *pool, int32_t n_sequences, int32_t n_ctx, l2c_kv kv,
+                            l2c_isa isa, l2c_batch **batch, l2c_error *err);
+
+/* Adds a story; its number, above 0, is never given again. L2C_FULL until a story ends or is dropped.
+ * L2C_ARG and L2C_RANGE say what is wrong with the request. */
+l2c_status l2c_batch_add(l2c_batch *batch, const l2c_request *request, int64_t *story, l2c_error *err);
+
+/*
+ * Makes the choices that wait for CHOOSE, then one sweep: a row of every story under way, and as many rows
+ * of prompts, in turn, as delay the others little. Does nothing without stories. Events, and what they point
+ * to, are valid until the next add or step. When it fails (L2C_CANCELLED, L2C_NOMEM), the sweep did not take
+ * place: the next step makes it, and tells what this one had to tell as well.
+ */
+l2c_status l2c_batch_step(l2c_batch *batch, const l2c_event **events, size_t *n_events, l2c_error *err);
+
+/* Logits (vocab_size) of a story whose last event is CHOOSE, until the next step; else NULL. */
+float *l2c_batch_row(l2c_batch *batch, int64_t story);
+
+/* Allows, for the next choice of a story only, the tokens whose bit is set: bit t % 32 of bits[t / 32].
+ * L2C_ARG for a story that is not under way. */
+l2c_status l2c_batch_mask(l2c_batch *batch, int64_t story, const uint32_t *bits, l2c_error *err);
+
+/* Ends a story before the next sweep; nothing for one that has ended. Safe from any thread. */
+void l2c_batch_drop(l2c_batch *batch, int64_t story);
+
+/* Makes a step that runs in another thread stop at the next layer (L2C_CANCELLED), as
+ * l2c_session_cancel does. Safe from any thread. */
+void l2c_batch_cancel(l2c_batch *batch);
+
+/* Stories that have not ended. */
+int32_t l2c_batch_stories(const l2c_batch *batch);
+
+l2c_batch_counts l2c_batch_count(const l2c_batch *batch);
+
+void l2c_batch_free(l2c_batch *batch);
 
 /* ---- Memory: what opening a model and telling a story take, before it is taken ---------------------- */
 

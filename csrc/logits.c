@@ -81,32 +81,12 @@ l2c_status l2c_session_sample_many(l2c_session *s, l2c_draw *draws, size_t n, l2
     return status;
 }
 
-/* sum of exp(x[j] - largest): exponentials in float32; their sum in double, as 16 lanes and a tree, since a
- * float32 sum over the vocabulary would cost half of the digits */
-static double exp_sum(const l2c_kernels *kernels, const float *x, size_t n, float largest) {
-    enum { LANES = 16, PIECE = 64 * LANES };
-    float e[PIECE];
-    double lane[LANES] = {0};
-    for (size_t from = 0, some; from < n; from += some) {
-        some = n - from < PIECE ? n - from : PIECE;
-        for (size_t j = 0; j < some; j++) e[j] = x[from + j] - largest;
-        kernels->exp(e, e, some);
-        for (size_t j = some; j % LANES != 0; j++) e[j] = 0.0f;
-        for (size_t j = 0; j < some; j += LANES)
-            UNROLL for (int i = 0; i < LANES; i++) lane[i] += (double)e[j + (size_t)i];
-    }
-    for (int half = LANES / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) lane[i] += lane[i + half];
-    return lane[0];
-}
-
 static l2c_status logprob_of(l2c_session *s, size_t i, int32_t token, double *logprob, l2c_error *err) {
     int32_t n = s->model->config.vocab_size;
     const float *logits = l2c_session_logits(s, i);
     if (logits == NULL) return fail_no_row(s, i, err);
     if (token < 0 || token >= n) return l2c_fail(err, L2C_ARG, "token is %d; the vocabulary has %d", token, n);
-    float largest = s->kernels->max(logits, (size_t)n);
-    double value = (double)logits[token] - (double)largest - log(exp_sum(s->kernels, logits, (size_t)n, largest));
+    double value = l2c_logprob_of(l2c_logprob_total(s->kernels, logits, (size_t)n), logits[token]);
     if (isnan(value)) return l2c_fail(err, L2C_NONFINITE, "the logits hold NaN or infinity");
     *logprob = value;
     return L2C_OK;

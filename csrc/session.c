@@ -264,6 +264,28 @@ static void copy_cache(l2c_session *s, size_t n, unsigned char *state, int into_
         }
 }
 
+l2c_status l2c_session_copy(l2c_session *s, int32_t from, int32_t to, int32_t n, l2c_error *err) {
+    if (from < 0 || from >= s->n_sequences || to < 0 || to >= s->n_sequences || from == to)
+        return l2c_fail(err, L2C_ARG, "sequence %d to %d; there are %d", from, to, s->n_sequences);
+    if (!l2c_session_enter(s)) return l2c_session_fail_busy(err);
+    l2c_status status = L2C_OK;
+    if (n < 0 || n > s->lengths[from]) {
+        status = l2c_fail(err, L2C_RANGE, "%d positions; sequence %d has %d", n, from, s->lengths[from]);
+    } else {
+        const l2c_config *c = &s->model->config;
+        size_t heads = (size_t)c->n_layers * (size_t)c->n_kv_heads, head = (size_t)c->head_size * s->kv_bytes;
+        size_t context = (size_t)s->n_ctx * head; /* bytes of a head's whole context */
+        unsigned char *caches[] = {s->key_cache, s->value_cache};
+        for (size_t k = 0; k < 2; k++)
+            for (size_t i = 0; i < heads; i++)
+                memcpy(caches[k] + ((size_t)to * heads + i) * context, caches[k] + ((size_t)from * heads + i) * context,
+                       (size_t)n * head);
+        s->lengths[to] = n;
+    }
+    l2c_session_leave(s);
+    return status;
+}
+
 l2c_status l2c_session_save(l2c_session *s, int32_t n, void *state, l2c_error *err) {
     if (!l2c_session_enter(s)) return l2c_session_fail_busy(err);
     l2c_status status = L2C_OK;

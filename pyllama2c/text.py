@@ -66,11 +66,14 @@ class StoryText:
 
     def feed(self, token: int) -> str:
         """The text that is certain with this token; half a character, half a stop is held back."""
-        if self._strip_space:
-            piece, self._strip_space = self._tokenizer.opening(token), False
-        else:
-            piece = self._tokenizer.piece(token)
-        return self._finder.feed(self._decoder.decode(piece))
+        return self.feed_all((token,))
+
+    def feed_all(self, tokens: Sequence[int]) -> str:
+        """The same for several tokens."""
+        pieces = list(map(self._tokenizer.piece, tokens))
+        if self._strip_space and pieces:
+            pieces[0], self._strip_space = self._tokenizer.opening(tokens[0]), False
+        return self._finder.feed(self._decoder.decode(b"".join(pieces)))
 
     def rest(self) -> str:
         """What is still held back when the story ends, half a character excepted."""

@@ -258,7 +258,7 @@ def test_logits_and_score(llama: Llama) -> None:
     logits = logits.astype(np.float64)
     truth = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
     expected = [truth[i, t] for i, t in enumerate(ids[1:])]
-    np.testing.assert_allclose(score.logprobs[1:], expected, rtol=0, atol=1e-7)
+    np.testing.assert_allclose(score.logprobs[1:], expected, rtol=0, atol=3e-7)
     assert score.total == pytest.approx(sum(expected))
     assert score.perplexity == pytest.approx(math.exp(-sum(expected) / len(expected)))
     assert score.bits_per_byte == pytest.approx(-sum(expected) / math.log(2) / 6)
@@ -329,7 +329,7 @@ def test_stop_tokens(tiny_path: Path, speculative: bool) -> None:
         each = llama.generate_batch(
             [prompt, prompt], stop_tokens=[[], [7]], in_order=True, **options
         )
-        assert len(each[0].tokens) == 95
+        assert len(next(each).tokens) == 95
 
 
 def test_score_batch(llama: Llama) -> None:
@@ -352,7 +352,7 @@ def test_score_batch(llama: Llama) -> None:
         logits -= np.logaddexp.reduce(logits, axis=1, keepdims=True)
         expected = [logits[i, t] for i, t in enumerate(text[1:])][start - 1 :]
         assert score.logprobs[:start] == [None] * start
-        np.testing.assert_allclose(score.logprobs[start:], expected, rtol=0, atol=1e-7)
+        np.testing.assert_allclose(score.logprobs[start:], expected, rtol=0, atol=3e-7)
         assert score.total == pytest.approx(sum(expected))
         assert score.greedy == (logits.argmax(axis=1)[start - 1 : -1] == text[start:]).all()
         n_bytes = sum(len(llama.tokenizer.piece(token)) for token in text[start:])

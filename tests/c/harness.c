@@ -106,6 +106,11 @@ static const test tests[] = {
     {"session: used by two threads", test_session_used_by_two_threads, 1},
     {"session: cancelled from another thread", test_cancel, 1},
     {"session: cancelled while it speculates", test_cancel_while_speculating, 1},
+    {"batch: random loads, as each story alone", test_batch_loads, 0},
+    {"batch: prompts that begin alike", test_batch_prompts, 0},
+    {"batch: long prompts delay nobody", test_batch_fairness, 0},
+    {"batch: refusals", test_batch_refusals, 0},
+    {"batch: stories dropped from another thread", test_batch_dropped_from_a_thread, 1},
 #if !defined(__SANITIZE_THREAD__) /* which does not follow threads into a forked child */
     {"pool: after fork", test_fork, 1},
     {"pool: after fork into the same process number", test_fork_of_the_same_number, 1},

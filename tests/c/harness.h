@@ -103,4 +103,10 @@ void test_cancel_while_speculating(void);
 void test_fork(void);
 void test_fork_of_the_same_number(void);
 
+void test_batch_loads(void);
+void test_batch_prompts(void);
+void test_batch_fairness(void);
+void test_batch_refusals(void);
+void test_batch_dropped_from_a_thread(void);
+
 #endif

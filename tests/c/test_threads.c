@@ -218,7 +218,7 @@ void test_cancel_while_speculating(void) {
     for (int32_t n_threads = 1; n_threads <= 2; n_threads++) {
         l2c_pool *pool = make_pool(n_threads);
         l2c_session *target = make_session(&t, pool), *draft = make_session(&t, pool);
-        int32_t tokens[64] = {L2C_BOS};
+        int32_t tokens[64] = {1};
         size_t n = 1;
         /* Asked before: of either, and whatever the draft does first. */
         CHECK(speculate_once(target, draft, tokens, &n) == L2C_OK);
