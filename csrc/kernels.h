@@ -6,7 +6,9 @@
  *  - A sum over n elements has 16 lanes. Element j is added to lane j % 16, in rising order of j,
  *    by one fused multiply-add (a dot product) or one addition (a plain sum). Past n, elements are
  *    zeros. Then lanes i and i+8 are added, then i and i+4, i and i+2, i and i+1.
- *  - exp is the polynomial of l2c_exp below, written with the same fused multiply-adds.
+ *  - exp is the polynomial at the end of this file, written with the same fused multiply-adds. Neither its
+ *    results nor softmax's are ever denormal: those would be so small that they change no sum worth having,
+ *    and processors take up to a hundred times longer over them.
  *  - RoPE's angles are tabulated from libm's double precision, which libms may round differently in
  *    one case of some hundred million; nothing else comes from a library.
  *  - int8 and int4: a group of a row shares a scale. Sums within a group are integers, hence exact;
@@ -118,7 +120,7 @@ typedef struct {
     /* x[j] = exp(x[j] - max); returns the sum of those, which is NaN if any x is NaN or infinity */
     float (*exp_sum)(float *x, size_t n);
 
-    /* the same, then x[j] /= sum */
+    /* the same, then x[j] /= sum; 0 where x[j] < sum * FLT_MIN: no result is denormal */
     void (*softmax)(float *x, size_t n);
 
     /* the largest x[j], n > 0; unspecified when one is NaN */
@@ -164,10 +166,10 @@ extern const l2c_kernels l2c_kernels_neon;
 
 /*
  * exp(x) = 2^n * e^r with n = round(x / ln 2), |r| <= ln 2 / 2, and e^r by Cephes' degree-7
- * polynomial 1 + r + r^2 * P(r). Within 2 ulp of the true value over the whole range, denormal
- * results included; 0 below -104, infinity above 88.73, NaN for NaN.
+ * polynomial 1 + r + r^2 * P(r). Within 2 ulp of the true value from L2C_EXP_LOW on; 0 below that, where
+ * results would be less than the smallest normal float, FLT_MIN; infinity above 88.73, NaN for NaN.
  */
-#define L2C_EXP_LOW (-104.0f)
+#define L2C_EXP_LOW (-0x1.5d589ep+6f) /* the least float whose exp is at least FLT_MIN: -87.33654 */
 #define L2C_EXP_HIGH 89.0f
 #define L2C_EXP_LOG2E 1.44269504f
 #define L2C_EXP_ROUND 12582912.0f /* 1.5 * 2^23: adding it leaves the rounded integer in the low bits */

@@ -8,6 +8,7 @@
 #include "quantized.h"
 
 #if defined(L2C_X86)
+#include <float.h>
 #include <immintrin.h>
 #include <stdint.h>
 
@@ -157,7 +158,9 @@ static inline __m256 power_of_two(__m256i n) {
 
 /* The 8 exponentials of x; step by step as exp_one in kernels_scalar.c. */
 static inline __m256 exp_8(__m256 x) {
-    x = _mm256_max_ps(_mm256_set1_ps(L2C_EXP_LOW), x); /* the second operand if one is NaN */
+    const __m256 low = _mm256_set1_ps(L2C_EXP_LOW);
+    __m256 not_low = _mm256_cmp_ps(x, low, _CMP_NLT_UQ); /* nor is NaN */
+    x = _mm256_max_ps(low, x); /* the second operand if one is NaN */
     x = _mm256_min_ps(_mm256_set1_ps(L2C_EXP_HIGH), x);
     __m256 round = _mm256_set1_ps(L2C_EXP_ROUND);
     __m256 shifted = _mm256_fmadd_ps(x, _mm256_set1_ps(L2C_EXP_LOG2E), round);
@@ -173,7 +176,7 @@ static inline __m256 exp_8(__m256 x) {
     p = _mm256_add_ps(_mm256_fmadd_ps(p, _mm256_mul_ps(r, r), r), _mm256_set1_ps(1.0f));
     __m256i half = _mm256_srai_epi32(n, 1);
     p = _mm256_mul_ps(p, power_of_two(half));
-    return _mm256_mul_ps(p, power_of_two(_mm256_sub_epi32(n, half)));
+    return _mm256_and_ps(not_low, _mm256_mul_ps(p, power_of_two(_mm256_sub_epi32(n, half))));
 }
 
 /* Tails go through memory: a masked store costs AMD's processors some twenty instructions. */
@@ -227,8 +230,12 @@ static float avx2_exp_sum(float *x, size_t n) {
 }
 
 static void avx2_softmax(float *x, size_t n) {
-    __m256 divisor = _mm256_set1_ps(avx2_exp_sum(x, n));
-    for (size_t j = 0; j < n; j += HALF) store_part(x + j, _mm256_div_ps(load_part(x + j, n - j), divisor), n - j);
+    __m256 divisor = _mm256_set1_ps(avx2_exp_sum(x, n)), least = _mm256_mul_ps(divisor, _mm256_set1_ps(FLT_MIN));
+    for (size_t j = 0; j < n; j += HALF) {
+        __m256 e = load_part(x + j, n - j);
+        e = _mm256_and_ps(e, _mm256_cmp_ps(e, least, _CMP_NLT_UQ)); /* before it is divided: denormals are slow */
+        store_part(x + j, _mm256_div_ps(e, divisor), n - j);
+    }
 }
 
 static void avx2_swiglu(float *gate, const float *up, size_t n) {

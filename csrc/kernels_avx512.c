@@ -8,6 +8,7 @@
 #include "quantized.h"
 
 #if defined(L2C_X86)
+#include <float.h>
 #include <immintrin.h>
 #include <stdint.h>
 
@@ -126,7 +127,9 @@ static inline __m512 power_of_two(__m512i n) {
 
 /* The 16 exponentials of x; step by step as exp_one in kernels_scalar.c. */
 static inline __m512 exp_16(__m512 x) {
-    x = _mm512_max_ps(_mm512_set1_ps(L2C_EXP_LOW), x); /* the second operand if one is NaN */
+    const __m512 low = _mm512_set1_ps(L2C_EXP_LOW);
+    __mmask16 not_low = _mm512_cmp_ps_mask(x, low, _CMP_NLT_UQ); /* nor is NaN */
+    x = _mm512_max_ps(low, x); /* the second operand if one is NaN */
     x = _mm512_min_ps(_mm512_set1_ps(L2C_EXP_HIGH), x);
     __m512 round = _mm512_set1_ps(L2C_EXP_ROUND);
     __m512 shifted = _mm512_fmadd_ps(x, _mm512_set1_ps(L2C_EXP_LOG2E), round);
@@ -142,7 +145,7 @@ static inline __m512 exp_16(__m512 x) {
     p = _mm512_add_ps(_mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r), _mm512_set1_ps(1.0f));
     __m512i half = _mm512_srai_epi32(n, 1);
     p = _mm512_mul_ps(p, power_of_two(half));
-    return _mm512_mul_ps(p, power_of_two(_mm512_sub_epi32(n, half)));
+    return _mm512_maskz_mul_ps(not_low, p, power_of_two(_mm512_sub_epi32(n, half)));
 }
 
 static void avx512_exp(float *out, const float *x, size_t n) {
@@ -178,10 +181,11 @@ static float avx512_exp_sum(float *x, size_t n) {
 }
 
 static void avx512_softmax(float *x, size_t n) {
-    __m512 divisor = _mm512_set1_ps(avx512_exp_sum(x, n));
+    __m512 divisor = _mm512_set1_ps(avx512_exp_sum(x, n)), least = _mm512_mul_ps(divisor, _mm512_set1_ps(FLT_MIN));
     for (size_t j = 0; j < n; j += LANES) {
         __mmask16 mask = j + LANES <= n ? (__mmask16)0xFFFF : tail_mask(n);
-        _mm512_mask_storeu_ps(x + j, mask, _mm512_div_ps(_mm512_maskz_loadu_ps(mask, x + j), divisor));
+        __m512 e = _mm512_maskz_loadu_ps(mask, x + j);
+        _mm512_mask_storeu_ps(x + j, mask, _mm512_maskz_div_ps(_mm512_cmp_ps_mask(e, least, _CMP_NLT_UQ), e, divisor));
     }
 }
 

@@ -13,6 +13,7 @@
 
 #if defined(L2C_ARM)
 #include <arm_neon.h>
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -181,11 +182,17 @@ INLINE float32x4_t power_of_two(int32x4_t n) {
     return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23));
 }
 
+/* 0 where the mask is set. */
+INLINE float32x4_t clear(float32x4_t v, uint32x4_t mask) {
+    return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(v), mask));
+}
+
 /* The 4 exponentials of x; step by step as exp_one in kernels_scalar.c. */
 INLINE float32x4_t exp_4(float32x4_t x) {
     const float32x4_t least = vdupq_n_f32(L2C_EXP_LOW), most = vdupq_n_f32(L2C_EXP_HIGH);
     const float32x4_t round = vdupq_n_f32(L2C_EXP_ROUND);
-    x = vbslq_f32(vcgtq_f32(least, x), least, x); /* false for NaN, which stays */
+    uint32x4_t low = vcltq_f32(x, least); /* false for NaN, which stays */
+    x = vbslq_f32(low, least, x);
     x = vbslq_f32(vcltq_f32(most, x), most, x);
     float32x4_t shifted = vfmaq_f32(round, x, vdupq_n_f32(L2C_EXP_LOG2E));
     int32x4_t n = vsubq_s32(vreinterpretq_s32_f32(shifted), vdupq_n_s32(L2C_EXP_ROUND_BITS));
@@ -200,7 +207,8 @@ INLINE float32x4_t exp_4(float32x4_t x) {
     p = vaddq_f32(vfmaq_f32(r, p, vmulq_f32(r, r)), vdupq_n_f32(1.0f));
     int32x4_t half = vshrq_n_s32(n, 1);
     p = vmulq_f32(p, power_of_two(half));
-    return vmulq_f32(p, power_of_two(vsubq_s32(n, half)));
+    p = vmulq_f32(p, power_of_two(vsubq_s32(n, half)));
+    return clear(p, low);
 }
 
 /* At most 4 elements, then zeros. */
@@ -253,8 +261,11 @@ static float neon_exp_sum(float *x, size_t n) {
 }
 
 static void neon_softmax(float *x, size_t n) {
-    float32x4_t divisor = vdupq_n_f32(neon_exp_sum(x, n));
-    for (size_t j = 0; j < n; j += QUAD) store_part(x + j, vdivq_f32(load_part(x + j, n - j), divisor), n - j);
+    float32x4_t divisor = vdupq_n_f32(neon_exp_sum(x, n)), least = vmulq_n_f32(divisor, FLT_MIN);
+    for (size_t j = 0; j < n; j += QUAD) {
+        float32x4_t e = load_part(x + j, n - j);
+        store_part(x + j, vdivq_f32(clear(e, vcltq_f32(e, least)), divisor), n - j);
+    }
 }
 
 static void neon_swiglu(float *gate, const float *up, size_t n) {

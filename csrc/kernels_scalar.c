@@ -1,6 +1,7 @@
 /*
  * kernels_scalar.c - the oracle: kernels.h's definitions in plain C, one statement an operation.
  */
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -45,8 +46,7 @@ static float power_of_two(int32_t n) {
 }
 
 static float exp_one(float x) {
-    /* Comparisons this way round let NaN through. */
-    x = L2C_EXP_LOW > x ? L2C_EXP_LOW : x;
+    if (x < L2C_EXP_LOW) return 0.0f; /* comparisons this way round let NaN through */
     x = L2C_EXP_HIGH < x ? L2C_EXP_HIGH : x;
     float shifted = fmaf(x, L2C_EXP_LOG2E, L2C_EXP_ROUND);
     uint32_t bits;
@@ -87,7 +87,8 @@ static float scalar_exp_sum(float *x, size_t n) {
 
 static void scalar_softmax(float *x, size_t n) {
     float sum = scalar_exp_sum(x, n);
-    for (size_t j = 0; j < n; j++) x[j] /= sum;
+    float least = sum * FLT_MIN;
+    for (size_t j = 0; j < n; j++) x[j] = x[j] < least ? 0.0f : x[j] / sum;
 }
 
 static void scalar_swiglu(float *gate, const float *up, size_t n) {

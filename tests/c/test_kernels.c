@@ -407,7 +407,7 @@ void test_kernels_at_guard_page(void) {
 void test_kernels_special_values(void) {
     static const float special[] = {
         NAN, INFINITY, -INFINITY, 0.0f, -0.0f, 1e-45f, -1e-45f, 1.17549435e-38f, 3.40282347e38f, -3.40282347e38f,
-        88.72f, 88.73f, 89.0f, 90.0f, -87.3f, -87.4f, -103.9f, -104.0f, -105.0f,
+        88.72f, 88.73f, 89.0f, 90.0f, -87.3365402f, -87.3365479f, -87.4f, -103.9f, -105.0f,
     };
     enum { N = sizeof special / sizeof *special, MOST = 35 };
     l2c_isa isas[MAX_ISAS];
