@@ -78,13 +78,13 @@ static unsigned char *cached(const l2c_session *s, unsigned char *cache, int32_t
 
 /* n numbers into a cache, where number 0 is at `at`. */
 static void store(const l2c_session *s, unsigned char *at, size_t number, const float *from, size_t n) {
-    if (s->kv == L2C_KV_FLOAT16) s->kernels->narrow((uint16_t *)at + number, from, n);
+    if (s->kv == L2C_KV_FLOAT16) s->kernels->f32_to_f16((uint16_t *)at + number, from, n);
     else memcpy((float *)at + number, from, n * sizeof *from);
 }
 
 /* Puts the columns in `part` of a row's keys, rotated, and of its values into the KV cache. Parts
  * begin and end between pairs, though not always between heads. */
-static void remember(const l2c_session *s, const l2c_row *row, size_t r, size_t layer, range part) {
+static void store_kv(const l2c_session *s, const l2c_row *row, size_t r, size_t layer, range part) {
     size_t head_size = (size_t)s->model->config.head_size;
     size_t kv_dim = (size_t)s->model->config.n_kv_heads * head_size;
     for (size_t i = part.begin, end; i < part.end; i = end) {
@@ -108,49 +108,49 @@ typedef struct {
     int32_t position;            /* and is at this one + i * step */
 } queries;
 
-/* scores (n, n_ctx) = query keys^T, of a float16 cache: L2C_WIDE positions at a time become float32. */
-static void score_half(const l2c_session *s, const queries *a, float *scores, float *wide) {
+/* scores (n, n_ctx) = query keys^T, of a float16 cache: L2C_KV_BLOCK positions at a time become float32. */
+static void score_half(const l2c_session *s, const queries *a, float *scores, float *kv_f32) {
     size_t head_size = (size_t)s->model->config.head_size, most = a->n_keys + (a->n - 1) * a->step;
     for (size_t t = 0, n; t < most; t += n) {
-        n = most - t < L2C_WIDE ? most - t : L2C_WIDE;
-        s->kernels->widen(wide, (const uint16_t *)a->keys + t * head_size, n * head_size);
-        s->kernels->matmul(scores + t, (size_t)s->n_ctx, a->query, a->stride, a->n, wide, head_size, 0, n);
+        n = most - t < L2C_KV_BLOCK ? most - t : L2C_KV_BLOCK;
+        s->kernels->f16_to_f32(kv_f32, (const uint16_t *)a->keys + t * head_size, n * head_size);
+        s->kernels->matmul(scores + t, (size_t)s->n_ctx, a->query, a->stride, a->n, kv_f32, head_size, 0, n);
     }
 }
 
-/* out (n, head_size) = scores values, likewise: the sums of L2C_WIDE positions each are added in their order. */
-static void mix_half(const l2c_session *s, const queries *a, const float *scores, float *wide) {
+/* out (n, head_size) = scores values, likewise: the sums of L2C_KV_BLOCK positions each are added in their order. */
+static void sum_half(const l2c_session *s, const queries *a, const float *scores, float *kv_f32) {
     size_t head_size = (size_t)s->model->config.head_size, most = a->n_keys + (a->n - 1) * a->step;
-    float *sum = wide + L2C_WIDE * head_size;
-    for (size_t t = 0; t < most; t += L2C_WIDE) {
-        size_t n = most - t < L2C_WIDE ? most - t : L2C_WIDE;
-        s->kernels->widen(wide, (const uint16_t *)a->values + t * head_size, n * head_size);
+    float *sum = kv_f32 + L2C_KV_BLOCK * head_size;
+    for (size_t t = 0; t < most; t += L2C_KV_BLOCK) {
+        size_t n = most - t < L2C_KV_BLOCK ? most - t : L2C_KV_BLOCK;
+        s->kernels->f16_to_f32(kv_f32, (const uint16_t *)a->values + t * head_size, n * head_size);
         for (size_t i = 0; i < a->n; i++) {
             size_t keys = a->n_keys + i * a->step; /* of this query, of which these are the ones from t on */
             if (keys <= t) continue;
             float *out = t == 0 ? a->out + i * a->stride : sum;
-            s->kernels->mix(out, head_size, scores + i * (size_t)s->n_ctx + t, 0, 1, 0, wide, keys - t < n ? keys - t : n,
+            s->kernels->weighted_sum(out, head_size, scores + i * (size_t)s->n_ctx + t, 0, 1, 0, kv_f32, keys - t < n ? keys - t : n,
                             head_size);
             if (t > 0) s->kernels->add(a->out + i * a->stride, sum, head_size);
         }
     }
 }
 
-/* out (n, head_size) = softmax(query keys^T / sqrt(head_size)) values; scores and wide are this thread's */
-static void attend(const l2c_session *s, const queries *a, float *scores, float *wide) {
+/* out (n, head_size) = softmax(query keys^T / sqrt(head_size)) values; scores and kv_f32 are this thread's */
+static void attend(const l2c_session *s, const queries *a, float *scores, float *kv_f32) {
     const l2c_kernels *kernels = s->kernels;
     size_t head_size = (size_t)s->model->config.head_size, n_ctx = (size_t)s->n_ctx;
     int half = s->kv == L2C_KV_FLOAT16;
     for (size_t i = 0; i < a->n; i++)
         rotate(s, a->query + i * a->stride, 0, head_size / 2, a->position + (int32_t)(i * a->step));
-    if (half) score_half(s, a, scores, wide);
+    if (half) score_half(s, a, scores, kv_f32);
     else kernels->matmul(scores, n_ctx, a->query, a->stride, a->n, a->keys, head_size, 0, a->n_keys + (a->n - 1) * a->step);
     for (size_t i = 0; i < a->n; i++) {
         kernels->divide(scores + i * n_ctx, sqrtf((float)head_size), a->n_keys + i * a->step);
         kernels->softmax(scores + i * n_ctx, a->n_keys + i * a->step);
     }
-    if (half) mix_half(s, a, scores, wide);
-    else kernels->mix(a->out, a->stride, scores, n_ctx, a->n, a->step, a->values, a->n_keys, head_size);
+    if (half) sum_half(s, a, scores, kv_f32);
+    else kernels->weighted_sum(a->out, a->stride, scores, n_ctx, a->n, a->step, a->values, a->n_keys, head_size);
 }
 
 /* Asks for the first keys and values, which another story's since then have driven from the cache. What
@@ -174,7 +174,7 @@ static size_t run_of_rows(const pass *p, size_t r) {
 /* att (n, q_dim): each head's mixture of the values it attends to. Of these heads
  * of all rows, each of n_threads threads takes its turns. */
 static void attention(const pass *p, size_t layer, range heads, int thread, int n_threads, float *scores,
-                      float *wide) {
+                      float *kv_f32) {
     const l2c_session *s = p->s;
     const l2c_config *c = &s->model->config;
     size_t n_heads = (size_t)c->n_heads, per_kv = n_heads / (size_t)c->n_kv_heads, head_size = (size_t)c->head_size;
@@ -200,11 +200,11 @@ static void attention(const pass *p, size_t layer, range heads, int thread, int 
                 .position = row->position,
             };
             fetch(s, &tile);
-            if (ready.n > 0) attend(s, &ready, scores, wide);
+            if (ready.n > 0) attend(s, &ready, scores, kv_f32);
             ready = tile;
         }
     }
-    if (ready.n > 0) attend(s, &ready, scores, wide);
+    if (ready.n > 0) attend(s, &ready, scores, kv_f32);
 }
 
 /* x += delta, both (n, dim), for the columns in `part` */
@@ -236,7 +236,7 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
      * wait for the others'. */
     int own_heads = n_kv_heads % (size_t)n_threads == 0 && head_size % 16 == 0;
     float *scores = s->scores + (size_t)thread * L2C_TILE * (size_t)s->n_ctx;
-    float *wide = s->wide == NULL ? NULL : s->wide + (size_t)thread * (L2C_WIDE + 1) * head_size;
+    float *kv_f32 = s->kv_f32 == NULL ? NULL : s->kv_f32 + (size_t)thread * (L2C_KV_BLOCK + 1) * head_size;
 
     /* What works on whole rows is split by rows. A single row every thread works out for itself, in
      * row `own` of xb, xq and hq: the little that is done twice costs less than waiting for it. */
@@ -265,15 +265,15 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
         linear(s, s->q, xb, &s->xq, own, n, &w->wq, q_part);
         linear(s, s->k, xb, &s->xq, own, n, &w->wk, kv_part);
         linear(s, s->v, xb, &s->xq, own, n, &w->wv, kv_part);
-        for (size_t r = 0; r < n; r++) remember(s, &p->rows[r], r, l, kv_part);
+        for (size_t r = 0; r < n; r++) store_kv(s, &p->rows[r], r, l, kv_part);
         if (thread == 0) p->cancelled = atomic_load_explicit(&s->cancel, memory_order_relaxed);
 
         if (own_heads) {
             size_t heads = (size_t)c->n_heads / (size_t)n_threads;
-            attention(p, l, (range){heads * (size_t)thread, heads * ((size_t)thread + 1)}, 0, 1, scores, wide);
+            attention(p, l, (range){heads * (size_t)thread, heads * ((size_t)thread + 1)}, 0, 1, scores, kv_f32);
         } else {
             l2c_pool_barrier(s->pool, thread);
-            attention(p, l, (range){0, (size_t)c->n_heads}, thread, n_threads, scores, wide);
+            attention(p, l, (range){0, (size_t)c->n_heads}, thread, n_threads, scores, kv_f32);
         }
         l2c_pool_barrier(s->pool, thread);
         if (p->cancelled) return;

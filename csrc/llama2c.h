@@ -134,7 +134,7 @@ typedef struct l2c_model l2c_model;
  * sliding windows, ...).
  *
  * A llama2.c v2 file whose groups do not divide hidden_dim (or are not a multiple of 4, at most 512) is accepted,
- * and computed in plain C with runq.c's own arithmetic (kernels_runq.c says how). float32 of a v2
+ * and computed in plain C with runq.c's own arithmetic (kernels/runq.c says how). float32 of a v2
  * file is L2C_UNSUPPORTED.
  * A mapped file must not be truncated while the model is open: the operating system would answer
  * a read past its end with SIGBUS.
@@ -421,9 +421,9 @@ void l2c_kernel_exp(l2c_isa isa, float *out, const float *x, size_t n);
 void l2c_kernel_softmax(l2c_isa isa, float *x, size_t n);
 void l2c_kernel_swiglu(l2c_isa isa, float *gate, const float *up, size_t n);
 /* float32 to float16 and back, n values */
-void l2c_kernel_narrow(l2c_isa isa, uint16_t *out, const float *x, size_t n);
-void l2c_kernel_widen(l2c_isa isa, float *out, const uint16_t *x, size_t n);
-void l2c_kernel_mix(l2c_isa isa, float *out, const float *weights, size_t n_rows, size_t step, const float *rows,
+void l2c_kernel_f32_to_f16(l2c_isa isa, uint16_t *out, const float *x, size_t n);
+void l2c_kernel_f16_to_f32(l2c_isa isa, float *out, const uint16_t *x, size_t n);
+void l2c_kernel_weighted_sum(l2c_isa isa, float *out, const float *weights, size_t n_rows, size_t step, const float *rows,
                     size_t n, size_t width);
 
 /* cdef-end */

@@ -62,7 +62,7 @@ static int list_blocks(l2c_session *s, const l2c_config *c, uint64_t n_sequences
     BLOCK(v, f, rows, kv_heads, head, 1, 1);
     BLOCK(up, f, rows, hidden, 1, 1, 1);
     BLOCK(scores, f, n_threads, L2C_TILE, n_ctx, 1, 1);
-    if (s->kv == L2C_KV_FLOAT16) BLOCK(wide, f, n_threads, L2C_WIDE + 1, head, 1, 1);
+    if (s->kv == L2C_KV_FLOAT16) BLOCK(kv_f32, f, n_threads, L2C_KV_BLOCK + 1, head, 1, 1);
     BLOCK(logits, f, rows, vocab, 1, 1, 1);
     BLOCK(candidates, sizeof(l2c_candidate), n_threads, vocab, 1, 1, 1);
     BLOCK(seen, 1, n_threads, vocab, 1, 1, 1);
@@ -188,7 +188,7 @@ static l2c_status check_rows(l2c_session *s, const l2c_row *rows, size_t n_rows,
 }
 
 /* cos and sin of position * theta^(-2j / head_size) / divisor: in double, rounded once; with runq.c's
- * kernels in its float32 steps (kernels_runq.c says why). */
+ * kernels in its float32 steps (kernels/runq.c says why). */
 static void rope_angle(const l2c_session *s, size_t position, size_t j, float *cosine, float *sine) {
     int32_t head_size = s->model->config.head_size;
     if (s->kernels == &l2c_kernels_runq) {

@@ -92,7 +92,7 @@ def test_elementwise_bits(name: str, n: int, isa: str) -> None:
 
 
 @pytest.mark.parametrize("width", [1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100, 128])
-def test_mix_bits(width: int, isa: str) -> None:
+def test_weighted_sum_bits(width: int, isa: str) -> None:
     rng = np.random.default_rng(width)
     for n, n_rows, step in itertools.product((1, 2, 19), (1, 2, 3, 4, 5, 8), (0, 1)):
         m = n + (n_rows - 1) * step
@@ -102,7 +102,7 @@ def test_mix_bits(width: int, isa: str) -> None:
         for number in (ISA_NAMES[isa], SCALAR):
             out = np.full((n_rows, width), np.nan, np.float32)
             args = (pointer(out), pointer(weights), n_rows, step, pointer(rows), n, width)
-            lib.l2c_kernel_mix(number, *args)
+            lib.l2c_kernel_weighted_sum(number, *args)
             outs.append(out)
         assert same_bits(*outs)
         seen = np.arange(m) < n + np.arange(n_rows)[:, None] * step
@@ -196,15 +196,15 @@ def test_nothing_past_the_end_is_read(n: int, isa: str) -> None:
     lib.l2c_kernel_matmul(number, pointer(out), pointer(x), 1, pointer(x), n, 1)
     assert out[0] == (np.arange(n, dtype=np.float64) ** 2).sum()
     lib.l2c_kernel_exp(number, pointer(out), pointer(x), n)
-    lib.l2c_kernel_mix(number, pointer(out), pointer(x[:1]), 1, 0, pointer(x), 1, n)
+    lib.l2c_kernel_weighted_sum(number, pointer(out), pointer(x[:1]), 1, 0, pointer(x), 1, n)
     lib.l2c_kernel_swiglu(number, pointer(x), pointer(x), n)
     lib.l2c_kernel_softmax(number, pointer(x), n)
     assert abs(float(x.sum()) - 1) < 1e-5
 
 
-def narrow(isa: int, x: np.ndarray) -> np.ndarray:
+def f32_to_f16(isa: int, x: np.ndarray) -> np.ndarray:
     out = np.full(len(x), 0x1234, np.uint16)
-    lib.l2c_kernel_narrow(isa, ffi.cast("uint16_t *", out.ctypes.data), pointer(x), len(x))
+    lib.l2c_kernel_f32_to_f16(isa, ffi.cast("uint16_t *", out.ctypes.data), pointer(x), len(x))
     return out
 
 
@@ -213,11 +213,11 @@ def test_every_float16_widens(isa: str) -> None:
     expected = halves.view(np.float16).astype(np.float32)
     out = np.zeros(len(halves), np.float32)
     data = ffi.cast("uint16_t *", halves.ctypes.data)
-    lib.l2c_kernel_widen(ISA_NAMES[isa], pointer(out), data, len(halves))
+    lib.l2c_kernel_f16_to_f32(ISA_NAMES[isa], pointer(out), data, len(halves))
     assert np.array_equal(out, expected, equal_nan=True)
     ok = ~np.isnan(expected)
     assert same_bits(out[ok], expected[ok])
-    assert np.array_equal(narrow(ISA_NAMES[isa], out)[ok], halves[ok])
+    assert np.array_equal(f32_to_f16(ISA_NAMES[isa], out)[ok], halves[ok])
 
 
 @pytest.mark.parametrize("n", [*range(1, 20), 48, 100, 4099])
@@ -229,4 +229,4 @@ def test_float16_rounds_to_nearest_even(n: int, isa: str) -> None:
     x = np.where(np.isnan(x), np.float32(1), x)
     with np.errstate(over="ignore"):
         expected = x.astype(np.float16).view(np.uint16)
-    assert np.array_equal(narrow(ISA_NAMES[isa], x), expected)
+    assert np.array_equal(f32_to_f16(ISA_NAMES[isa], x), expected)

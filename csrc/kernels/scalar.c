@@ -1,5 +1,5 @@
 /*
- * kernels_scalar.c - the oracle: kernels.h's definitions in plain C, one statement an operation.
+ * scalar.c - the oracle: kernels.h's definitions in plain C, one statement an operation.
  */
 #include <float.h>
 #include <math.h>
@@ -8,7 +8,7 @@
 
 #include "quantized.h"
 
-#include "kernels_plain.h"
+#include "plain.h"
 
 enum { LANES = 16 };
 
@@ -98,17 +98,17 @@ static void scalar_swiglu(float *gate, const float *up, size_t n) {
     }
 }
 
-static void mix_row(float *out, const float *weights, const float *rows, size_t n, size_t width) {
+static void sum_row(float *out, const float *weights, const float *rows, size_t n, size_t width) {
     memset(out, 0, width * sizeof *out);
     for (size_t t = 0; t < n; t++)
         for (size_t i = 0; i < width; i++)
             out[i] = fmaf(weights[t], rows[t * width + i], out[i]);
 }
 
-static void scalar_mix(float *out, size_t out_stride, const float *weights, size_t weights_stride, size_t n_rows,
+static void scalar_weighted_sum(float *out, size_t out_stride, const float *weights, size_t weights_stride, size_t n_rows,
                        size_t step, const float *rows, size_t n, size_t width) {
     for (size_t r = 0; r < n_rows; r++)
-        mix_row(out + r * out_stride, weights + r * weights_stride, rows, n + r * step, width);
+        sum_row(out + r * out_stride, weights + r * weights_stride, rows, n + r * step, width);
 }
 
 const l2c_kernels l2c_kernels_scalar = {
@@ -120,10 +120,10 @@ const l2c_kernels l2c_kernels_scalar = {
     .softmax = scalar_softmax,
     .max = scalar_max,
     .swiglu = scalar_swiglu,
-    .mix = scalar_mix,
+    .weighted_sum = scalar_weighted_sum,
     L2C_PLAIN_KERNELS,
-    .narrow = l2c_scalar_narrow,
-    .widen = l2c_scalar_widen,
+    .f32_to_f16 = l2c_scalar_f32_to_f16,
+    .f16_to_f32 = l2c_scalar_f16_to_f32,
     .quantize = l2c_scalar_quantize,
     .matmul_q8 = l2c_scalar_matmul_q8,
     .matmul_q4 = l2c_scalar_matmul_q4,

@@ -45,7 +45,7 @@
 /* What the elements of a weight matrix are. */
 typedef enum {
     L2C_WEIGHTS_F32,  /* row-major float32 */
-    L2C_WEIGHTS_FILE, /* int8, row-major, in a v2 file's own layout: only kernels_runq.c computes it */
+    L2C_WEIGHTS_FILE, /* int8, row-major, in a v2 file's own layout: only runq.c computes it */
     L2C_WEIGHTS_GGUF, /* row-major blocks of a GGUF file: for packing from, nothing computes it */
     L2C_WEIGHTS_Q8,   /* int8, packed (below) */
     L2C_WEIGHTS_Q4,   /* int4, packed */
@@ -98,10 +98,10 @@ typedef void l2c_integer_matmul(float *out, size_t out_stride, const l2c_quantiz
 typedef void l2c_quantizer(const l2c_quantized *to, size_t row, const float *x, size_t n);
 
 /* float32 to float16 (nearest even) and back, n values */
-typedef void l2c_narrower(uint16_t *out, const float *x, size_t n);
-typedef void l2c_widener(float *out, const uint16_t *x, size_t n);
+typedef void l2c_f32_to_f16(uint16_t *out, const float *x, size_t n);
+typedef void l2c_f16_to_f32(float *out, const uint16_t *x, size_t n);
 
-typedef void l2c_mixer(float *out, size_t out_stride, const float *weights, size_t weights_stride, size_t n_rows,
+typedef void l2c_weighted_sum(float *out, size_t out_stride, const float *weights, size_t weights_stride, size_t n_rows,
                        size_t step, const float *rows, size_t n, size_t width);
 
 typedef struct {
@@ -131,7 +131,7 @@ typedef struct {
 
     /* out[r * out_stride + i] = sum of weights[r * weights_stride + t] * rows[t * width + i] over
      * t < n + r * step, fused, in rising order of t; r < n_rows */
-    l2c_mixer *mix;
+    l2c_weighted_sum *weighted_sum;
 
     /* out[i] = weight[i] * (scale * x[i]) */
     void (*norm)(float *out, const float *x, const float *weight, float scale, size_t n);
@@ -146,8 +146,8 @@ typedef struct {
     /* how many elements from the first on, in whole blocks of L2C_SKIP_BLOCK, are all below floor */
     size_t (*skip_below)(const float *x, size_t n, float floor);
 
-    l2c_narrower *narrow;
-    l2c_widener *widen;
+    l2c_f32_to_f16 *f32_to_f16;
+    l2c_f16_to_f32 *f16_to_f32;
 
     l2c_quantizer *quantize;
     l2c_integer_matmul *matmul_q8, *matmul_q4, *matmul_q4_1;
