@@ -32,6 +32,15 @@ def matmul(isa: int, x: np.ndarray, w: np.ndarray) -> np.ndarray:
     return out
 
 
+def weighted_sum(
+    isa: int, weights: np.ndarray, values: np.ndarray, n: int, step: int
+) -> np.ndarray:
+    out = np.full((len(weights), values.shape[1]), np.nan, np.float32)
+    args = (pointer(out), pointer(weights), len(weights), step, pointer(values), n, values.shape[1])
+    lib.l2c_kernel_weighted_sum(isa, *args)
+    return out
+
+
 def unary(name: str, isa: int, x: np.ndarray) -> np.ndarray:
     out = x.copy()
     if name == "exp":
@@ -94,20 +103,61 @@ def test_elementwise_bits(name: str, n: int, isa: str) -> None:
 @pytest.mark.parametrize("width", [1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100, 128])
 def test_weighted_sum_bits(width: int, isa: str) -> None:
     rng = np.random.default_rng(width)
-    for n, n_rows, step in itertools.product((1, 2, 19), (1, 2, 3, 4, 5, 8), (0, 1)):
+    for n, n_rows, step in itertools.product((1, 2, 19, 61), (1, 2, 3, 4, 5, 8), (0, 1)):
         m = n + (n_rows - 1) * step
         weights = rng.random((n_rows, m)).astype(np.float32)
         rows = rng.normal(size=(m, width)).astype(np.float32)
-        outs = []
-        for number in (ISA_NAMES[isa], SCALAR):
-            out = np.full((n_rows, width), np.nan, np.float32)
-            args = (pointer(out), pointer(weights), n_rows, step, pointer(rows), n, width)
-            lib.l2c_kernel_weighted_sum(number, *args)
-            outs.append(out)
+        outs = [weighted_sum(k, weights, rows, n, step) for k in (ISA_NAMES[isa], SCALAR)]
         assert same_bits(*outs)
         seen = np.arange(m) < n + np.arange(n_rows)[:, None] * step
         truth = np.where(seen, weights, 0).astype(float) @ rows
         np.testing.assert_allclose(outs[0], truth, rtol=0, atol=1e-5)
+
+
+def sum_in_blocks(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Attention's sum as kernels.h defines it: weights (n,), values (n, width), out (width,)."""
+    sums = []
+    for begin in range(0, len(weights), 64):
+        total = np.zeros(values.shape[1], np.float32)
+        for w, row in zip(weights[begin : begin + 64], values[begin : begin + 64], strict=True):
+            # exact in float64 for the few bits of this test, so that the sum is rounded once
+            total = (w.astype(np.float64) * row + total).astype(np.float32)
+        sums.append(total)
+    out = sums[0]  # not 0 + it, which would turn -0 into 0
+    for block in sums[1:]:
+        out = out + block
+    return out
+
+
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 126, 127, 128, 129, 192, 300])
+def test_weighted_sum_is_taken_in_blocks_of_64_positions(n: int, isa: str) -> None:
+    """A row's own number of keys ends its last block, whatever shares its tile."""
+    rng = np.random.default_rng(n)
+    for n_rows, step, width in ((1, 0, 48), (4, 0, 20), (2, 1, 16), (4, 1, 48), (5, 1, 100)):
+        m = n + (n_rows - 1) * step
+        # few bits, so that float64 holds every sum of the statement
+        weights = np.ldexp(rng.integers(1, 1 << 12, (n_rows, m)), -12).astype(np.float32)
+        values = (rng.integers(-(1 << 20), 1 << 20, (m, width)) / (1 << 19)).astype(np.float32)
+        got = weighted_sum(ISA_NAMES[isa], weights, values, n, step)
+        for r in range(n_rows):
+            keys = n + r * step
+            assert same_bits(got[r], sum_in_blocks(weights[r, :keys], values[:keys]))
+
+
+def test_a_weighted_sum_keeps_the_sign_of_zero(isa: str) -> None:
+    """A block begins at +0, the total with the first block: -0 where products round to -0."""
+    for value, weight, expected in ((-0.0, 1.0, 0.0), (-1e-45, 1e-10, -0.0)):
+        values = np.full((130, 20), value, np.float32)
+        weights = np.full((1, 130), weight, np.float32)
+        got = weighted_sum(ISA_NAMES[isa], weights, values, 130, 0)
+        assert same_bits(got, np.full((1, 20), expected, np.float32))
+
+
+@pytest.mark.parametrize("n", [1, 17, 63, 64, 65, 80, 128, 129, 1000])
+def test_softmax_sums_in_blocks_of_64(n: int, isa: str) -> None:
+    x = np.random.default_rng(n).normal(size=n).astype(np.float32)
+    e = unary("exp", SCALAR, x - x.max())
+    assert same_bits(unary("softmax", ISA_NAMES[isa], x), e / lane_sum(e))
 
 
 def test_exp_over_the_full_range(isa: str) -> None:
@@ -153,10 +203,14 @@ def test_softmax_is_zero_where_it_would_be_denormal(n: int, isa: str) -> None:
 
 
 def lane_sum(x: np.ndarray) -> np.float32:
-    """The sum of floats as kernels.h defines it: 16 lanes, then the tree."""
+    """Softmax's sum as kernels.h defines it: blocks of 64 in 16 lanes each, then the tree."""
     lanes = np.zeros(16, np.float32)
-    for j in range(0, len(x), 16):
-        lanes[: len(x[j : j + 16])] += x[j : j + 16]
+    for begin in range(0, len(x), 64):
+        block = np.zeros(16, np.float32)
+        for j in range(begin, min(begin + 64, len(x)), 16):
+            part = x[j : min(j + 16, begin + 64)]
+            block[: len(part)] += part
+        lanes += block
     for half in (8, 4, 2, 1):
         lanes = lanes[:half] + lanes[half : 2 * half]
     return lanes[0]

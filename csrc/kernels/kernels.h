@@ -6,6 +6,12 @@
  *  - A sum over n elements has 16 lanes. Element j is added to lane j % 16, in rising order of j,
  *    by one fused multiply-add (a dot product) or one addition (a plain sum). Past n, elements are
  *    zeros. Then lanes i and i+8 are added, then i and i+4, i and i+2, i and i+1.
+ *  - softmax's sum goes by blocks of 64: elements 0 to 63, 64 to 127, ... have 16 lanes each; lane i of the
+ *    total is lane i of the first block, then those of the others are added one by one; then the tree.
+ *  - Attention's weighted sum of values goes by blocks of 64 positions as well. In a block, from +0, one fused
+ *    multiply-add a position, in rising order; the last block is as long as it is. The total is the first
+ *    block's sum (not 0 + it: signs of zero), then the others' are added one by one. Weights are final
+ *    before any block begins. So several threads, or a graphics card, may take a block each.
  *  - exp is the polynomial at the end of this file, written with the same fused multiply-adds. Neither its
  *    results nor softmax's are ever denormal: those would be so small that they change no sum worth having,
  *    and processors take up to a hundred times longer over them.
@@ -76,6 +82,9 @@ typedef struct {
     const struct l2c_block_type *blocks; /* of L2C_WEIGHTS_GGUF */
 } l2c_matrix;
 
+/* Elements of softmax, or positions of attention, whose sum is taken by itself. */
+enum { L2C_SUM_BLOCK = 64 };
+
 enum { L2C_BLOCK_ROWS = 16, L2C_Q4_GROUP = 32, L2C_SKIP_BLOCK = 64 };
 
 /* Rows of activations as int8 products take them: a group of x is scale * q, |q| <= 127. */
@@ -101,8 +110,17 @@ typedef void l2c_quantizer(const l2c_quantized *to, size_t row, const float *x, 
 typedef void l2c_f32_to_f16(uint16_t *out, const float *x, size_t n);
 typedef void l2c_f16_to_f32(float *out, const uint16_t *x, size_t n);
 
+/* One block of attention's values. Row r of out (n_rows, width) becomes, or where `more` is set has added to it,
+ * the sum of weights[r * weights_stride + t] * values[t * width + i] over t < n + r * step, t < L2C_SUM_BLOCK.
+ * A row without such a t stays as it is. */
 typedef void l2c_weighted_sum(float *out, size_t out_stride, const float *weights, size_t weights_stride, size_t n_rows,
-                       size_t step, const float *rows, size_t n, size_t width);
+                              size_t step, const float *values, ptrdiff_t n, size_t width, int more);
+
+/* How many positions row r has in the block. */
+static inline size_t l2c_in_block(ptrdiff_t n, size_t r, size_t step) {
+    ptrdiff_t own = n + (ptrdiff_t)(r * step);
+    return own < 0 ? 0 : own > L2C_SUM_BLOCK ? L2C_SUM_BLOCK : (size_t)own;
+}
 
 typedef struct {
     const char *name;
@@ -129,8 +147,6 @@ typedef struct {
     /* gate[j] = gate[j] * (1 / (1 + exp(-gate[j]))) * up[j] */
     void (*swiglu)(float *gate, const float *up, size_t n);
 
-    /* out[r * out_stride + i] = sum of weights[r * weights_stride + t] * rows[t * width + i] over
-     * t < n + r * step, fused, in rising order of t; r < n_rows */
     l2c_weighted_sum *weighted_sum;
 
     /* out[i] = weight[i] * (scale * x[i]) */

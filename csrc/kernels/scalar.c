@@ -78,9 +78,13 @@ static float scalar_max(const float *x, size_t n) {
 
 static float scalar_exp_sum(float *x, size_t n) {
     float m = scalar_max(x, n), lane[LANES] = {0};
-    for (size_t j = 0; j < n; j++) {
-        x[j] = exp_one(x[j] - m);
-        lane[j % LANES] += x[j];
+    for (size_t begin = 0; begin < n; begin += L2C_SUM_BLOCK) {
+        float block[LANES] = {0};
+        for (size_t j = begin; j < n && j < begin + L2C_SUM_BLOCK; j++) {
+            x[j] = exp_one(x[j] - m);
+            block[j % LANES] += x[j];
+        }
+        for (int i = 0; i < LANES; i++) lane[i] += block[i]; /* 0 + the first is the first: no exp is -0 */
     }
     return sum_lanes(lane);
 }
@@ -98,17 +102,17 @@ static void scalar_swiglu(float *gate, const float *up, size_t n) {
     }
 }
 
-static void sum_row(float *out, const float *weights, const float *rows, size_t n, size_t width) {
-    memset(out, 0, width * sizeof *out);
-    for (size_t t = 0; t < n; t++)
-        for (size_t i = 0; i < width; i++)
-            out[i] = fmaf(weights[t], rows[t * width + i], out[i]);
-}
-
-static void scalar_weighted_sum(float *out, size_t out_stride, const float *weights, size_t weights_stride, size_t n_rows,
-                       size_t step, const float *rows, size_t n, size_t width) {
-    for (size_t r = 0; r < n_rows; r++)
-        sum_row(out + r * out_stride, weights + r * weights_stride, rows, n + r * step, width);
+static void scalar_weighted_sum(float *out, size_t out_stride, const float *weights, size_t weights_stride,
+                                size_t n_rows, size_t step, const float *values, ptrdiff_t n, size_t width, int more) {
+    for (size_t r = 0; r < n_rows; r++, out += out_stride, weights += weights_stride) {
+        size_t own = l2c_in_block(n, r, step);
+        if (own == 0) continue;
+        for (size_t i = 0; i < width; i++) {
+            float sum = 0.0f;
+            for (size_t t = 0; t < own; t++) sum = fmaf(weights[t], values[t * width + i], sum);
+            out[i] = more ? out[i] + sum : sum;
+        }
+    }
 }
 
 const l2c_kernels l2c_kernels_scalar = {

@@ -141,18 +141,22 @@ static float simd_max(const float *x, size_t n) {
 static float simd_exp_sum(float *x, size_t n) {
     vec m = set(simd_max(x, n)), nothing = set(-INFINITY); /* whose exp is 0 */
     lanes sums = zero();
-    size_t j = 0;
-    for (; j + LANES <= n; j += LANES)
-        UNROLL for (int k = 0; k < REGISTERS; k++) {
-            vec e = exp_of(subtract(load(x + j + k * WIDTH), m));
-            store(x + j + k * WIDTH, e);
-            sums.v[k] = add(sums.v[k], e);
+    for (size_t j = 0, end; j < n; j = end) {
+        lanes block = zero();
+        end = n - j < L2C_SUM_BLOCK ? n : j + L2C_SUM_BLOCK;
+        for (; j + LANES <= end; j += LANES)
+            UNROLL for (int k = 0; k < REGISTERS; k++) {
+                vec e = exp_of(subtract(load(x + j + k * WIDTH), m));
+                store(x + j + k * WIDTH, e);
+                block.v[k] = add(block.v[k], e);
+            }
+        UNROLL for (size_t k = 0; k < REGISTERS; k++, j += WIDTH) {
+            if (j >= end) break;
+            vec e = exp_of(subtract(load_part_or(x + j, n - j, nothing), m));
+            store_part(x + j, e, n - j);
+            block.v[k] = add(block.v[k], e);
         }
-    UNROLL for (size_t k = 0; k < REGISTERS; k++, j += WIDTH) {
-        if (j >= n) break;
-        vec e = exp_of(subtract(load_part_or(x + j, n - j, nothing), m));
-        store_part(x + j, e, n - j);
-        sums.v[k] = add(sums.v[k], e);
+        UNROLL for (int k = 0; k < REGISTERS; k++) sums.v[k] = add(sums.v[k], block.v[k]);
     }
     return sum_lanes(sums);
 }
@@ -189,35 +193,43 @@ INLINE void sum_step(vec *s, float weight, const float *values, size_t last, int
     s[k] = multiply_add(w, get(values + k * WIDTH, last, whole), s[k]);
 }
 
-/* The sums of these columns stay in registers over all positions, those of n_rows rows of weights at once:
+/* A block's sums of these columns stay in registers, those of n_rows rows of weights at once:
  * they share the loads, and one alone would wait for its own additions. */
 INLINE void sum_columns(float *out, size_t out_stride, const float *weights, size_t weights_stride, size_t step,
-                        const float *values, size_t n, size_t width, size_t last, int whole, int registers, int n_rows) {
+                        const float *values, ptrdiff_t n, size_t width, int more, size_t last, int whole, int registers,
+                        int n_rows) {
     vec s[SUM_ROWS][64 / WIDTH];
+    size_t common = l2c_in_block(n, 0, 0);
     UNROLL for (int r = 0; r < n_rows; r++)
         UNROLL for (int k = 0; k < registers; k++) s[r][k] = set(0.0f);
-    for (size_t t = 0; t < n; t++)
+    for (size_t t = 0; t < common; t++)
         UNROLL for (int r = 0; r < n_rows; r++)
             sum_step(s[r], weights[(size_t)r * weights_stride + t], values + t * width, last, whole, registers);
     UNROLL for (int r = 1; r < n_rows; r++)
-        for (size_t t = n; t < n + (size_t)r * step; t++)
+        for (size_t t = common; t < l2c_in_block(n, (size_t)r, step); t++)
             sum_step(s[r], weights[(size_t)r * weights_stride + t], values + t * width, last, whole, registers);
     UNROLL for (int r = 0; r < n_rows; r++) {
-        float *to = out + (size_t)r * out_stride;
+        float *to = out + (size_t)r * out_stride, *end = to + (registers - 1) * WIDTH;
+        if (l2c_in_block(n, (size_t)r, step) == 0) continue;
+        if (more) {
+            UNROLL for (int k = 0; k + 1 < registers; k++) s[r][k] = add(load(to + k * WIDTH), s[r][k]);
+            s[r][registers - 1] = add(get(end, last, whole), s[r][registers - 1]);
+        }
         UNROLL for (int k = 0; k + 1 < registers; k++) store(to + k * WIDTH, s[r][k]);
-        put(to + (registers - 1) * WIDTH, s[r][registers - 1], last, whole);
+        put(end, s[r][registers - 1], last, whole);
     }
 }
 
 static void simd_weighted_sum(float *out, size_t out_stride, const float *weights, size_t weights_stride, size_t n_rows,
-                              size_t step, const float *values, size_t n, size_t width) {
+                              size_t step, const float *values, ptrdiff_t n, size_t width, int more) {
     for (size_t r = 0, some; r < n_rows; r += some) {
         some = n_rows - r >= SUM_ROWS ? SUM_ROWS : 1;
         for (size_t i = 0, taken; i < width; i += taken) {
             size_t left = width - i, whole = MASKED ? (left + WIDTH - 1) / WIDTH : left / WIDTH;
-#define SUM(registers, whole, n_rows)                                                                              \
-    sum_columns(out + r * out_stride + i, out_stride, weights + r * weights_stride, weights_stride, step,         \
-                values + i, n + r * step, width, left < taken ? left - taken + WIDTH : WIDTH, whole, registers, n_rows)
+#define SUM(registers, whole, n_rows)                                                                      \
+    sum_columns(out + r * out_stride + i, out_stride, weights + r * weights_stride, weights_stride, step, \
+                values + i, n + (ptrdiff_t)(r * step), width, more,                                       \
+                left < taken ? left - taken + WIDTH : WIDTH, whole, registers, n_rows)
 #define SUM_OF(registers, whole)                                 \
     do {                                                         \
         taken = (registers) * WIDTH;                             \
