@@ -46,9 +46,10 @@ static void matmul_1(const l2c_kernels *k, size_t n) { matmul(k, n, 1); }
 static void matmul_3(const l2c_kernels *k, size_t n) { matmul(k, n, 3); }
 static void matmul_8(const l2c_kernels *k, size_t n) { matmul(k, n, 8); }
 
-/* n positions of values of a head; weights are the same for all queries. */
+/* n positions of values of a head, block by block; weights are the same for all queries. */
 static void sum(const l2c_kernels *k, size_t n, size_t n_rows, size_t width) {
-    k->weighted_sum(out, width, a, 0, n_rows, 0, rows, n, width);
+    for (size_t t = 0; t < n; t += L2C_SUM_BLOCK)
+        k->weighted_sum(out, width, a + t, 0, n_rows, 0, rows + t * width, (ptrdiff_t)(n - t), width, t > 0);
 }
 static void sum_1(const l2c_kernels *k, size_t n) { sum(k, n, 1, 48); }
 static void sum_4(const l2c_kernels *k, size_t n) { sum(k, n, 4, 48); }

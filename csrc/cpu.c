@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "internal.h"
+#include "testing.h"
 
 typedef struct {
     int avx2, fma, f16c, avx512f, avx512dq, avx512bw, avx512vl, avx512vnni;

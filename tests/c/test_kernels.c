@@ -14,6 +14,7 @@
 #include "gguf.h"
 #include "harness.h"
 #include "kernels/quantized.h"
+#include "testing.h"
 
 enum { GGUF_Q4_1 = 3, GGUF_Q4_K = 12 }; /* GGML's numbers */
 enum { LONGEST = 70, MOST_ROWS = 9, ROOM = 16384 /* floats; a multiple of every page's */ };
