@@ -6,7 +6,7 @@
 
 #include <stdatomic.h>
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 #include "llama2c.h"
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
@@ -170,8 +170,7 @@ void l2c_matrix_row(float *x, const l2c_matrix *matrix, size_t row);
 
 enum {
     L2C_SESSION_BLOCKS = 40, /* at most */
-    L2C_TILE = 4, /* queries that go through the same keys and values side by side */
-    L2C_WIDE = 64 /* positions of a float16 cache that are turned into float32 at a time */
+    L2C_TILE = 4 /* queries that go through the same keys and values side by side */
 };
 
 struct l2c_session {
@@ -199,7 +198,8 @@ struct l2c_session {
     float *k, *v;        /* (L2C_MAX_ROWS, n_kv_heads * head_size) */
     float *up;           /* (L2C_MAX_ROWS, hidden_dim) w3's output */
     float *scores;       /* (pool threads, L2C_TILE, n_ctx) attention weights of a few queries */
-    float *wide;         /* (pool threads, L2C_WIDE + 1, head_size) of a float16 cache, and a sum; else NULL */
+    float *value_sums;   /* (pool threads - 1, n_ctx / 64 rounded up, L2C_TILE, head_size) or more; NULL with one thread */
+    float *kv_f32;       /* (pool threads, L2C_SUM_BLOCK, head_size) of a float16 cache, else NULL */
     float *logits;       /* (L2C_MAX_ROWS, vocab_size) */
     size_t n_logits;     /* rows of logits that are valid */
     unsigned char used[L2C_MAX_ROWS]; /* of those, the ones that were sampled, and are logits no more */

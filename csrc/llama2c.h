@@ -141,7 +141,7 @@ typedef struct l2c_pool l2c_pool;
  * sliding windows, ...).
  *
  * A llama2.c v2 file whose groups do not divide hidden_dim (or are not a multiple of 4, at most 512) is accepted,
- * and computed in plain C with runq.c's own arithmetic (kernels_runq.c says how). float32 of a v2
+ * and computed in plain C with runq.c's own arithmetic (kernels/runq.c says how). float32 of a v2
  * file is L2C_UNSUPPORTED.
  * A mapped file must not be truncated while the model is open: the operating system would answer
  * a read past its end with SIGBUS.
@@ -278,8 +278,7 @@ typedef struct {
 typedef struct l2c_session l2c_session;
 
 /* What keys and values are kept in: float32 as they are, or half the memory, rounded to float16 (nearest
- * even). Their products and sums are float32 either way; sums of values are taken 64 positions at a time
- * with float16. */
+ * even). Their products and sums are float32 either way. */
 typedef enum { L2C_KV_FLOAT32 = 0, L2C_KV_FLOAT16 } l2c_kv;
 
 /*
@@ -585,22 +584,6 @@ l2c_status l2c_tokenizer_encode(const l2c_tokenizer *tokenizer, const char *text
                                 int space_first, int32_t *tokens, size_t *n_tokens, l2c_error *err);
 
 void l2c_tokenizer_free(l2c_tokenizer *tokenizer);
-
-/* ---- Kernels by themselves: for tests and benchmarks ------------------------------------------- */
-
-/* isa is one that l2c_isa_resolve returned. out (n_rows, d) = x (n_rows, n) times w (d, n)
- * transposed; exp of n values; softmax in place; gate = silu(gate) * up; row r of out (n_rows, width) =
- * the first n + r * step of row r of weights (n_rows, m) times rows (m, width), m = n + (n_rows - 1) * step. */
-void l2c_kernel_matmul(l2c_isa isa, float *out, const float *x, size_t n_rows, const float *w,
-                       size_t n, size_t d);
-void l2c_kernel_exp(l2c_isa isa, float *out, const float *x, size_t n);
-void l2c_kernel_softmax(l2c_isa isa, float *x, size_t n);
-void l2c_kernel_swiglu(l2c_isa isa, float *gate, const float *up, size_t n);
-/* float32 to float16 and back, n values */
-void l2c_kernel_narrow(l2c_isa isa, uint16_t *out, const float *x, size_t n);
-void l2c_kernel_widen(l2c_isa isa, float *out, const uint16_t *x, size_t n);
-void l2c_kernel_mix(l2c_isa isa, float *out, const float *weights, size_t n_rows, size_t step, const float *rows,
-                    size_t n, size_t width);
 
 /* cdef-end */
 

@@ -60,7 +60,8 @@ static int list_blocks(l2c_session *s, const l2c_config *c, uint64_t n_sequences
     BLOCK(v, f, rows, kv_heads, head, 1, 1);
     BLOCK(up, f, rows, hidden, 1, 1, 1);
     BLOCK(scores, f, n_threads, L2C_TILE, n_ctx, 1, 1);
-    if (s->kv == L2C_KV_FLOAT16) BLOCK(wide, f, n_threads, L2C_WIDE + 1, head, 1, 1);
+    if (n_threads > 1) BLOCK(value_sums, f, n_threads - 1, n_ctx + L2C_SUM_BLOCK, (head + 15) / 16, 1, 1);
+    if (s->kv == L2C_KV_FLOAT16) BLOCK(kv_f32, f, n_threads, L2C_SUM_BLOCK, head, 1, 1);
     BLOCK(logits, f, rows, vocab, 1, 1, 1);
     BLOCK(candidates, sizeof(l2c_candidate), n_threads, 2, vocab, 1, 1);
     BLOCK(seen, 1, n_threads, vocab, 1, 1, 1);
