@@ -6,8 +6,10 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pyllama2c import validate
 from pyllama2c._ffi import check, ffi, lib, new_error
 from pyllama2c.errors import CheckpointError, ClosedError
+from pyllama2c.handle import Handle
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +30,7 @@ class Tensor(NamedTuple):
     bytes: int
 
 
-class Gguf:
+class Gguf(Handle):
     """A GGUF file of version 2 or 3, of any architecture; checked as a whole when it is opened.
 
     A mapping from keys to values for its metadata, and `tensors`.
@@ -40,6 +42,7 @@ class Gguf:
     _buffer: Any = None
 
     def __init__(self, path: str | os.PathLike[str]):
+        validate.file_path("path", path)
         self.path = os.fspath(path)
         out, err = ffi.new("l2c_gguf **"), new_error()
         check(lib.l2c_gguf_open(os.fsencode(self.path), out, err), err, self.path)
@@ -50,7 +53,7 @@ class Gguf:
         """The same from memory: any contiguous buffer, kept as long as this object."""
         self = cls.__new__(cls)
         self.path = "<memory>"
-        buffer = ffi.from_buffer(data)
+        buffer = ffi.from_buffer(validate.contiguous("data", data))
         out, err = ffi.new("l2c_gguf **"), new_error()
         check(lib.l2c_gguf_open_memory(buffer, len(buffer), out, err), err, self.path)
         self._buffer = buffer  # which keeps the memory

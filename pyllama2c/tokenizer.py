@@ -8,8 +8,10 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
+from pyllama2c import validate
 from pyllama2c._ffi import TOKENIZER, check, ffi, lib, new_error
 from pyllama2c.errors import ClosedError, TokenizerError
+from pyllama2c.handle import Handle
 
 NONE = -1
 """the id of a special token that a vocabulary does not have, as in SentencePiece"""
@@ -17,7 +19,7 @@ NONE = -1
 _Self = TypeVar("_Self", bound="BaseTokenizer")
 
 
-class BaseTokenizer(ABC):
+class BaseTokenizer(Handle, ABC):
     """What a model's tokenizer offers, wherever it is from."""
 
     path: str
@@ -60,6 +62,8 @@ class BaseTokenizer(ABC):
         valid UTF-8. TokenizerError for lone surrogates in a str, and for characters that a
         vocabulary has no tokens for.
         """
+        for name, value in (("bos", bos), ("eos", eos), ("special", special)):
+            validate.flag(name, value)
         parts = self.split(text) if special else [_as_text(text)]
         first = [self._asked_for(self.bos_id, "BOS")] if bos else []
         last = [self._asked_for(self.eos_id, "EOS")] if eos else []
@@ -90,6 +94,8 @@ class BaseTokenizer(ABC):
     def piece(self, token: int) -> bytes:
         """The bytes that one token stands for: none for a control token, maybe half a character."""
         self._check_open()
+        if type(token) is not int:
+            (token,) = validate.token_ids("token", [token], self.vocab_size)
         known = self._pieces.get(token)
         if known is not None:
             return known
@@ -102,7 +108,7 @@ class BaseTokenizer(ABC):
         """The bytes that `tokens` stand for, without the space that `encode` put in front."""
         parts: list[bytes] = []
         at_start = self.adds_space
-        for token in tokens:
+        for token in validate.values("tokens", tokens, "a sequence of integers: token ids"):
             piece = self.piece(token)
             if at_start:
                 piece = piece.removeprefix(b" ")
@@ -171,6 +177,9 @@ class Tokenizer(BaseTokenizer):
 
     def __init__(self, path: str | os.PathLike[str], vocab_size: int | None = None):
         super().__init__()
+        validate.file_path("path", path)
+        if vocab_size is not None:
+            validate.integer("vocab_size", vocab_size, 1, 2**31 - 1)
         self.path = os.fspath(path)
         out, err = ffi.new("l2c_tokenizer **"), new_error()
         status = lib.l2c_tokenizer_open(os.fsencode(self.path), vocab_size or 0, out, err)
@@ -214,6 +223,8 @@ def _longest_first(tokens: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
 def _as_text(text: str | bytes) -> str:
     if isinstance(text, bytes):
         return text.decode("utf-8", "surrogateescape")
+    if not isinstance(text, str):
+        raise validate.wrong("text", text, "text: str or bytes", TypeError)
     try:
         text.encode()
     except UnicodeEncodeError as error:
