@@ -6,8 +6,9 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from pyllama2c.cli import sampling, steps_of, write
+from pyllama2c.cli import sampling, steps_of
 from pyllama2c.conversation import Conversation
+from pyllama2c.streams import say, write
 
 if TYPE_CHECKING:
     from pyllama2c.model import Llama
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 def _ask(label: str) -> str | None:
     """A line from standard input; None at its end. The label is not part of the answer's text."""
-    print(label, end="", file=sys.stderr, flush=True)
+    say(label, end="")
     line = sys.stdin.readline()
     return line.rstrip("\n") if line else None
 
@@ -33,13 +34,13 @@ def chat(llama: Llama, arguments: argparse.Namespace) -> int:
         if user is None:
             user = _ask("User: ")
         if user is None:
-            print(file=sys.stderr)
+            say("")
             return 0
         tokens = conversation.ask(user)
         room = steps - len(tokens) + 1
         if room < 1:
             break
-        print("Assistant: ", end="", file=sys.stderr, flush=True)
+        say("Assistant: ", end="")
         answer = llama.generate(tokens, max_tokens=room, **options)  # type: ignore[arg-type]
         for piece in answer:
             write(piece)
@@ -50,5 +51,5 @@ def chat(llama: Llama, arguments: argparse.Namespace) -> int:
         if answer.finish_reason == "length":
             break
         user = None
-    print(f"the context of {steps} positions is full", file=sys.stderr)
+    say(f"the context of {steps} positions is full")
     return 0

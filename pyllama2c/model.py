@@ -92,8 +92,8 @@ class Llama(Handle):
         threads: int | None = None,
         isa: str | None = None,
     ) -> Llama:
-        """A model from a checkpoint in memory: any contiguous buffer, kept as long as the model
-        (one that does not begin at a multiple of 4 bytes is copied).
+        """A model from a checkpoint in memory: any contiguous buffer, kept as long as the model, or
+        copied where it does not begin at a multiple of 4 bytes.
 
         Without a `tokenizer` only what works on token ids can be asked for.
         """
@@ -214,15 +214,9 @@ class Llama(Handle):
         engine = self._engine
         requests = list(batch_requests(prompts, n, parameters, self._tokens, self.config.seq_len))
         longest = max((r.n_ctx for _, r in requests if isinstance(r, Request)), default=1)
-        stories = run_batch(
-            engine.model,
-            engine.batch_pool(),
-            engine.computing,
-            self.tokenizer,
-            requests,
-            min(max_batch, max(1, len(requests))),
-            longest,
-        )
+        count = min(max_batch, max(1, len(requests)))
+        own = (engine.model, engine.batch_pool(), engine.computing, self.tokenizer)
+        stories = run_batch(*own, requests, count, longest)
         return sorted(stories, key=lambda story: story.number) if in_order else stories
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:

@@ -119,10 +119,8 @@ def test_hostile_templates(source: str, message: str) -> None:
 )
 def test_templates_that_take_for_ever(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_template, "_SECONDS", 1)
-    started = time.monotonic()
     with pytest.raises(ChatTemplateError, match="more than 1 seconds of the processor"):
         parts(source)
-    assert time.monotonic() - started < 5
 
 
 def test_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,7 +179,7 @@ def test_use_after_close(tokenizer_path: Path) -> None:
 @pytest.mark.parametrize("text", ["a" * 1_000_000, "ab" * 500_000, "é" * 500_000, "\0" * 300_000])
 def test_long_monotonous_text(tokenizer: Tokenizer, text: str) -> None:
     """Quadratic merging would take hours; the bound is only there to notice that."""
-    started = time.perf_counter()
+    started = time.process_time()
     ids = tokenizer.encode(text)
-    assert time.perf_counter() - started < 60
+    assert time.process_time() - started < 60
     assert tokenizer.decode(ids) == text
