@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pyllama2c.arguments import COMMANDS, as_run_c_pairs, build_parser
 from pyllama2c.errors import Llama2cError
-from pyllama2c.streams import flush, give_up_stdout, open_closed, say, write
+from pyllama2c.streams import give_up_stdout, open_closed, say, show, write
 
 if TYPE_CHECKING:
     from pyllama2c.model import Llama
@@ -97,7 +97,7 @@ def _stories(llama: Llama, arguments: argparse.Namespace) -> int:
     steps = steps_of(arguments, llama.config.seq_len)
     options = sampling(arguments) | {"max_tokens": max(0, steps - used + 1)}
     count, path = arguments.stories, arguments.jsonl
-    print(write_stories(llama, path, count, prompt, arguments.batch, options), file=sys.stderr)
+    say(write_stories(llama, path, count, prompt, arguments.batch, options))
     return 0
 
 
@@ -133,7 +133,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         rounds=arguments.rounds,
         temperature=0.0 if arguments.greedy else 1.0,
     )
-    print(bench.to_json(result) if arguments.json else bench.to_text(result))
+    show(bench.to_json(result) if arguments.json else bench.to_text(result))
     return 0
 
 
@@ -149,7 +149,7 @@ def _info(arguments: argparse.Namespace) -> int:
         isa=arguments.isa,
         device=arguments.device,
     )
-    print(info.to_json(facts) if arguments.json else info.to_text(facts))
+    show(info.to_json(facts) if arguments.json else info.to_text(facts))
     return 0
 
 
@@ -157,7 +157,7 @@ def _download(arguments: argparse.Namespace) -> int:
     from pyllama2c.hub import download_model
 
     for path in download_model(arguments.name):
-        print(path)
+        show(path)
     return 0
 
 
@@ -165,7 +165,7 @@ def _quantize(arguments: argparse.Namespace) -> int:
     from pyllama2c.quantize import quantize_file
 
     size = quantize_file(arguments.source, arguments.target)
-    print(f"{arguments.target}: {size:,} bytes")
+    show(f"{arguments.target}: {size:,} bytes")
     return 0
 
 
@@ -179,7 +179,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         tokenizer=not arguments.no_tokenizer,
         progress=sys.stderr.isatty(),
     )
-    print(f"{arguments.target}: {size:,} bytes")
+    show(f"{arguments.target}: {size:,} bytes")
     return 0
 
 
@@ -190,7 +190,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     passages = read_passages(arguments.text)  # before the model is opened
     result = evaluate(_load(arguments), passages)
-    print(json.dumps(result._asdict(), indent=2) if arguments.json else to_text(result))
+    show(json.dumps(result._asdict(), indent=2) if arguments.json else to_text(result))
     return 0
 
 
@@ -220,9 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.showwarning = _warn  # type: ignore[assignment]
         try:
             arguments = build_parser().parse_args([argv[0], *as_run_c_pairs(argv[1:])])
-            status = _RUN[arguments.command](arguments)
-            flush()
-            return status
+            return _RUN[arguments.command](arguments)
         except KeyboardInterrupt:
             say("")
             return 130

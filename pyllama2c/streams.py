@@ -47,10 +47,10 @@ def write(text: str) -> None:
         sys.stdout.flush()
 
 
-def flush() -> None:
-    """What a command printed, so that an error is this command's and not the interpreter's."""
+def show(text: object) -> None:
+    """A command's result, as a line or several: an error is this command's, not Python's at exit."""
     with _named():
-        sys.stdout.flush()
+        print(text, flush=True)
 
 
 def say(text: str, end: str = "\n") -> None:

@@ -66,8 +66,9 @@ def test_parameters_of_a_story(llama: Llama, name: str, value: Any, kind: type) 
     if not isinstance(value, list) or name in ("stop", "stop_tokens"):
         with pytest.raises(kind, match=said):
             llama.generate_batch(["a", "b"], **{name: value})
-    with pytest.raises(kind):
-        llama.generate_batch(["a", "b"], **{name: [None if name == "seed" else value, value]})
+    if (name, value) not in (("stop", [None]), ("stop_tokens", 5)):  # which are right as lists
+        with pytest.raises(kind):
+            llama.generate_batch(["a", "b"], **{name: [value, value]})
 
 
 @pytest.mark.parametrize(("name", "value", "kind"), cases(OF_A_MODEL))

@@ -232,7 +232,7 @@ def test_prompts_that_fill_the_context(tiny_path: Path) -> None:
             assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("prompt", ["-Once", "-i", "--", "-n", "-a=b", "--help", "-1e3"])
+@pytest.mark.parametrize("prompt", ["-Once", "-i", "-n", "-a=b", "--help", "-1e3"])
 def test_prompts_are_any_text(tiny_path: Path, prompt: str) -> None:
     shown = Llama(tiny_path).tokenizer.encode(prompt, bos=True)
     for flag in ("-i", "--prompt"):
