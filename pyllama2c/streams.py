@@ -48,7 +48,7 @@ def write(text: str) -> None:
 
 
 def show(text: object) -> None:
-    """A command's result, as a line or several: an error is this command's, not Python's at exit."""
+    """A command's result. What cannot be written is the command's error, not Python's at exit."""
     with _named():
         print(text, flush=True)
 
