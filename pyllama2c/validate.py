@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import sys
 from collections.abc import Collection, Iterable, Mapping, Set
 from typing import Any
 
@@ -161,7 +162,9 @@ def model_options(
     if isa is not None:
         one_of("isa", isa, ISA_NAMES)
     if context is not None:
-        integer("context", context, 1, 2**31 - 1, "1 to the model's own")
+        integer(
+            "context", context, -sys.maxsize, sys.maxsize, "1 to the model's own"
+        )  # see plan.py
     if threads is not None:
         integer("threads", threads, 1, MAX_THREADS)
     if not (isinstance(speculative, bool) or (type(speculative) is str and speculative == "auto")):

@@ -104,7 +104,7 @@ def in_a_clone(tmp_path: Path, header: bytes, version: str) -> subprocess.Comple
     shutil.copytree(ROOT / "pyllama2c", clone / "pyllama2c", ignore=shutil.ignore_patterns("*.so"))
     shutil.copytree(Path(pyllama2c.__file__).parent, site / "pyllama2c")
     shutil.copy(_llama2c.__file__, site / "pyllama2c")
-    shutil.copytree(ROOT / "models", site / "pyllama2c" / "models")
+    shutil.copytree(ROOT / "models", site / "pyllama2c" / "models", dirs_exist_ok=True)
     (clone / "csrc").mkdir()
     (clone / "csrc" / "llama2c.h").write_bytes(header)
     code = clone / "pyllama2c" / "__init__.py"
