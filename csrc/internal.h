@@ -6,7 +6,7 @@
 
 #include <stdatomic.h>
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 #include "llama2c.h"
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
@@ -21,7 +21,7 @@ __attribute__((format(printf, 3, 4)))
 #endif
 l2c_status l2c_fail(l2c_error *err, l2c_status status, const char *format, ...);
 
-/* ---- platform.c ---------------------------------------------------------------------------- */
+/* ---- system/posix.c ---------------------------------------------------------------------------- */
 
 typedef struct {
     const unsigned char *data;
@@ -61,7 +61,7 @@ void l2c_memory_free(void *memory);
  * it will be, they save most of the page faults and of the misses in address translation. */
 void l2c_memory_wish_huge(void *memory, size_t size);
 
-/* ---- threads.c ------------------------------------------------------------------------------- */
+/* ---- system/threads.c ------------------------------------------------------------------------------- */
 
 /* Runs task(arg, thread, n_threads) once on each thread of the pool; the caller is thread 0. */
 typedef void (*l2c_task)(void *arg, int thread, int n_threads);
@@ -73,12 +73,12 @@ void l2c_pool_barrier(l2c_pool *pool, int thread);
 /* Threads the pool was made for. */
 int l2c_pool_size(const l2c_pool *pool);
 
-/* ---- cpu.c ------------------------------------------------------------------------------------- */
+/* ---- system/cpu.c ------------------------------------------------------------------------------------- */
 
 /* The kernels of an instruction set that l2c_isa_resolve returned. */
 const l2c_kernels *l2c_kernels_for(l2c_isa isa);
 
-/* ---- checkpoint.c -------------------------------------------------------------------------------- */
+/* ---- files/checkpoint.c -------------------------------------------------------------------------------- */
 
 typedef struct {
     const float *attention_norm; /* (dim) */
@@ -123,7 +123,7 @@ void l2c_rope_free(l2c_model *model);
 /* Sees to it that a position's block is there; L2C_OK or L2C_NOMEM. From any thread. */
 l2c_status l2c_rope_extend(const l2c_model *model, int32_t position);
 
-/* ---- pack.c -------------------------------------------------------------------------------------------- */
+/* ---- files/pack.c -------------------------------------------------------------------------------------------- */
 
 /* Turns an open model's matrices into those of a dtype (auto: each into what is nearest to it), in
  * memory of its own, and gives the file back; leaves all as it is where there is nothing to turn.
@@ -147,7 +147,7 @@ l2c_status l2c_model_pack_shapes(l2c_model *model, l2c_dtype dtype, uint64_t *by
         if (!(m)->config.shared_classifier) visit(&(m)->classifier);       \
     } while (0)
 
-/* ---- quantize.c -------------------------------------------------------------------------------------- */
+/* ---- files/quantize.c -------------------------------------------------------------------------------------- */
 
 /* A packed matrix of this shape, without its data; and the bytes of any matrix. */
 l2c_matrix l2c_matrix_packed(l2c_weights type, size_t rows, size_t cols, size_t group);

@@ -140,7 +140,7 @@ typedef struct l2c_pool l2c_pool;
  * sliding windows, ...).
  *
  * A llama2.c v2 file whose groups do not divide hidden_dim (or are not a multiple of 4, at most 512) is accepted,
- * and computed in plain C with runq.c's own arithmetic (kernels_runq.c says how). float32 of a v2
+ * and computed in plain C with runq.c's own arithmetic (kernels/kernels_runq.c says how). float32 of a v2
  * file is L2C_UNSUPPORTED.
  * A mapped file must not be truncated while the model is open: the operating system would answer
  * a read past its end with SIGBUS.

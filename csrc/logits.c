@@ -3,8 +3,8 @@
  */
 #include <math.h>
 
-#include "float_env.h"
 #include "internal.h"
+#include "system/float_env.h"
 
 float *l2c_session_logits(l2c_session *s, size_t i) {
     return i < s->n_logits && !s->used[i] ? s->logits + i * (size_t)s->model->config.vocab_size : NULL;

@@ -4,8 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "float_env.h"
 #include "internal.h"
+#include "system/float_env.h"
 
 /* ---- Creating --------------------------------------------------------------------------------- */
 

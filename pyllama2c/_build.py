@@ -30,8 +30,8 @@ ffibuilder.cdef(cdef())
 ffibuilder.set_source(
     "pyllama2c._llama2c",
     '#include "llama2c.h"',
-    sources=sorted(str(path) for path in CSRC.glob("*.c")),
-    depends=sorted(str(path) for path in CSRC.glob("*.h")),
+    sources=sorted(str(path) for path in CSRC.rglob("*.c")),
+    depends=sorted(str(path) for path in CSRC.rglob("*.h")),
     include_dirs=[str(CSRC)],
     extra_compile_args=[*CFLAGS, "-pthread", *os.environ.get("PYLLAMA2C_CFLAGS", "").split()],
     extra_link_args=["-pthread", *os.environ.get("PYLLAMA2C_LDFLAGS", "").split()],

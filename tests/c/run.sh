@@ -10,7 +10,8 @@ trap 'rm -rf "$build"' EXIT
 
 flags=(-std=c11 -O1 -g -ffp-contract=off -fno-math-errno -fno-omit-frame-pointer -Icsrc -pthread)
 strict=(-Wall -Wextra -Werror)
-engine=(csrc/*.c)
+shopt -s globstar
+engine=(csrc/**/*.c)
 harness=(tests/c/harness.c tests/c/images.c tests/c/truth.c tests/c/test_*.c)
 
 # The usage example is compiled from the header itself, so that it cannot go stale.
@@ -41,7 +42,7 @@ emulated=("${flags[@]}" -O3 "${strict[@]}" -I"$build") # -O3 as _build.py has it
 echo "== harness: AVX-512 as SIMDe computes it"
 if [[ $(uname -m) == x86_64 && -e $simde ]]; then
     for part in kernels quantized; do # unrolled, each would take minutes to compile
-        gcc "${emulated[@]}" -O1 -DUNROLL= -Itests/c/simde -Wno-psabi -c "csrc/${part}_avx512.c" -o "$build/$part.o"
+        gcc "${emulated[@]}" -O1 -DUNROLL= -Itests/c/simde -Wno-psabi -c "csrc/kernels/${part}_avx512.c" -o "$build/$part.o"
     done
     mapfile -t others < <(printf '%s\n' "${engine[@]}" | grep -v _avx512)
     gcc "${emulated[@]}" -Wl,--wrap=l2c_isa_resolve tests/c/simde/resolve.c "$build"/{kernels,quantized}.o \

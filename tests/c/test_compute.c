@@ -7,8 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "float_env.h"
 #include "harness.h"
+#include "system/float_env.h"
 
 /* ---- Forward ---------------------------------------------------------------------------------- */
 

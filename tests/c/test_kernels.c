@@ -11,9 +11,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "gguf.h"
+#include "files/gguf.h"
 #include "harness.h"
-#include "quantized.h"
+#include "kernels/quantized.h"
 
 enum { GGUF_Q4_1 = 3, GGUF_Q4_K = 12 }; /* GGML's numbers */
 enum { LONGEST = 70, MOST_ROWS = 9, ROOM = 16384 /* floats; a multiple of every page's */ };

@@ -5,7 +5,7 @@
 
 #include "gguf.h"
 #include "internal.h"
-#include "quantized.h"
+#include "kernels/quantized.h"
 
 enum { DEFAULT_GROUP = 32 };
 

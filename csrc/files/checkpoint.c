@@ -9,9 +9,9 @@
 #include <limits.h>
 #include <string.h>
 
-#include "float_env.h"
 #include "gguf.h"
 #include "internal.h"
+#include "system/float_env.h"
 
 enum {
     MAGIC = 0x616b3432, /* "ak42" read as a little-endian integer */

@@ -6,7 +6,7 @@
 
 #include "gguf.h"
 #include "internal.h"
-#include "quantized.h"
+#include "kernels/quantized.h"
 
 /* ---- Layout (kernels.h) ------------------------------------------------------------------------ */
 

@@ -1,5 +1,5 @@
 /*
- * platform.c - the operating system: mapped files and aligned memory (POSIX).
+ * posix.c - the operating system: mapped files and aligned memory (POSIX).
  */
 #define _GNU_SOURCE /* madvise */
 #include <errno.h>

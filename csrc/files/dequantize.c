@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "gguf.h"
-#include "quantized.h"
+#include "kernels/quantized.h"
 
 enum { PART = 32 }; /* values that a block_reader of larger blocks reads */
 
