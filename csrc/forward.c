@@ -10,10 +10,10 @@
 #include <math.h>
 #include <string.h>
 
-#include "internal.h"
+#include "cpu_session.h"
 
 typedef struct {
-    l2c_session *s;
+    l2c_cpu_session *s;
     const l2c_row *rows; /* (n) */
     size_t n;
     int cancelled;
@@ -34,21 +34,21 @@ static range share(size_t count, size_t grain, int thread, int n_threads) {
 /* ---- The steps ------------------------------------------------------------------------------ */
 
 /* RMSNorm (Zhang & Sennrich 2019): out = weight * x / sqrt(mean(x^2) + eps) */
-static void rmsnorm(const l2c_session *s, float *out, const float *x, const float *weight) {
+static void rmsnorm(const l2c_cpu_session *s, float *out, const float *x, const float *weight) {
     size_t dim = (size_t)s->model->config.dim;
     float scale = 1.0f / sqrtf(s->kernels->dot(x, x, dim) / (float)dim + s->model->config.norm_eps);
     s->kernels->norm(out, x, weight, scale, dim);
 }
 
 /* Where the weights are int8 or int4, a matrix product wants its input rows in int8 as well. */
-static void quantize(const l2c_session *s, const l2c_quantized *to, size_t row, const float *x) {
+static void quantize(const l2c_cpu_session *s, const l2c_quantized *to, size_t row, const float *x) {
     if (to->q != NULL) s->kernels->quantize(to, row, x, to->cols);
 }
 
 /* out (n, w->rows) = x (n, w->cols) times w transposed, for the output columns in `part`. Of many rows, 64 at
  * a time go through as many weights as stay in a core's cache beside them: all rows at once would come from
  * farther away, once for every few weights. */
-static void linear_f32(const l2c_session *s, float *out, const float *x, size_t n, const l2c_matrix *w, range part) {
+static void linear_f32(const l2c_cpu_session *s, float *out, const float *x, size_t n, const l2c_matrix *w, range part) {
     enum { TILE_ROWS = 64, TILE_WEIGHTS = 32768 };
     size_t columns = n <= TILE_ROWS ? part.end - part.begin : TILE_WEIGHTS / w->cols / 16 * 16;
     if (columns < 16) columns = 16;
@@ -62,7 +62,7 @@ static void linear_f32(const l2c_session *s, float *out, const float *x, size_t 
 }
 
 /* The same for any type of weights: x in float32 and, from row `first` of xq on, in int8, as w needs it */
-static void linear(const l2c_session *s, float *out, const float *x, const l2c_quantized *xq, size_t first, size_t n,
+static void linear(const l2c_cpu_session *s, float *out, const float *x, const l2c_quantized *xq, size_t first, size_t n,
                    const l2c_matrix *w, range part) {
     const l2c_kernels *k = s->kernels;
     if (part.begin == part.end) return;
@@ -78,7 +78,7 @@ static void linear(const l2c_session *s, float *out, const float *x, const l2c_q
 
 /* RoPE (Su et al. 2021): turns each neighbouring pair of a head by position * frequency; pairs
  * [begin, end) of one head. */
-static void rotate(const l2c_session *s, float *pairs, size_t begin, size_t end, int32_t position) {
+static void rotate(const l2c_cpu_session *s, float *pairs, size_t begin, size_t end, int32_t position) {
     size_t per_head = (size_t)s->model->config.head_size / 2, row = (size_t)position % L2C_ROPE_BLOCK;
     const float *cosine = atomic_load_explicit(&s->model->rope[position / L2C_ROPE_BLOCK], memory_order_relaxed);
     const float *sine = cosine + L2C_ROPE_BLOCK * per_head;
@@ -87,21 +87,21 @@ static void rotate(const l2c_session *s, float *pairs, size_t begin, size_t end,
 }
 
 /* Where a (sequence, layer, kv_head) has its (n_ctx, head_size) keys or values in a cache. */
-static unsigned char *cached(const l2c_session *s, unsigned char *cache, int32_t sequence, size_t layer, size_t kv_head) {
+static unsigned char *cached(const l2c_cpu_session *s, unsigned char *cache, int32_t sequence, size_t layer, size_t kv_head) {
     const l2c_config *c = &s->model->config;
     size_t index = ((size_t)sequence * (size_t)c->n_layers + layer) * (size_t)c->n_kv_heads + kv_head;
-    return cache + index * (size_t)s->n_ctx * (size_t)c->head_size * s->kv_bytes;
+    return cache + index * s->n_ctx * (size_t)c->head_size * s->kv_bytes;
 }
 
 /* n numbers into a cache, where number 0 is at `at`. */
-static void store(const l2c_session *s, unsigned char *at, size_t number, const float *from, size_t n) {
+static void store(const l2c_cpu_session *s, unsigned char *at, size_t number, const float *from, size_t n) {
     if (s->kv == L2C_KV_FLOAT16) s->kernels->narrow((uint16_t *)at + number, from, n);
     else memcpy((float *)at + number, from, n * sizeof *from);
 }
 
 /* Puts the columns in `part` of a row's keys, rotated, and of its values into the KV cache. Parts
  * begin and end between pairs, though not always between heads. */
-static void remember(const l2c_session *s, const l2c_row *row, size_t r, size_t layer, range part) {
+static void remember(const l2c_cpu_session *s, const l2c_row *row, size_t r, size_t layer, range part) {
     size_t head_size = (size_t)s->model->config.head_size;
     size_t kv_dim = (size_t)s->model->config.n_kv_heads * head_size;
     for (size_t i = part.begin, end; i < part.end; i = end) {
@@ -126,17 +126,17 @@ typedef struct {
 } queries;
 
 /* scores (n, n_ctx) = query keys^T, of a float16 cache: L2C_WIDE positions at a time become float32. */
-static void score_half(const l2c_session *s, const queries *a, float *scores, float *wide) {
+static void score_half(const l2c_cpu_session *s, const queries *a, float *scores, float *wide) {
     size_t head_size = (size_t)s->model->config.head_size, most = a->n_keys + (a->n - 1) * a->step;
     for (size_t t = 0, n; t < most; t += n) {
         n = most - t < L2C_WIDE ? most - t : L2C_WIDE;
         s->kernels->widen(wide, (const uint16_t *)a->keys + t * head_size, n * head_size);
-        s->kernels->matmul(scores + t, (size_t)s->n_ctx, a->query, a->stride, a->n, wide, head_size, 0, n);
+        s->kernels->matmul(scores + t, s->n_ctx, a->query, a->stride, a->n, wide, head_size, 0, n);
     }
 }
 
 /* out (n, head_size) = scores values, likewise: the sums of L2C_WIDE positions each are added in their order. */
-static void mix_half(const l2c_session *s, const queries *a, const float *scores, float *wide) {
+static void mix_half(const l2c_cpu_session *s, const queries *a, const float *scores, float *wide) {
     size_t head_size = (size_t)s->model->config.head_size, most = a->n_keys + (a->n - 1) * a->step;
     float *sum = wide + L2C_WIDE * head_size;
     for (size_t t = 0; t < most; t += L2C_WIDE) {
@@ -146,7 +146,7 @@ static void mix_half(const l2c_session *s, const queries *a, const float *scores
             size_t keys = a->n_keys + i * a->step; /* of this query, of which these are the ones from t on */
             if (keys <= t) continue;
             float *out = t == 0 ? a->out + i * a->stride : sum;
-            s->kernels->mix(out, head_size, scores + i * (size_t)s->n_ctx + t, 0, 1, 0, wide, keys - t < n ? keys - t : n,
+            s->kernels->mix(out, head_size, scores + i * s->n_ctx + t, 0, 1, 0, wide, keys - t < n ? keys - t : n,
                             head_size);
             if (t > 0) s->kernels->add(a->out + i * a->stride, sum, head_size);
         }
@@ -154,9 +154,9 @@ static void mix_half(const l2c_session *s, const queries *a, const float *scores
 }
 
 /* out (n, head_size) = softmax(query keys^T / sqrt(head_size)) values; scores and wide are this thread's */
-static void attend(const l2c_session *s, const queries *a, float *scores, float *wide) {
+static void attend(const l2c_cpu_session *s, const queries *a, float *scores, float *wide) {
     const l2c_kernels *kernels = s->kernels;
-    size_t head_size = (size_t)s->model->config.head_size, n_ctx = (size_t)s->n_ctx;
+    size_t head_size = (size_t)s->model->config.head_size, n_ctx = s->n_ctx;
     int half = s->kv == L2C_KV_FLOAT16;
     for (size_t i = 0; i < a->n; i++)
         rotate(s, a->query + i * a->stride, 0, head_size / 2, a->position + (int32_t)(i * a->step));
@@ -172,7 +172,7 @@ static void attend(const l2c_session *s, const queries *a, float *scores, float 
 
 /* Asks for the first keys and values, which another story's since then have driven from the cache. What
  * follows them the processor finds by itself. */
-static void fetch(const l2c_session *s, const queries *a) {
+static void fetch(const l2c_cpu_session *s, const queries *a) {
     enum { LINE = 64, MOST = 8192 };
     size_t bytes = a->n_keys * (size_t)s->model->config.head_size * s->kv_bytes;
     for (size_t i = 0; i < bytes && i < MOST; i += LINE) {
@@ -192,7 +192,7 @@ static size_t run_of_rows(const pass *p, size_t r) {
  * of all rows, each of n_threads threads takes its turns. */
 static void attention(const pass *p, size_t layer, range heads, int thread, int n_threads, float *scores,
                       float *wide) {
-    const l2c_session *s = p->s;
+    const l2c_cpu_session *s = p->s;
     const l2c_config *c = &s->model->config;
     size_t n_heads = (size_t)c->n_heads, per_kv = n_heads / (size_t)c->n_kv_heads, head_size = (size_t)c->head_size;
     size_t turn = 0, q_dim = n_heads * head_size;
@@ -225,7 +225,7 @@ static void attention(const pass *p, size_t layer, range heads, int thread, int 
 }
 
 /* x += delta, both (n, dim), for the columns in `part` */
-static void add(const l2c_session *s, float *x, const float *delta, size_t n, range part) {
+static void add(const l2c_cpu_session *s, float *x, const float *delta, size_t n, range part) {
     size_t dim = (size_t)s->model->config.dim;
     for (size_t i = part.begin; i < part.begin + n * dim; i += dim)
         s->kernels->add(x + i, delta + i, part.end - part.begin);
@@ -235,7 +235,7 @@ static void add(const l2c_session *s, float *x, const float *delta, size_t n, ra
 
 static void forward_on_thread(void *arg, int thread, int n_threads) {
     pass *p = arg;
-    l2c_session *s = p->s;
+    l2c_cpu_session *s = p->s;
     const l2c_model *m = s->model;
     const l2c_config *c = &m->config;
     size_t n = p->n, dim = (size_t)c->dim, hidden = (size_t)c->hidden_dim;
@@ -252,7 +252,7 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
     /* Where these parts are whole heads with their keys, a thread attends with its own heads and need not
      * wait for the others'. */
     int own_heads = n_kv_heads % (size_t)n_threads == 0 && head_size % 16 == 0;
-    float *scores = s->scores + (size_t)thread * L2C_TILE * (size_t)s->n_ctx;
+    float *scores = s->scores + (size_t)thread * L2C_TILE * s->n_ctx;
     float *wide = s->wide == NULL ? NULL : s->wide + (size_t)thread * (L2C_WIDE + 1) * head_size;
 
     /* What works on whole rows is split by rows. A single row every thread works out for itself, in
@@ -283,7 +283,7 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
         linear(s, s->k, xb, &s->xq, own, n, &w->wk, kv_part);
         linear(s, s->v, xb, &s->xq, own, n, &w->wv, kv_part);
         for (size_t r = 0; r < n; r++) remember(s, &p->rows[r], r, l, kv_part);
-        if (thread == 0) p->cancelled = l2c_session_stopping(s);
+        if (thread == 0) p->cancelled = l2c_session_stopping(s->session);
 
         if (own_heads) {
             size_t heads = (size_t)c->n_heads / (size_t)n_threads;
@@ -343,8 +343,8 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
                share((size_t)c->vocab_size, 16, thread, n_threads));
 }
 
-l2c_status l2c_forward(l2c_session *session, const l2c_row *rows, size_t n_rows) {
-    pass p = {.s = session, .rows = rows, .n = n_rows};
-    l2c_pool_run(session->pool, forward_on_thread, &p);
+l2c_status l2c_forward(l2c_cpu_session *s, const l2c_row *rows, size_t n_rows) {
+    pass p = {.s = s, .rows = rows, .n = n_rows};
+    l2c_pool_run(s->pool, forward_on_thread, &p);
     return p.cancelled ? L2C_CANCELLED : L2C_OK;
 }

@@ -151,6 +151,11 @@ void *l2c_memory_zeroed(size_t count, size_t size) {
     return memory;
 }
 
+void l2c_memory_forbid(void *memory, size_t size) {
+    FORBID(memory, size);
+    (void)memory, (void)size;
+}
+
 void l2c_memory_wish_huge(void *memory, size_t size) {
 #if defined(MADV_HUGEPAGE)
     size_t skip = (HUGE_PAGE - (uintptr_t)memory % HUGE_PAGE) % HUGE_PAGE;

@@ -1,0 +1,48 @@
+/*
+ * cpu_session.h - what a session is on the CPU: the KV cache and the scratch of the forward pass.
+ */
+#ifndef L2C_CPU_SESSION_H
+#define L2C_CPU_SESSION_H
+
+#include "backend.h"
+
+enum {
+    L2C_TILE = 4, /* queries that go through the same keys and values side by side */
+    L2C_WIDE = 64 /* positions of a float16 cache that are turned into float32 at a time */
+};
+
+typedef struct {
+    const l2c_session *session;
+    const l2c_model *model;
+    l2c_pool *pool;
+    const l2c_kernels *kernels;
+    l2c_kv kv;
+    size_t kv_bytes; /* of a number in the cache */
+    size_t n_ctx;
+    void *memory;    /* one block, of which the rest are parts (cpu_session.c) */
+
+    unsigned char *key_cache;   /* (n_sequences, n_layers, n_kv_heads, n_ctx, head_size) of kv_bytes */
+    unsigned char *value_cache; /* the same shape */
+
+    float *x;            /* (L2C_MAX_ROWS, dim) the residual stream */
+    float *xb;           /* the same shape: normed rows */
+    float *hb;           /* (L2C_MAX_ROWS, hidden_dim) the feed-forward network's inner rows */
+    float *att;          /* (L2C_MAX_ROWS, n_heads * head_size) the heads' outputs */
+    l2c_quantized xq;    /* xb in int8; q is NULL where all weights are float32 */
+    l2c_quantized aq;    /* att in int8 */
+    l2c_quantized hq;    /* hb in int8 */
+    float *q;            /* (L2C_MAX_ROWS, n_heads * head_size) queries */
+    float *delta;        /* (L2C_MAX_ROWS, dim) what a block adds to x */
+    float *k, *v;        /* (L2C_MAX_ROWS, n_kv_heads * head_size) */
+    float *up;           /* (L2C_MAX_ROWS, hidden_dim) w3's output */
+    float *scores;       /* (threads, L2C_TILE, n_ctx) attention weights of a few queries */
+    float *wide;         /* (threads, L2C_WIDE + 1, head_size) of a float16 cache, and a sum; else NULL */
+    float *logits;       /* (L2C_MAX_ROWS, vocab_size) */
+    l2c_candidate *candidates; /* (threads, 2, vocab_size) for the sampler */
+    unsigned char *seen; /* (threads, vocab_size) marks for the repetition penalty, all 0 between calls */
+} l2c_cpu_session;
+
+/* forward.c: runs rows through the model; returns L2C_OK or L2C_CANCELLED. */
+l2c_status l2c_forward(l2c_cpu_session *s, const l2c_row *rows, size_t n_rows);
+
+#endif
