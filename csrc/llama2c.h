@@ -27,9 +27,9 @@
  *  - A function that can fail returns an l2c_status and fills *err when it is not L2C_OK. err may
  *    be NULL. On failure, output pointers are left as they were and nothing is leaked.
  *  - Other pointers must not be NULL unless said so. Every _free accepts NULL.
- *  - Nothing prints, exits or keeps global state (a count of forks excepted). The caller's rounding mode
- *    and flushing of denormals are set aside while a function computes. Different objects may be used from different
- *    threads at once. What a single object allows is said where it is declared.
+ *  - Nothing prints, exits or keeps global state (a count of forks excepted). Different objects may be
+ *    used from different threads at once. What a single object allows is said where it is declared.
+ *  - The caller's rounding mode and flushing of denormals are set aside while a function computes.
  *  - Objects that are made from others (a session from a model and a pool) borrow them: those must
  *    outlive its last use. The order of freeing does not matter.
  */
@@ -282,7 +282,7 @@ typedef enum { L2C_KV_FLOAT32 = 0, L2C_KV_FLOAT16 } l2c_kv;
 /*
  * n_sequences independent sequences of at most n_ctx positions (0: the model's seq_len).
  * Key and value caches are committed by the operating system as positions are used.
- * L2C_ISA_RUNQ takes a model opened with L2C_DTYPE_FILE and a float32 cache (else L2C_UNSUPPORTED).
+ * L2C_ISA_RUNQ takes int8 as they lie in a v2 file (L2C_DTYPE_FILE) and a float32 cache, else L2C_UNSUPPORTED.
  */
 l2c_status l2c_session_create(const l2c_model *model, l2c_pool *pool, int32_t n_sequences, int32_t n_ctx,
                               l2c_kv kv, l2c_isa isa, l2c_session **session, l2c_error *err);
