@@ -4,7 +4,8 @@
 
 Temperature 1, top-p 0.9; as many stories as the batch has room for, of equal length. Includes all
 that generate_batch does: memory for the sequences, the prompts (two tokens each: BOS alone has
-zeros for its embedding here, and all tokens are as likely after it), sampling, text.
+zeros for its embedding here, and all tokens are as likely after it), sampling, text. "Python" is
+the share of the time that is not spent in C's functions.
 """
 
 from __future__ import annotations
@@ -15,8 +16,31 @@ from typing import Any
 from common import DTYPES, ISAS, finish, interleaved, model_files, parser, spread, table
 
 from pyllama2c import Llama
+from pyllama2c import batch as batch_module
 from pyllama2c.session import MAX_ROWS
 from pyllama2c.workers import available_cpus
+
+
+class TimedLibrary:
+    """The C library as batch.py sees it, with a clock around its functions."""
+
+    def __init__(self, library: Any):
+        self.library, self.seconds = library, 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.library, name)
+        if not callable(found):
+            return found
+
+        def timed(*arguments: Any) -> Any:
+            started = perf_counter()
+            try:
+                return found(*arguments)
+            finally:
+                self.seconds += perf_counter() - started
+
+        setattr(self, name, timed)
+        return timed
 
 
 def main() -> None:
@@ -28,10 +52,13 @@ def main() -> None:
     arguments = made.parse_args()
     batches = [2**i for i in range(arguments.largest.bit_length())]
 
-    def tell(case: tuple[Llama, int], number: int) -> float:
-        """Seconds of a token."""
+    library = TimedLibrary(batch_module.lib)
+    batch_module.lib = library
+
+    def tell(case: tuple[Llama, int], number: int) -> tuple[float, float]:
+        """Seconds of a token, and of these in Python."""
         llama, batch = case
-        started = perf_counter()
+        library.seconds, started = 0.0, perf_counter()
         stories = list(
             llama.generate_batch(
                 [[1, 300 + number]],
@@ -45,7 +72,8 @@ def main() -> None:
         wrong = [story.error for story in stories if story.error]
         if wrong:
             raise SystemExit(f"a story failed: {wrong[0]}")
-        return seconds / sum(len(story.tokens) for story in stories)
+        n_tokens = sum(len(story.tokens) for story in stories)
+        return seconds / n_tokens, (seconds - library.seconds) / n_tokens
 
     with model_files(arguments.shape) as files:
         options: dict[str, Any] = {"threads": arguments.threads, "isa": arguments.isa}
@@ -56,10 +84,11 @@ def main() -> None:
         {
             "dtype": llama.config.dtype,
             "batch": batch,
-            "tokens_per_second": spread([1 / s for s in seconds]),
-            "microseconds_per_token": spread([1e6 * s for s in seconds])["median"],
+            "tokens_per_second": spread([1 / s for s, _ in figure]),
+            "microseconds_per_token": spread([1e6 * s for s, _ in figure])["median"],
+            "python_share": spread([python / s for s, python in figure])["median"],
         }
-        for (llama, batch), seconds in zip(cases, figures, strict=True)
+        for (llama, batch), figure in zip(cases, figures, strict=True)
     ]
     rows.sort(key=lambda row: DTYPES.index(row["dtype"]))
     lines = [
@@ -69,6 +98,7 @@ def main() -> None:
             f"{row['tokens_per_second']['median']:,.0f}",
             f"{row['tokens_per_second']['min']:,.0f} to {row['tokens_per_second']['max']:,.0f}",
             f"{row['microseconds_per_token']:,.1f}",
+            f"{row['python_share']:.2%}",
         ]
         for row in rows
     ]
@@ -82,7 +112,9 @@ def main() -> None:
         "config": llamas[0].config._asdict(),
         "batch": rows,
     }
-    finish(arguments, result, table(["dtype", "batch", "tok/s", "range", "us/token"], lines))
+    finish(
+        arguments, result, table(["dtype", "batch", "tok/s", "range", "us/token", "Python"], lines)
+    )
 
 
 if __name__ == "__main__":

@@ -92,7 +92,9 @@ def make_kernels(shape: str) -> list[Kernel]:
     arrays = (np.empty(head, np.float32), weights, rows_of_values)
     n_bytes = sum(array.nbytes for array in arrays)
     sizes = ("p", "p", 1, 0, "p", seq_len, head)
-    made.append(kernel("mix", f"{seq_len} x {head}", arrays, sizes, n_bytes, 2 * seq_len * head))
+    made.append(
+        kernel("weighted_sum", f"{seq_len} x {head}", arrays, sizes, n_bytes, 2 * seq_len * head)
+    )
     return made
 
 

@@ -15,7 +15,6 @@ typedef struct {
     int32_t n_sequences, n_ctx;
     l2c_kv kv;
     l2c_isa isa;
-    l2c_pool *pool;    /* borrowed; NULL where memory is only measured */
     int32_t n_threads; /* of the pool */
 } l2c_session_options;
 
@@ -25,7 +24,7 @@ struct l2c_backend {
     /* Bytes of a session for a model of this shape; UINT64_MAX when they do not fit 64 bits. */
     uint64_t (*session_bytes)(const l2c_config *config, const l2c_matrices *matrices, const l2c_session_options *options);
 
-    /* Makes session->state; frees it, which must not look at the model: that may be gone. */
+    /* Makes session->state and kernels; frees it, which must not look at the model: that may be gone. */
     l2c_status (*session_open)(l2c_session *session, const l2c_session_options *options, l2c_error *err);
     void (*session_close)(l2c_session *session);
 
@@ -45,6 +44,7 @@ struct l2c_backend {
     /* The cache of a sequence's first n positions: (n_layers, n_kv_heads, n, head_size) keys, then values. */
     void (*cache_read)(l2c_session *session, int32_t sequence, size_t n, void *state);
     void (*cache_write)(l2c_session *session, int32_t sequence, size_t n, const void *state);
+    void (*cache_copy)(l2c_session *session, int32_t from, int32_t to, size_t n);
 };
 
 extern const l2c_backend l2c_backend_cpu;

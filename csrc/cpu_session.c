@@ -2,7 +2,6 @@
  * cpu_session.c - the CPU as a backend: a session's memory, and what is made of its logits. The forward pass
  * is in forward.c.
  */
-#include <math.h>
 #include <string.h>
 
 #include "cpu_session.h"
@@ -78,7 +77,8 @@ static uint64_t lay_out(l2c_cpu_session *s, unsigned char *memory, const l2c_con
     s->v = part(&a, rows * kv_dim * f, 1);
     s->up = part(&a, rows * hidden * f, 1);
     s->scores = part(&a, threads * L2C_TILE * n_ctx * f, 1);
-    s->wide = o->kv == L2C_KV_FLOAT16 ? part(&a, threads * (L2C_WIDE + 1) * head * f, 1) : NULL;
+    s->value_sums = threads > 1 ? part(&a, (threads - 1) * (n_ctx + L2C_SUM_BLOCK) * ((head + 15) / 16) * f, 1) : NULL;
+    s->kv_f32 = o->kv == L2C_KV_FLOAT16 ? part(&a, threads * L2C_SUM_BLOCK * head * f, 1) : NULL;
     s->logits = part(&a, rows * vocab * f, 1);
     s->candidates = part(&a, threads * 2 * vocab * sizeof *s->candidates, 1);
     s->seen = part(&a, threads * vocab, 1);
@@ -115,8 +115,8 @@ static l2c_status session_open(l2c_session *session, const l2c_session_options *
     s->memory = memory;
     s->session = session;
     s->model = m;
-    s->pool = o->pool;
-    s->kernels = m->matrices.as_file ? &l2c_kernels_runq : l2c_kernels_for(isa);
+    s->pool = session->pool;
+    s->kernels = session->kernels = m->matrices.as_file ? &l2c_kernels_runq : l2c_kernels_for(isa);
     s->kv = o->kv;
     s->kv_bytes = o->kv == L2C_KV_FLOAT16 ? sizeof(uint16_t) : sizeof(float);
     s->n_ctx = (size_t)o->n_ctx;
@@ -172,59 +172,44 @@ static void sample(l2c_session *session, l2c_draw *draws, size_t n, l2c_error *e
     else l2c_pool_run(((l2c_cpu_session *)session->state)->pool, draw_on_thread, &d);
 }
 
-/* sum of exp(x[j] - largest): exponentials in float32; their sum in double, as 16 lanes and a tree, since a
- * float32 sum over the vocabulary would cost half of the digits */
-static double exp_sum(const l2c_kernels *kernels, const float *x, size_t n, float largest) {
-    enum { LANES = 16, PIECE = 64 * LANES };
-    float e[PIECE];
-    double lane[LANES] = {0};
-    for (size_t from = 0, some; from < n; from += some) {
-        some = n - from < PIECE ? n - from : PIECE;
-        for (size_t j = 0; j < some; j++) e[j] = x[from + j] - largest;
-        kernels->exp(e, e, some);
-        for (size_t j = some; j % LANES != 0; j++) e[j] = 0.0f;
-        for (size_t j = 0; j < some; j += LANES)
-            UNROLL for (int i = 0; i < LANES; i++) lane[i] += (double)e[j + (size_t)i];
-    }
-    for (int half = LANES / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) lane[i] += lane[i + half];
-    return lane[0];
-}
-
 static double logprob(l2c_session *session, size_t i, int32_t token) {
     const l2c_cpu_session *s = session->state;
     const float *x = logits(session, i);
     size_t n = (size_t)s->model->config.vocab_size;
-    float largest = s->kernels->max(x, n);
-    return (double)x[token] - (double)largest - log(exp_sum(s->kernels, x, n, largest));
+    return l2c_logprob_of(l2c_logprob_total(s->kernels, x, n), x[token]);
 }
 
 /* ---- The cache as data ---------------------------------------------------------------------------------- */
 
-/* Calls for each head's first n positions: where they are in the cache, and in `state`. */
-#define EACH_HEAD(s, sequence, n, visit)                                                                              \
-    do {                                                                                                              \
-        const l2c_config *c = &(s)->model->config;                                                                    \
-        size_t heads = (size_t)c->n_layers * (size_t)c->n_kv_heads, head = (size_t)c->head_size * (s)->kv_bytes;      \
-        unsigned char *caches[] = {(s)->key_cache, (s)->value_cache};                                                 \
-        for (size_t k = 0; k < 2; k++)                                                                                \
-            for (size_t i = 0; i < heads; i++)                                                                        \
-                visit(caches[k] + ((size_t)(sequence) * heads + i) * (s)->n_ctx * head, (k * heads + i) * (n) * head, \
-                      (n) * head);                                                                                    \
-    } while (0)
+/* Keys, then values: each head's context, (n_ctx, head_size), of a sequence. */
+static unsigned char *context_of(const l2c_cpu_session *s, int32_t sequence, size_t i, size_t heads, size_t head) {
+    unsigned char *cache = i < heads ? s->key_cache : s->value_cache;
+    return cache + ((size_t)sequence * heads + i % heads) * s->n_ctx * head;
+}
+
+static size_t heads_of(const l2c_cpu_session *s) {
+    return (size_t)s->model->config.n_layers * (size_t)s->model->config.n_kv_heads;
+}
 
 static void cache_read(l2c_session *session, int32_t sequence, size_t n, void *state) {
     const l2c_cpu_session *s = session->state;
-#define READ(cache, at, bytes) memcpy((unsigned char *)state + (at), cache, bytes)
-    EACH_HEAD(s, sequence, n, READ);
-#undef READ
+    size_t heads = heads_of(s), head = (size_t)s->model->config.head_size * s->kv_bytes;
+    for (size_t i = 0; i < 2 * heads; i++)
+        memcpy((unsigned char *)state + i * n * head, context_of(s, sequence, i, heads, head), n * head);
 }
 
 static void cache_write(l2c_session *session, int32_t sequence, size_t n, const void *state) {
     const l2c_cpu_session *s = session->state;
-#define WRITE(cache, at, bytes) memcpy(cache, (const unsigned char *)state + (at), bytes)
-    EACH_HEAD(s, sequence, n, WRITE);
-#undef WRITE
+    size_t heads = heads_of(s), head = (size_t)s->model->config.head_size * s->kv_bytes;
+    for (size_t i = 0; i < 2 * heads; i++)
+        memcpy(context_of(s, sequence, i, heads, head), (const unsigned char *)state + i * n * head, n * head);
+}
+
+static void cache_copy(l2c_session *session, int32_t from, int32_t to, size_t n) {
+    const l2c_cpu_session *s = session->state;
+    size_t heads = heads_of(s), head = (size_t)s->model->config.head_size * s->kv_bytes;
+    for (size_t i = 0; i < 2 * heads; i++)
+        memcpy(context_of(s, to, i, heads, head), context_of(s, from, i, heads, head), n * head);
 }
 
 const l2c_backend l2c_backend_cpu = {
@@ -238,4 +223,5 @@ const l2c_backend l2c_backend_cpu = {
     .logprob = logprob,
     .cache_read = cache_read,
     .cache_write = cache_write,
+    .cache_copy = cache_copy,
 };

@@ -45,35 +45,11 @@ static void quantize(const l2c_cpu_session *s, const l2c_quantized *to, size_t r
     if (to->q != NULL) s->kernels->quantize(to, row, x, to->cols);
 }
 
-/* out (n, w->rows) = x (n, w->cols) times w transposed, for the output columns in `part`. Of many rows, 64 at
- * a time go through as many weights as stay in a core's cache beside them: all rows at once would come from
- * farther away, once for every few weights. */
-static void linear_f32(const l2c_cpu_session *s, float *out, const float *x, size_t n, const l2c_matrix *w, range part) {
-    enum { TILE_ROWS = 64, TILE_WEIGHTS = 32768 };
-    size_t columns = n <= TILE_ROWS ? part.end - part.begin : TILE_WEIGHTS / w->cols / 16 * 16;
-    if (columns < 16) columns = 16;
-    for (size_t i = part.begin, end; i < part.end; i = end) {
-        end = part.end - i < columns ? part.end : i + columns;
-        for (size_t r = 0, some; r < n; r += some) {
-            some = n - r < TILE_ROWS ? n - r : TILE_ROWS;
-            s->kernels->matmul(out + r * w->rows, w->rows, x + r * w->cols, w->cols, some, w->data, w->cols, i, end);
-        }
-    }
-}
-
-/* The same for any type of weights: x in float32 and, from row `first` of xq on, in int8, as w needs it */
+/* out (n, w->rows) = x (n, w->cols) times w transposed, for the output columns in `part`; x in float32 and, from
+ * row `first` of xq on, in int8, as w needs it */
 static void linear(const l2c_cpu_session *s, float *out, const float *x, const l2c_quantized *xq, size_t first, size_t n,
                    const l2c_matrix *w, range part) {
-    const l2c_kernels *k = s->kernels;
-    if (part.begin == part.end) return;
-    if (w->type == L2C_WEIGHTS_F32)
-        linear_f32(s, out, x, n, w, part);
-    else if (w->type == L2C_WEIGHTS_Q4)
-        k->matmul_q4(out, w->rows, xq, first, n, w, part.begin, part.end);
-    else if (w->type == L2C_WEIGHTS_Q4_1)
-        k->matmul_q4_1(out, w->rows, xq, first, n, w, part.begin, part.end);
-    else
-        k->matmul_q8(out, w->rows, xq, first, n, w, part.begin, part.end);
+    if (part.begin < part.end) l2c_linear(s->kernels, out, x, xq, first, n, w, part.begin, part.end);
 }
 
 /* RoPE (Su et al. 2021): turns each neighbouring pair of a head by position * frequency; pairs
@@ -86,6 +62,17 @@ static void rotate(const l2c_cpu_session *s, float *pairs, size_t begin, size_t 
     s->kernels->rotate(pairs, cosine + at, sine + at, end - begin);
 }
 
+/* The same of the columns in `part` of a row's heads. Parts begin and end between pairs, though not always
+ * between heads. */
+static void rotate_heads(const l2c_cpu_session *s, float *row, range part, int32_t position) {
+    size_t head_size = (size_t)s->model->config.head_size;
+    for (size_t i = part.begin, end; i < part.end; i = end) {
+        size_t within = i % head_size;
+        end = i - within + head_size < part.end ? i - within + head_size : part.end;
+        rotate(s, row + i, within / 2, (within + end - i) / 2, position);
+    }
+}
+
 /* Where a (sequence, layer, kv_head) has its (n_ctx, head_size) keys or values in a cache. */
 static unsigned char *cached(const l2c_cpu_session *s, unsigned char *cache, int32_t sequence, size_t layer, size_t kv_head) {
     const l2c_config *c = &s->model->config;
@@ -95,22 +82,20 @@ static unsigned char *cached(const l2c_cpu_session *s, unsigned char *cache, int
 
 /* n numbers into a cache, where number 0 is at `at`. */
 static void store(const l2c_cpu_session *s, unsigned char *at, size_t number, const float *from, size_t n) {
-    if (s->kv == L2C_KV_FLOAT16) s->kernels->narrow((uint16_t *)at + number, from, n);
+    if (s->kv == L2C_KV_FLOAT16) s->kernels->f32_to_f16((uint16_t *)at + number, from, n);
     else memcpy((float *)at + number, from, n * sizeof *from);
 }
 
-/* Puts the columns in `part` of a row's keys, rotated, and of its values into the KV cache. Parts
- * begin and end between pairs, though not always between heads. */
-static void remember(const l2c_cpu_session *s, const l2c_row *row, size_t r, size_t layer, range part) {
+/* Puts the columns in `part` of a row's keys, rotated, and of its values into the KV cache. */
+static void store_kv(const l2c_cpu_session *s, const l2c_row *row, size_t r, size_t layer, range part) {
     size_t head_size = (size_t)s->model->config.head_size;
     size_t kv_dim = (size_t)s->model->config.n_kv_heads * head_size;
+    rotate_heads(s, s->k + r * kv_dim, part, row->position);
     for (size_t i = part.begin, end; i < part.end; i = end) {
         size_t head = i / head_size, within = i % head_size;
         end = (head + 1) * head_size < part.end ? (head + 1) * head_size : part.end;
         size_t to = (size_t)row->position * head_size + within;
-        float *key = s->k + r * kv_dim + i;
-        rotate(s, key, within / 2, (within + end - i) / 2, row->position);
-        store(s, cached(s, s->key_cache, row->sequence, layer, head), to, key, end - i);
+        store(s, cached(s, s->key_cache, row->sequence, layer, head), to, s->k + r * kv_dim + i, end - i);
         store(s, cached(s, s->value_cache, row->sequence, layer, head), to, s->v + r * kv_dim + i, end - i);
     }
 }
@@ -118,56 +103,57 @@ static void remember(const l2c_cpu_session *s, const l2c_row *row, size_t r, siz
 /* Queries that attend to the same keys and values: those of neighbouring positions of a sequence, or
  * the heads of one position that share a key head (grouped-query attention). */
 typedef struct {
-    float *query, *out;          /* of the first */
+    const float *query;          /* of the first, rotated */
+    float *out;                  /* of the first */
     const void *keys, *values;   /* (n_keys + (n - 1) * step, head_size), as the cache has them */
     size_t n, stride;            /* how many, and how far apart in q and att */
     size_t n_keys, step;         /* query i attends to the first n_keys + i * step */
-    int32_t position;            /* and is at this one + i * step */
 } queries;
 
-/* scores (n, n_ctx) = query keys^T, of a float16 cache: L2C_WIDE positions at a time become float32. */
-static void score_half(const l2c_cpu_session *s, const queries *a, float *scores, float *wide) {
-    size_t head_size = (size_t)s->model->config.head_size, most = a->n_keys + (a->n - 1) * a->step;
-    for (size_t t = 0, n; t < most; t += n) {
-        n = most - t < L2C_WIDE ? most - t : L2C_WIDE;
-        s->kernels->widen(wide, (const uint16_t *)a->keys + t * head_size, n * head_size);
-        s->kernels->matmul(scores + t, s->n_ctx, a->query, a->stride, a->n, wide, head_size, 0, n);
+/* Keys or values of n positions from t on, in float32: as they lie in the cache, or turned into it in `room`. */
+static const float *in_f32(const l2c_cpu_session *s, const void *cache, size_t t, size_t n, float *room) {
+    size_t head_size = (size_t)s->model->config.head_size;
+    if (s->kv == L2C_KV_FLOAT32) return (const float *)cache + t * head_size;
+    s->kernels->f16_to_f32(room, (const uint16_t *)cache + t * head_size, n * head_size);
+    return room;
+}
+
+/* The positions that the last of the queries attends to, which are the most. */
+static size_t most_keys(const queries *a) { return a->n_keys + (a->n - 1) * a->step; }
+
+/* scores (n, n_ctx) = query keys^T, of the positions in `part` */
+static void score(const l2c_cpu_session *s, const queries *a, float *scores, range part, float *kv_f32) {
+    size_t head_size = (size_t)s->model->config.head_size;
+    size_t some = s->kv == L2C_KV_FLOAT32 ? part.end - part.begin : L2C_SUM_BLOCK;
+    for (size_t t = part.begin, n; t < part.end; t += n) {
+        n = part.end - t < some ? part.end - t : some;
+        s->kernels->matmul(scores + t, s->n_ctx, a->query, a->stride, a->n, in_f32(s, a->keys, t, n, kv_f32),
+                           head_size, 0, n);
     }
 }
 
-/* out (n, head_size) = scores values, likewise: the sums of L2C_WIDE positions each are added in their order. */
-static void mix_half(const l2c_cpu_session *s, const queries *a, const float *scores, float *wide) {
-    size_t head_size = (size_t)s->model->config.head_size, most = a->n_keys + (a->n - 1) * a->step;
-    float *sum = wide + L2C_WIDE * head_size;
-    for (size_t t = 0; t < most; t += L2C_WIDE) {
-        size_t n = most - t < L2C_WIDE ? most - t : L2C_WIDE;
-        s->kernels->widen(wide, (const uint16_t *)a->values + t * head_size, n * head_size);
-        for (size_t i = 0; i < a->n; i++) {
-            size_t keys = a->n_keys + i * a->step; /* of this query, of which these are the ones from t on */
-            if (keys <= t) continue;
-            float *out = t == 0 ? a->out + i * a->stride : sum;
-            s->kernels->mix(out, head_size, scores + i * s->n_ctx + t, 0, 1, 0, wide, keys - t < n ? keys - t : n,
-                            head_size);
-            if (t > 0) s->kernels->add(a->out + i * a->stride, sum, head_size);
-        }
-    }
+/* scores = softmax(scores / sqrt(head_size)), of query i */
+static void weigh(const l2c_cpu_session *s, const queries *a, float *scores, size_t i) {
+    float *own = scores + i * s->n_ctx;
+    s->kernels->divide(own, sqrtf((float)s->model->config.head_size), a->n_keys + i * a->step);
+    s->kernels->softmax(own, a->n_keys + i * a->step);
 }
 
-/* out (n, head_size) = softmax(query keys^T / sqrt(head_size)) values; scores and wide are this thread's */
-static void attend(const l2c_cpu_session *s, const queries *a, float *scores, float *wide) {
-    const l2c_kernels *kernels = s->kernels;
-    size_t head_size = (size_t)s->model->config.head_size, n_ctx = s->n_ctx;
-    int half = s->kv == L2C_KV_FLOAT16;
-    for (size_t i = 0; i < a->n; i++)
-        rotate(s, a->query + i * a->stride, 0, head_size / 2, a->position + (int32_t)(i * a->step));
-    if (half) score_half(s, a, scores, wide);
-    else kernels->matmul(scores, n_ctx, a->query, a->stride, a->n, a->keys, head_size, 0, a->n_keys + (a->n - 1) * a->step);
-    for (size_t i = 0; i < a->n; i++) {
-        kernels->divide(scores + i * n_ctx, sqrtf((float)head_size), a->n_keys + i * a->step);
-        kernels->softmax(scores + i * n_ctx, a->n_keys + i * a->step);
-    }
-    if (half) mix_half(s, a, scores, wide);
-    else kernels->mix(a->out, a->stride, scores, n_ctx, a->n, a->step, a->values, a->n_keys, head_size);
+/* out (n, head_size) += scores values, of the positions from t on up to L2C_SUM_BLOCK */
+static void add_values(const l2c_cpu_session *s, const queries *a, float *out, size_t stride, const float *scores, size_t t,
+                       int more, float *kv_f32) {
+    size_t left = most_keys(a) - t, n = left < L2C_SUM_BLOCK ? left : L2C_SUM_BLOCK;
+    s->kernels->weighted_sum(out, stride, scores + t, s->n_ctx, a->n, a->step,
+                             in_f32(s, a->values, t, n, kv_f32), (ptrdiff_t)a->n_keys - (ptrdiff_t)t,
+                             (size_t)s->model->config.head_size, more);
+}
+
+/* out (n, head_size) = softmax(query keys^T / sqrt(head_size)) values; scores and kv_f32 are this thread's */
+static void attend(const l2c_cpu_session *s, const queries *a, float *scores, float *kv_f32) {
+    score(s, a, scores, (range){0, most_keys(a)}, kv_f32);
+    for (size_t i = 0; i < a->n; i++) weigh(s, a, scores, i);
+    for (size_t t = 0; t < most_keys(a); t += L2C_SUM_BLOCK)
+        add_values(s, a, a->out, a->stride, scores, t, t > 0, kv_f32);
 }
 
 /* Asks for the first keys and values, which another story's since then have driven from the cache. What
@@ -188,40 +174,91 @@ static size_t run_of_rows(const pass *p, size_t r) {
     return n;
 }
 
-/* att (n, q_dim): each head's mixture of the values it attends to. Of these heads
- * of all rows, each of n_threads threads takes its turns. */
-static void attention(const pass *p, size_t layer, range heads, int thread, int n_threads, float *scores,
-                      float *wide) {
+/* The next tile of these heads of all rows, from row *r and head *h on; 0 after the last. */
+static int next_tile(const pass *p, size_t layer, range heads, size_t *r, size_t *h, queries *tile) {
     const l2c_cpu_session *s = p->s;
     const l2c_config *c = &s->model->config;
     size_t n_heads = (size_t)c->n_heads, per_kv = n_heads / (size_t)c->n_kv_heads, head_size = (size_t)c->head_size;
-    size_t turn = 0, q_dim = n_heads * head_size;
-    queries ready = {0}; /* one is worked on while the next one's memory is on its way */
-    for (size_t r = 0, n_rows; r < p->n; r += n_rows) {
-        n_rows = run_of_rows(p, r);
-        for (size_t h = heads.begin, n_queries; h < heads.end; h += n_queries) {
-            /* side by side: rows if there are several, else heads */
-            size_t left = per_kv - h % per_kv;
-            n_queries = n_rows > 1 ? 1 : left < L2C_TILE ? left : L2C_TILE;
-            if (turn++ % (size_t)n_threads != (size_t)thread) continue;
-            const l2c_row *row = &p->rows[r];
-            queries tile = {
-                .query = s->q + r * q_dim + h * head_size,
-                .out = s->att + r * q_dim + h * head_size,
-                .keys = cached(s, s->key_cache, row->sequence, layer, h / per_kv),
-                .values = cached(s, s->value_cache, row->sequence, layer, h / per_kv),
-                .n = n_rows > 1 ? n_rows : n_queries,
-                .stride = n_rows > 1 ? q_dim : head_size,
-                .n_keys = (size_t)row->position + 1,
-                .step = n_rows > 1,
-                .position = row->position,
-            };
-            fetch(s, &tile);
-            if (ready.n > 0) attend(s, &ready, scores, wide);
-            ready = tile;
-        }
+    size_t q_dim = n_heads * head_size;
+    if (*r == p->n) return 0;
+    /* side by side: rows if there are several, else heads */
+    size_t n_rows = run_of_rows(p, *r), left = per_kv - *h % per_kv;
+    size_t n_heads_of_it = n_rows > 1 ? 1 : left < L2C_TILE ? left : L2C_TILE;
+    const l2c_row *row = &p->rows[*r];
+    *tile = (queries){
+        .query = s->q + *r * q_dim + *h * head_size,
+        .out = s->att + *r * q_dim + *h * head_size,
+        .keys = cached(s, s->key_cache, row->sequence, layer, *h / per_kv),
+        .values = cached(s, s->value_cache, row->sequence, layer, *h / per_kv),
+        .n = n_rows > 1 ? n_rows : n_heads_of_it,
+        .stride = n_rows > 1 ? q_dim : head_size,
+        .n_keys = (size_t)row->position + 1,
+        .step = n_rows > 1,
+    };
+    *h += n_heads_of_it;
+    if (*h >= heads.end) {
+        *r += n_rows;
+        *h = heads.begin;
     }
-    if (ready.n > 0) attend(s, &ready, scores, wide);
+    return 1;
+}
+
+/* att (n, q_dim): each head's weighted sum of the values it attends to. Of the tiles of these heads, each of
+ * n_threads threads takes its turns. */
+static void attention(const pass *p, size_t layer, range heads, int thread, int n_threads, float *scores,
+                      float *kv_f32) {
+    size_t r = 0, h = heads.begin, turn = 0;
+    queries tile, ready = {0}; /* one is worked on while the next one's memory is on its way */
+    while (next_tile(p, layer, heads, &r, &h, &tile)) {
+        if (turn++ % (size_t)n_threads != (size_t)thread) continue;
+        fetch(p->s, &tile);
+        if (ready.n > 0) attend(p->s, &ready, scores, kv_f32);
+        ready = tile;
+    }
+    if (ready.n > 0) attend(p->s, &ready, scores, kv_f32);
+}
+
+/* The tiles of all heads, where they are fewer than threads and long enough to be shared; else 0. */
+static size_t tiles_to_share(const pass *p, int n_threads) {
+    enum { WORTH = 4 * L2C_SUM_BLOCK }; /* positions; below, threads would wait longer than they work */
+    range heads = {0, (size_t)p->s->model->config.n_heads};
+    size_t r = 0, h = 0, n = 0, longest = 0;
+    for (queries tile; next_tile(p, 0, heads, &r, &h, &tile); n++) {
+        if (n + 1 == (size_t)n_threads) return 0;
+        longest = most_keys(&tile) > longest ? most_keys(&tile) : longest;
+    }
+    return longest < WORTH || p->s->kernels == &l2c_kernels_runq ? 0 : n; /* runq.c's sums have no blocks */
+}
+
+/* The same where there are n_tiles, fewer than threads: those whose number is a tile's, modulo n_tiles, share
+ * its positions in whole blocks, then add the blocks' sums, each for some of the columns. */
+static void attention_by_blocks(const pass *p, size_t layer, size_t n_tiles, int thread, int n_threads, float *kv_f32) {
+    const l2c_cpu_session *s = p->s;
+    size_t head_size = (size_t)s->model->config.head_size, n_ctx = s->n_ctx;
+    size_t number = (size_t)thread % n_tiles, r = 0, h = 0;
+    int member = thread / (int)n_tiles, members = (n_threads - (int)number - 1) / (int)n_tiles + 1;
+    range heads = {0, (size_t)s->model->config.n_heads};
+    queries a;
+    for (size_t i = 0; i <= number; i++) next_tile(p, layer, heads, &r, &h, &a);
+    float *scores = s->scores + number * L2C_TILE * n_ctx;
+    float *sums = s->value_sums + number * (n_ctx + L2C_SUM_BLOCK) * ((head_size + 15) / 16); /* a block: (n, head_size) */
+    size_t block_size = a.n * head_size;
+    range part = share(most_keys(&a), L2C_SUM_BLOCK, member, members), columns = share(head_size, 16, member, members);
+
+    score(s, &a, scores, part, kv_f32);
+    l2c_pool_barrier(s->pool, thread);
+    for (size_t i = (size_t)member; i < a.n; i += (size_t)members) weigh(s, &a, scores, i);
+    l2c_pool_barrier(s->pool, thread);
+    for (size_t t = part.begin; t < part.end; t += L2C_SUM_BLOCK)
+        add_values(s, &a, sums + t / L2C_SUM_BLOCK * block_size, head_size, scores, t, 0, kv_f32);
+    l2c_pool_barrier(s->pool, thread);
+    for (size_t i = 0; i < a.n; i++) {
+        float *out = a.out + i * a.stride + columns.begin;
+        const float *sum = sums + i * head_size + columns.begin;
+        size_t n = columns.end - columns.begin, n_keys = a.n_keys + i * a.step;
+        memcpy(out, sum, n * sizeof *out);
+        for (size_t t = L2C_SUM_BLOCK; t < n_keys; t += L2C_SUM_BLOCK) s->kernels->add(out, sum += block_size, n);
+    }
 }
 
 /* x += delta, both (n, dim), for the columns in `part` */
@@ -252,8 +289,9 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
     /* Where these parts are whole heads with their keys, a thread attends with its own heads and need not
      * wait for the others'. */
     int own_heads = n_kv_heads % (size_t)n_threads == 0 && head_size % 16 == 0;
+    size_t n_shared = own_heads ? 0 : tiles_to_share(p, n_threads);
     float *scores = s->scores + (size_t)thread * L2C_TILE * s->n_ctx;
-    float *wide = s->wide == NULL ? NULL : s->wide + (size_t)thread * (L2C_WIDE + 1) * head_size;
+    float *kv_f32 = s->kv_f32 == NULL ? NULL : s->kv_f32 + (size_t)thread * L2C_SUM_BLOCK * head_size;
 
     /* What works on whole rows is split by rows. A single row every thread works out for itself, in
      * row `own` of xb, xq and hq: the little that is done twice costs less than waiting for it. */
@@ -282,15 +320,19 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
         linear(s, s->q, xb, &s->xq, own, n, &w->wq, q_part);
         linear(s, s->k, xb, &s->xq, own, n, &w->wk, kv_part);
         linear(s, s->v, xb, &s->xq, own, n, &w->wv, kv_part);
-        for (size_t r = 0; r < n; r++) remember(s, &p->rows[r], r, l, kv_part);
+        for (size_t r = 0; r < n; r++) {
+            rotate_heads(s, s->q + r * q_dim, q_part, p->rows[r].position);
+            store_kv(s, &p->rows[r], r, l, kv_part);
+        }
         if (thread == 0) p->cancelled = l2c_session_stopping(s->session);
 
         if (own_heads) {
             size_t heads = (size_t)c->n_heads / (size_t)n_threads;
-            attention(p, l, (range){heads * (size_t)thread, heads * ((size_t)thread + 1)}, 0, 1, scores, wide);
+            attention(p, l, (range){heads * (size_t)thread, heads * ((size_t)thread + 1)}, 0, 1, scores, kv_f32);
         } else {
             l2c_pool_barrier(s->pool, thread);
-            attention(p, l, (range){0, (size_t)c->n_heads}, thread, n_threads, scores, wide);
+            if (n_shared > 0) attention_by_blocks(p, l, n_shared, thread, n_threads, kv_f32);
+            else attention(p, l, (range){0, (size_t)c->n_heads}, thread, n_threads, scores, kv_f32);
         }
         l2c_pool_barrier(s->pool, thread);
         if (p->cancelled) return;

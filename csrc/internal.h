@@ -35,6 +35,11 @@ typedef struct {
 l2c_status l2c_file_map(const char *path, const char *what, l2c_mapping *mapping, l2c_error *err);
 void l2c_file_unmap(l2c_mapping *mapping);
 
+/* A whole file of at most `limit` bytes in memory of its own (l2c_memory_free): what becomes of the file
+ * afterwards is nobody's concern. */
+l2c_status l2c_file_read(const char *path, const char *what, size_t limit, unsigned char **data, size_t *size,
+                         l2c_error *err);
+
 /* These bytes will not be needed soon: where they are a file's, they leave this process's memory, and are
  * read again when asked for. */
 void l2c_file_forget(const l2c_mapping *mapping, const void *data, size_t size);
@@ -182,6 +187,8 @@ struct l2c_session {
     const l2c_model *model;
     const l2c_backend *backend;
     void *state; /* the backend's own: caches, scratch, logits */
+    l2c_pool *pool;
+    const l2c_kernels *kernels; /* for what is computed on the host, whatever computes the rows */
     int32_t n_sequences, n_ctx;
 
     int32_t *lengths; /* (n_sequences) positions that are in the cache */
@@ -221,10 +228,31 @@ typedef struct {
     int32_t token;
 } l2c_candidate;
 
+/* L2C_ARG for a sampler that cannot pick. */
+l2c_status l2c_sampler_check(const l2c_sampler *sampler, l2c_error *err);
+
 /* Picks from logits (n), which it uses up unless it returns L2C_ARG; candidates (2 n) and seen (n) are scratch. */
 l2c_status l2c_sampler_pick(l2c_sampler *sampler, const l2c_kernels *kernels, float *logits,
                             int32_t n, const int32_t *history, size_t n_history,
                             l2c_candidate *candidates, unsigned char *seen, int32_t *token,
                             l2c_error *err);
+
+/* ---- logprob.c --------------------------------------------------------------------------------------- */
+
+/* What turns a row of logits into log-probabilities. */
+typedef struct {
+    double largest, log_sum;
+} l2c_log_total;
+
+l2c_log_total l2c_logprob_total(const l2c_kernels *kernels, const float *logits, size_t n);
+
+/* Of the token that has this logit; NaN where the row holds NaN or infinity. */
+static inline double l2c_logprob_of(l2c_log_total total, float logit) {
+    return (double)logit - total.largest - total.log_sum;
+}
+
+/* Writes the n_top (at most n) likeliest tokens, likeliest first; of equals, the smaller id first. */
+void l2c_logprob_top(const l2c_kernels *kernels, l2c_log_total total, const float *logits, size_t n, l2c_logprob *top,
+                     size_t n_top);
 
 #endif

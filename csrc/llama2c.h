@@ -12,11 +12,11 @@
  *     }
  *     l2c_sampler sampler;
  *     l2c_sampler_init(&sampler, 42);
- *     l2c_row row = {.sequence = 0, .position = 0, .token = L2C_BOS, .want_logits = 1};
+ *     l2c_row row = {.sequence = 0, .position = 0, .token = l2c_tokenizer_bos(tokenizer), .want_logits = 1};
  *     while (row.position < l2c_model_config(model)->seq_len) {
  *         if (l2c_session_forward(session, &row, 1, &err)) break;
  *         if (l2c_session_sample(session, 0, &sampler, NULL, 0, &row.token, &err)) break;
- *         if (row.token == L2C_BOS || row.token == L2C_EOS) break;
+ *         if (row.token == l2c_tokenizer_bos(tokenizer) || row.token == l2c_tokenizer_eos(tokenizer)) break;
  *         const char *piece; size_t length;
  *         l2c_tokenizer_piece(tokenizer, row.token, &piece, &length);
  *         fwrite(piece, 1, length, stdout);
@@ -27,9 +27,9 @@
  *  - A function that can fail returns an l2c_status and fills *err when it is not L2C_OK. err may
  *    be NULL. On failure, output pointers are left as they were and nothing is leaked.
  *  - Other pointers must not be NULL unless said so. Every _free accepts NULL.
- *  - Nothing prints, exits or keeps global state (a count of forks excepted). Different objects may be
- *    used from different threads at once. What a single object allows is said where it is declared.
- *  - The caller's rounding mode and flushing of denormals are set aside while a function computes.
+ *  - Nothing prints, exits or keeps global state (a count of forks excepted). The caller's rounding mode
+ *    and flushing of denormals are set aside while a function computes. Different objects may be used from different
+ *    threads at once. What a single object allows is said where it is declared.
  *  - Objects that are made from others (a session from a model and a pool) borrow them: those must
  *    outlive its last use. The order of freeing does not matter.
  */
@@ -53,7 +53,8 @@ typedef enum {
     L2C_BUSY,        /* the session is being used by another thread */
     L2C_UNSUPPORTED, /* valid, but not by this build or machine */
     L2C_CANCELLED,   /* l2c_session_cancel was called */
-    L2C_NONFINITE    /* the logits hold NaN or infinity, so there is nothing to sample from */
+    L2C_NONFINITE,   /* the logits hold NaN or infinity, so there is nothing to sample from */
+    L2C_FULL         /* a batch has no sequence left for another story */
 } l2c_status;
 
 /* Owned by the caller; message is one line without a final newline. */
@@ -140,7 +141,7 @@ typedef struct l2c_pool l2c_pool;
  * sliding windows, ...).
  *
  * A llama2.c v2 file whose groups do not divide hidden_dim (or are not a multiple of 4, at most 512) is accepted,
- * and computed in plain C with runq.c's own arithmetic (kernels/kernels_runq.c says how). float32 of a v2
+ * and computed in plain C with runq.c's own arithmetic (kernels/runq.c says how). float32 of a v2
  * file is L2C_UNSUPPORTED.
  * A mapped file must not be truncated while the model is open: the operating system would answer
  * a read past its end with SIGBUS.
@@ -158,7 +159,9 @@ l2c_status l2c_model_quantize(const l2c_model *from, l2c_dtype dtype, l2c_pool *
 
 const l2c_config *l2c_model_config(const l2c_model *model);
 
-/* A number that differs between models of different weights: of a sample of every matrix. */
+/* A number of the shape, the norms and the weights that are computed with: the same for the same file and
+ * dtype on every machine, another one (but for a chance of 2^-64) where any of them differs. Reads all
+ * weights, at some 10 GB a second once they are in memory: ask once, and keep it. */
 uint64_t l2c_model_fingerprint(const l2c_model *model);
 
 /* Number of parameters; bytes that the weights are held in; bytes of them that decoding one token reads. */
@@ -275,14 +278,13 @@ typedef struct {
 typedef struct l2c_session l2c_session;
 
 /* What keys and values are kept in: float32 as they are, or half the memory, rounded to float16 (nearest
- * even). Their products and sums are float32 either way; sums of values are taken 64 positions at a time
- * with float16. */
+ * even). Their products and sums are float32 either way. */
 typedef enum { L2C_KV_FLOAT32 = 0, L2C_KV_FLOAT16 } l2c_kv;
 
 /*
  * n_sequences independent sequences of at most n_ctx positions (0: the model's seq_len).
  * Key and value caches are committed by the operating system as positions are used.
- * L2C_ISA_RUNQ takes int8 as they lie in a v2 file (L2C_DTYPE_FILE) and a float32 cache, else L2C_UNSUPPORTED.
+ * L2C_ISA_RUNQ takes a model opened with L2C_DTYPE_FILE and a float32 cache (else L2C_UNSUPPORTED).
  */
 l2c_status l2c_session_create(const l2c_model *model, l2c_pool *pool, int32_t n_sequences, int32_t n_ctx,
                               l2c_kv kv, l2c_isa isa, l2c_session **session, l2c_error *err);
@@ -329,7 +331,7 @@ typedef struct {
 l2c_status l2c_session_sample_many(l2c_session *session, l2c_draw *draws, size_t n, l2c_error *err);
 
 /* Natural logarithm of the probability of a token under logits row i: logit - largest - log(sum), where
- * sum is of float32 exponentials, in double. */
+ * the sum is of the kernels' float32 exps, in double. The same bits on every instruction set. */
 l2c_status l2c_session_logprob(l2c_session *session, size_t i, int32_t token, double *logprob,
                                l2c_error *err);
 
@@ -338,13 +340,14 @@ l2c_status l2c_session_logprob(l2c_session *session, size_t i, int32_t token, do
  * `target` checks them in one sweep. tokens holds the n tokens so far, of which target has been fed
  * n - 1, and has room for n_draft + 1 more; *n_new of them are appended, 1 or more, which are those
  * that target alone would have sampled one by one; rng_states[i] is the sampler's state after the
- * i-th. Stops after BOS or EOS. draft may have been fed any beginning of tokens, and nothing else. Where
- * the draft's logits are not finite it proposes no further, and target goes on alone. A request to stop
- * either session stops both. On failure tokens are as they were as far as n; the sampler's state is not.
+ * i-th. Stops after any of the n_ends ids in ends. draft may have been fed any beginning of tokens, and
+ * nothing else. Where the draft's logits are not finite it proposes no further, and target goes on alone.
+ * A request to stop either session stops both. On failure tokens are as they were as far as n; the
+ * sampler's state is not.
  */
 l2c_status l2c_speculate(l2c_session *target, l2c_session *draft, l2c_sampler *sampler,
-                         int32_t *tokens, size_t n, size_t n_draft, uint64_t *rng_states,
-                         size_t *n_new, l2c_error *err);
+                         int32_t *tokens, size_t n, size_t n_draft, const int32_t *ends, size_t n_ends,
+                         uint64_t *rng_states, size_t *n_new, l2c_error *err);
 
 /* Positions of a sequence that are in the cache, or -1 without such a sequence. */
 int32_t l2c_session_length(const l2c_session *session, int32_t sequence);
@@ -360,6 +363,9 @@ l2c_status l2c_session_cut(l2c_session *session, int32_t sequence, int32_t n, l2
 l2c_status l2c_session_save(l2c_session *session, int32_t n, void *state, l2c_error *err);
 l2c_status l2c_session_load(l2c_session *session, int32_t n, const void *state, l2c_error *err);
 
+/* Gives sequence `to` the first n positions of sequence `from`, in place of what it had. Logits stay. */
+l2c_status l2c_session_copy(l2c_session *session, int32_t from, int32_t to, int32_t n, l2c_error *err);
+
 /*
  * Asks what the session is doing to stop: the forward call or speculation that runs stops at the next layer,
  * or, where none runs or it is past its last layer, the next one does at once; either returns L2C_CANCELLED,
@@ -371,6 +377,125 @@ void l2c_session_cancel(l2c_session *session);
 void l2c_session_resume(l2c_session *session);
 
 void l2c_session_free(l2c_session *session);
+
+/* ---- Batches: many stories in one session; one thread at a time, but for drop and cancel ------------- */
+
+/*
+ * Continuous batching. Stories are added while others are under way, and a step takes all of them one
+ * token further in one sweep over the weights:
+ *
+ *     int64_t story;
+ *     l2c_request request = {.prompt = prompt, .n_prompt = n, .sampler = &sampler, .max_tokens = 100};
+ *     l2c_batch_add(batch, &request, &story, &err);
+ *     while (l2c_batch_stories(batch) > 0) {
+ *         const l2c_event *events; size_t n_events;
+ *         if (l2c_batch_step(batch, &events, &n_events, &err)) break;
+ *         for (size_t i = 0; i < n_events; i++) ...
+ *     }
+ *
+ * A story gets the tokens that it would get alone, whatever the others are. Its events come in order; those
+ * of different stories in any order. Each story has a sequence to itself, whose keys and values stay when the
+ * story ends: a new story takes over, or copies, the longest beginning that its prompt shares with a sequence,
+ * and waits for a story that is reading the same just now. So many stories of one prompt read it once.
+ */
+typedef struct l2c_batch l2c_batch;
+
+enum { L2C_MAX_TOP = 64 };
+
+/* What is told of a story before its end: flags. */
+typedef enum {
+    L2C_TELL_TOKENS = 1,   /* each token */
+    L2C_TELL_LOGPROBS = 2, /* each token, with log-probabilities */
+    L2C_TELL_CHOICES = 4   /* each choice before it is made, to change its logits */
+} l2c_tell;
+
+/* What a story is to be. The batch copies all of it. */
+typedef struct {
+    const int32_t *prompt; /* (n_prompt), 1 or more */
+    size_t n_prompt;
+    const int32_t *ends; /* (n_ends) tokens that end the story and are no part of it; may be NULL */
+    size_t n_ends;
+    const l2c_sampler *sampler;
+    int32_t max_tokens; /* 1 or more. The last token is not fed: n_prompt + max_tokens - 1 positions are needed */
+    int32_t tell;       /* l2c_tell flags */
+    int32_t n_top;      /* of L2C_TELL_LOGPROBS: so many of the likeliest tokens, at most L2C_MAX_TOP */
+} l2c_request;
+
+typedef struct {
+    int32_t token;
+    double logprob; /* natural logarithm, of the model's own distribution: before masks, changes by the
+                     * caller, penalties and temperature; NaN where its logits hold NaN or infinity */
+} l2c_logprob;
+
+typedef enum {
+    L2C_EVENT_TOKEN,  /* a token was sampled, which does not end the story */
+    L2C_EVENT_CHOOSE, /* the next step samples from l2c_batch_row, which may be changed until then */
+    L2C_EVENT_END     /* told of every story, once, after its other events */
+} l2c_event_kind;
+
+typedef enum {
+    L2C_END_STOP,      /* one of its `ends` was sampled */
+    L2C_END_LENGTH,    /* max_tokens */
+    L2C_END_DROPPED,   /* l2c_batch_drop */
+    L2C_END_NONFINITE  /* logits hold NaN or infinity, or every token was forbidden */
+} l2c_end;
+
+typedef struct {
+    int64_t story;
+    int32_t kind;           /* l2c_event_kind */
+    int32_t reason;         /* END: l2c_end */
+    l2c_logprob chosen;     /* TOKEN; the log-probability only where it was asked for */
+    const l2c_logprob *top; /* TOKEN: (n_top) likeliest first; of equals, the smaller id first */
+    size_t n_top;
+    const int32_t *tokens; /* (n_tokens) sampled so far; NULL where the story was dropped */
+    size_t n_tokens;
+} l2c_event;
+
+/* What a batch did so far. */
+typedef struct {
+    uint64_t sweeps, rows;         /* forward passes, and tokens fed in them */
+    uint64_t tokens;               /* sampled, ends of stories not included */
+    uint64_t prompt_tokens;        /* of prompts: fed, or found in the cache */
+    uint64_t cached_prompt_tokens; /* of those, found */
+} l2c_batch_counts;
+
+/* A batch with a session of its own: n_sequences (1 to L2C_MAX_ROWS) stories at a time. The rest is as for
+ * l2c_session_create. All memory is taken here. */
+l2c_status l2c_batch_create(const l2c_model *model, l2c_pool *pool, int32_t n_sequences, int32_t n_ctx, l2c_kv kv,
+                            l2c_isa isa, l2c_batch **batch, l2c_error *err);
+
+/* Adds a story; its number, above 0, is never given again. L2C_FULL until a story ends or is dropped.
+ * L2C_ARG and L2C_RANGE say what is wrong with the request. */
+l2c_status l2c_batch_add(l2c_batch *batch, const l2c_request *request, int64_t *story, l2c_error *err);
+
+/*
+ * Makes the choices that wait for CHOOSE, then one sweep: a row of every story under way, and as many rows
+ * of prompts, in turn, as delay the others little. Does nothing without stories. Events, and what they point
+ * to, are valid until the next add or step. When it fails (L2C_CANCELLED, L2C_NOMEM), the sweep did not take
+ * place: the next step makes it, and tells what this one had to tell as well.
+ */
+l2c_status l2c_batch_step(l2c_batch *batch, const l2c_event **events, size_t *n_events, l2c_error *err);
+
+/* Logits (vocab_size) of a story whose last event is CHOOSE, until the next step; else NULL. */
+float *l2c_batch_row(l2c_batch *batch, int64_t story);
+
+/* Allows, for the next choice of a story only, the tokens whose bit is set: bit t % 32 of bits[t / 32].
+ * L2C_ARG for a story that is not under way. */
+l2c_status l2c_batch_mask(l2c_batch *batch, int64_t story, const uint32_t *bits, l2c_error *err);
+
+/* Ends a story before the next sweep; nothing for one that has ended. Safe from any thread. */
+void l2c_batch_drop(l2c_batch *batch, int64_t story);
+
+/* Makes a step that runs in another thread stop at the next layer (L2C_CANCELLED), as
+ * l2c_session_cancel does. Safe from any thread. */
+void l2c_batch_cancel(l2c_batch *batch);
+
+/* Stories that have not ended. */
+int32_t l2c_batch_stories(const l2c_batch *batch);
+
+l2c_batch_counts l2c_batch_count(const l2c_batch *batch);
+
+void l2c_batch_free(l2c_batch *batch);
 
 /* ---- Memory: what opening a model and telling a story take, before it is taken ---------------------- */
 
@@ -400,12 +525,39 @@ l2c_status l2c_model_plan_memory(const void *data, size_t size, int32_t n_thread
 
 /* ---- Tokenizers: immutable after open, shared by any number of threads ------------------------ */
 
-enum { L2C_UNK = 0, L2C_BOS = 1, L2C_EOS = 2 };
-
 typedef struct l2c_tokenizer l2c_tokenizer;
 
-/* Reads a llama2.c tokenizer.bin of exactly vocab_size pieces (0: as many as the file holds). A piece
- * whose score is minus infinity is never what text becomes. open_memory: data must outlive it. */
+/* What a piece is, numbered as SentencePiece does. */
+typedef enum {
+    L2C_PIECE_NORMAL = 1,
+    L2C_PIECE_UNKNOWN,      /* <unk>; as a control piece, no text becomes it */
+    L2C_PIECE_CONTROL,      /* stands for no text */
+    L2C_PIECE_USER_DEFINED, /* taken wherever a text has it, the longest first, and joined with nothing */
+    L2C_PIECE_UNUSED,       /* joined with others, but left out of what a text becomes */
+    L2C_PIECE_BYTE          /* <0xHH>: characters without a piece become their bytes */
+} l2c_piece_type;
+
+/* A vocabulary of byte-pair encoding as lists, which l2c_tokenizer_create copies. */
+typedef struct {
+    int32_t n_pieces;
+    const char *text;       /* (text_bytes) the pieces one behind the other, U+2581 as a space */
+    size_t text_bytes;
+    const int32_t *lengths; /* (n_pieces) bytes of each, at most 4,096 */
+    const int32_t *types;   /* (n_pieces) l2c_piece_type */
+    const float *scores;    /* (n_pieces) the pair that makes the piece with the highest is joined first; */
+    const int32_t *merges;  /* (n_merges, 2) or NULL: ids of pairs that are joined, the first first, and no others */
+    int32_t n_merges;
+    int32_t split_spaces;   /* not 0: nothing is joined across the front of a space */
+    int32_t bos, eos;       /* ids, or -1 */
+    int32_t unknown;        /* for characters that have neither a piece nor bytes; -1: those are an error */
+} l2c_vocabulary;
+
+/* L2C_FORMAT, naming the piece, for lists that make no vocabulary; L2C_ARG for numbers out of range. */
+l2c_status l2c_tokenizer_create(const l2c_vocabulary *vocabulary, l2c_tokenizer **tokenizer, l2c_error *err);
+
+/* Reads a llama2.c tokenizer.bin of exactly vocab_size pieces (0: as many as the file holds): <unk>, BOS
+ * and EOS are ids 0 to 2, bytes 3 to 258. A piece whose score is minus infinity is never what text
+ * becomes. The file may change afterwards, as may what open_memory read. */
 l2c_status l2c_tokenizer_open(const char *path, int32_t vocab_size, l2c_tokenizer **tokenizer,
                               l2c_error *err);
 l2c_status l2c_tokenizer_open_memory(const void *data, size_t size, int32_t vocab_size,
@@ -413,36 +565,25 @@ l2c_status l2c_tokenizer_open_memory(const void *data, size_t size, int32_t voca
 
 int32_t l2c_tokenizer_vocab_size(const l2c_tokenizer *tokenizer);
 
+/* The ids that begin and end a text, or -1. */
+int32_t l2c_tokenizer_bos(const l2c_tokenizer *tokenizer);
+int32_t l2c_tokenizer_eos(const l2c_tokenizer *tokenizer);
+
 /* The bytes that a token stands for (not NUL terminated, owned by the tokenizer): one byte for a
- * <0xHH> piece, none for BOS and EOS. L2C_RANGE for an id outside the vocabulary. */
+ * byte piece, none for a control piece. L2C_RANGE for an id outside the vocabulary. */
 l2c_status l2c_tokenizer_piece(const l2c_tokenizer *tokenizer, int32_t token, const char **bytes,
                                size_t *length);
 
 /*
- * Byte-pair encodes UTF-8 text as SentencePiece does; with space_first, a space is put before it
- * unless it is empty: what begins a text is then as any other word. Adds no BOS or EOS. tokens has room for length + 1 ids, which is always enough.
- * Bytes that are not UTF-8 become byte tokens.
+ * Byte-pair encodes UTF-8 text; with space_first, a space is put before it unless it is empty: what begins
+ * a text is then as any other word. Adds no BOS or EOS. tokens has room for 3 * (length + 1) ids, which is
+ * always enough. Characters without a piece become their bytes or, where the vocabulary lacks one of those,
+ * <unk>, neighbours together; so does each byte that is not UTF-8. L2C_FORMAT where there is no <unk> either.
  */
 l2c_status l2c_tokenizer_encode(const l2c_tokenizer *tokenizer, const char *text, size_t length,
                                 int space_first, int32_t *tokens, size_t *n_tokens, l2c_error *err);
 
 void l2c_tokenizer_free(l2c_tokenizer *tokenizer);
-
-/* ---- Kernels by themselves: for tests and benchmarks ------------------------------------------- */
-
-/* isa is one that l2c_isa_resolve returned. out (n_rows, d) = x (n_rows, n) times w (d, n)
- * transposed; exp of n values; softmax in place; gate = silu(gate) * up; row r of out (n_rows, width) =
- * the first n + r * step of row r of weights (n_rows, m) times rows (m, width), m = n + (n_rows - 1) * step. */
-void l2c_kernel_matmul(l2c_isa isa, float *out, const float *x, size_t n_rows, const float *w,
-                       size_t n, size_t d);
-void l2c_kernel_exp(l2c_isa isa, float *out, const float *x, size_t n);
-void l2c_kernel_softmax(l2c_isa isa, float *x, size_t n);
-void l2c_kernel_swiglu(l2c_isa isa, float *gate, const float *up, size_t n);
-/* float32 to float16 and back, n values */
-void l2c_kernel_narrow(l2c_isa isa, uint16_t *out, const float *x, size_t n);
-void l2c_kernel_widen(l2c_isa isa, float *out, const uint16_t *x, size_t n);
-void l2c_kernel_mix(l2c_isa isa, float *out, const float *weights, size_t n_rows, size_t step, const float *rows,
-                    size_t n, size_t width);
 
 /* cdef-end */
 

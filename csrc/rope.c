@@ -36,7 +36,7 @@ static void fill(const l2c_model *m, size_t first, float *cosine, float *sine) {
     }
 }
 
-/* The same in runq.c's float32 steps (kernels/kernels_runq.c says why). */
+/* The same in runq.c's float32 steps (kernels/runq.c says why). */
 static void fill_as_runq(const l2c_model *m, size_t first, float *cosine, float *sine) {
     size_t pairs = (size_t)m->config.head_size / 2;
     for (size_t j = 0; j < pairs; j++) {

@@ -34,7 +34,7 @@ void l2c_sampler_init(l2c_sampler *sampler, uint64_t seed) {
     };
 }
 
-static l2c_status check(const l2c_sampler *s, l2c_error *err) {
+l2c_status l2c_sampler_check(const l2c_sampler *s, l2c_error *err) {
     /* Written so that NaN fails. */
     if (!(s->temperature >= 0.0f && s->temperature <= 3.4e38f))
         return l2c_fail(err, L2C_ARG, "temperature is %g; it must be finite and 0 or more", (double)s->temperature);
@@ -266,7 +266,7 @@ static int32_t pick_likely(const l2c_sampler *s, const l2c_kernels *kernels, con
 l2c_status l2c_sampler_pick(l2c_sampler *s, const l2c_kernels *kernels, float *logits, int32_t n,
                             const int32_t *history, size_t n_history, l2c_candidate *candidates,
                             unsigned char *seen, int32_t *token, l2c_error *err) {
-    l2c_status status = check(s, err);
+    l2c_status status = l2c_sampler_check(s, err);
     if (status != L2C_OK) return status;
     if (s->repetition_penalty != 1.0f && history != NULL)
         penalize(logits, n, history, n_history, s->repetition_penalty, seen);

@@ -45,11 +45,12 @@ l2c_status l2c_session_create(const l2c_model *model, l2c_pool *pool, int32_t n_
     if (n_sequences < 1)
         return l2c_fail(err, L2C_ARG, "n_sequences is %d; it must be 1 or more", n_sequences);
     if (kv != L2C_KV_FLOAT32 && kv != L2C_KV_FLOAT16) return l2c_fail(err, L2C_ARG, "unknown cache type %d", (int)kv);
-    l2c_session_options options = {n_sequences, n_ctx, kv, isa, pool, l2c_pool_size(pool)};
+    l2c_session_options options = {n_sequences, n_ctx, kv, isa, l2c_pool_size(pool)};
 
     l2c_session *s = l2c_memory_zeroed(1, sizeof *s);
     if (s == NULL) return l2c_fail(err, L2C_NOMEM, "out of memory for a session");
     s->model = model;
+    s->pool = pool;
     s->backend = &l2c_backend_cpu;
     s->n_sequences = n_sequences;
     s->n_ctx = n_ctx;
@@ -155,6 +156,21 @@ l2c_status l2c_session_cut(l2c_session *s, int32_t sequence, int32_t n, l2c_erro
     if (s->lengths[sequence] > n) s->lengths[sequence] = n;
     l2c_session_leave(s);
     return L2C_OK;
+}
+
+l2c_status l2c_session_copy(l2c_session *s, int32_t from, int32_t to, int32_t n, l2c_error *err) {
+    if (from < 0 || from >= s->n_sequences || to < 0 || to >= s->n_sequences || from == to)
+        return l2c_fail(err, L2C_ARG, "sequence %d to %d; there are %d", from, to, s->n_sequences);
+    if (!l2c_session_enter(s)) return l2c_session_fail_busy(err);
+    l2c_status status = L2C_OK;
+    if (n < 0 || n > s->lengths[from]) {
+        status = l2c_fail(err, L2C_RANGE, "%d positions; sequence %d has %d", n, from, s->lengths[from]);
+    } else {
+        s->backend->cache_copy(s, from, to, (size_t)n);
+        s->lengths[to] = n;
+    }
+    l2c_session_leave(s);
+    return status;
 }
 
 l2c_status l2c_session_save(l2c_session *s, int32_t n, void *state, l2c_error *err) {

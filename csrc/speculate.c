@@ -15,7 +15,16 @@
 
 enum { MAX_DRAFT = 32, PREFILL_ROWS = 64 };
 
-static int ends_story(int32_t token) { return token == L2C_BOS || token == L2C_EOS; }
+typedef struct {
+    const int32_t *ids;
+    size_t n;
+} end_tokens;
+
+static int ends_story(end_tokens ends, int32_t token) {
+    for (size_t i = 0; i < ends.n; i++)
+        if (ends.ids[i] == token) return 1;
+    return 0;
+}
 
 /* Feeds the draft what it has not seen, up to tokens[n - 1], and leaves the last row's logits. */
 static l2c_status catch_up(l2c_session *draft, const int32_t *tokens, size_t n, l2c_error *err) {
@@ -33,7 +42,7 @@ static l2c_status catch_up(l2c_session *draft, const int32_t *tokens, size_t n, 
 
 /* Writes at most `count` tokens that the draft would pick behind the n there are. */
 static l2c_status propose(l2c_session *draft, l2c_sampler coins, int32_t *tokens, size_t n, size_t count,
-                          size_t *proposed, l2c_error *err) {
+                          end_tokens ends, size_t *proposed, l2c_error *err) {
     for (*proposed = 0; *proposed < count;) {
         size_t length = n + *proposed;
         l2c_status status = catch_up(draft, tokens, length, err);
@@ -41,16 +50,17 @@ static l2c_status propose(l2c_session *draft, l2c_sampler coins, int32_t *tokens
         if (status == L2C_NONFINITE) break; /* an int8 weight out of range is no reason to stop the story */
         if (status != L2C_OK) return status;
         ++*proposed;
-        if (ends_story(tokens[length])) break;
+        if (ends_story(ends, tokens[length])) break;
     }
     return L2C_OK;
 }
 
 /* By a caller that has entered both sessions. */
 static l2c_status speculate(l2c_session *target, l2c_session *draft, l2c_sampler *sampler, int32_t *tokens,
-                            size_t n, size_t n_draft, uint64_t *rng_states, size_t *n_new, l2c_error *err) {
+                            size_t n, size_t n_draft, end_tokens stop, uint64_t *rng_states, size_t *n_new,
+                            l2c_error *err) {
     size_t proposed, accepted = 0;
-    l2c_status status = propose(draft, *sampler, tokens, n, n_draft, &proposed, err);
+    l2c_status status = propose(draft, *sampler, tokens, n, n_draft, stop, &proposed, err);
     if (status == L2C_OK) {
         l2c_row rows[MAX_DRAFT + 1];
         for (size_t i = 0; i <= proposed; i++) rows[i] = (l2c_row){0, (int32_t)(n - 1 + i), tokens[n - 1 + i], 1};
@@ -60,7 +70,7 @@ static l2c_status speculate(l2c_session *target, l2c_session *draft, l2c_sampler
         int32_t token;
         status = l2c_session_pick(target, accepted, sampler, tokens, n + accepted, &token, err);
         if (status != L2C_OK) break;
-        agree = accepted < proposed && token == tokens[n + accepted] && !ends_story(token);
+        agree = accepted < proposed && token == tokens[n + accepted] && !ends_story(stop, token);
         tokens[n + accepted] = token;
         rng_states[accepted++] = sampler->rng_state;
     }
@@ -73,7 +83,9 @@ static l2c_status speculate(l2c_session *target, l2c_session *draft, l2c_sampler
 }
 
 l2c_status l2c_speculate(l2c_session *target, l2c_session *draft, l2c_sampler *sampler, int32_t *tokens,
-                         size_t n, size_t n_draft, uint64_t *rng_states, size_t *n_new, l2c_error *err) {
+                         size_t n, size_t n_draft, const int32_t *ends, size_t n_ends, uint64_t *rng_states,
+                         size_t *n_new, l2c_error *err) {
+    const end_tokens stop = {ends, n_ends};
     if (n < 1 || n_draft > MAX_DRAFT || n + n_draft > (size_t)target->n_ctx || n + n_draft > (size_t)draft->n_ctx)
         return l2c_fail(err, L2C_ARG, "%zu tokens and %zu drafts; the context is %d, drafts are at most %d", n,
                         n_draft, target->n_ctx, MAX_DRAFT);
@@ -85,7 +97,7 @@ l2c_status l2c_speculate(l2c_session *target, l2c_session *draft, l2c_sampler *s
     l2c_float_env env = l2c_float_enter();
     draft->partner = target; /* the two are one piece of work: */
     target->partner = draft; /* a request to stop either stops it */
-    l2c_status status = speculate(target, draft, sampler, tokens, n, n_draft, rng_states, n_new, err);
+    l2c_status status = speculate(target, draft, sampler, tokens, n, n_draft, stop, rng_states, n_new, err);
     draft->partner = target->partner = NULL;
     if (status == L2C_CANCELLED) {
         l2c_session_resume(target);

@@ -1,4 +1,4 @@
-"""The cffi builder that setup.py runs. The C declarations are a slice of csrc/llama2c.h itself."""
+"""The cffi builder that setup.py runs. The C declarations are slices of the headers themselves."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ CSRC = Path("csrc")
 
 
 def cdef() -> str:
-    """What stands between cdef-begin and cdef-end in llama2c.h."""
-    header = (CSRC / "llama2c.h").read_text(encoding="utf-8")
-    match = re.search(r"/\* cdef-begin.*?\*/(.*)/\* cdef-end \*/", header, re.DOTALL)
-    if match is None:
-        raise RuntimeError("csrc/llama2c.h has lost its cdef-begin or cdef-end mark")
-    return match.group(1)
+    """What stands between cdef-begin and cdef-end in llama2c.h, then in testing.h."""
+    regions = []
+    for name in ("llama2c.h", "testing.h"):
+        header = (CSRC / name).read_text(encoding="utf-8")
+        match = re.search(r"/\* cdef-begin.*?\*/(.*)/\* cdef-end \*/", header, re.DOTALL)
+        if match is None:
+            raise RuntimeError(f"csrc/{name} has lost its cdef-begin or cdef-end mark")
+        regions.append(match[1])
+    return "".join(regions)
 
 
 # Per-instruction-set code sits in target regions of its own files, so one set of flags serves all.
@@ -29,7 +32,7 @@ ffibuilder = FFI()
 ffibuilder.cdef(cdef())
 ffibuilder.set_source(
     "pyllama2c._llama2c",
-    '#include "llama2c.h"',
+    '#include "llama2c.h"\n#include "testing.h"',
     sources=sorted(str(path) for path in CSRC.rglob("*.c")),
     depends=sorted(str(path) for path in CSRC.rglob("*.h")),
     include_dirs=[str(CSRC)],

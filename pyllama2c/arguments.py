@@ -85,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--jsonl",
         type=Path,
         metavar="PATH",
-        help="one story a line; what is missing is appended to a file that exists",
+        help="one story a line; a file of such stories is completed; -: standard output",
     )
     generate.add_argument(
         "--batch", type=int, default=64, metavar="N", help="stories told side by side [64]"

@@ -9,8 +9,9 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from pyllama2c.control_tokens import CONTROL, NORMAL, UNKNOWN, USER_DEFINED
 from pyllama2c.errors import TokenizerError, UnsupportedError
-from pyllama2c.gguf_tokenizer import CONTROL, NORMAL, UNKNOWN, USER_DEFINED
+from pyllama2c.pre_tokenizers import PRE_TOKENIZERS
 from pyllama2c.tokenizer import BaseTokenizer
 
 if TYPE_CHECKING:
@@ -32,30 +33,6 @@ CHARACTERS = _byte_characters()
 _BYTES = {character: byte for byte, character in enumerate(CHARACTERS)}
 _ESCAPED = re.compile("([\udc80-\udcff])")
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-_PRE: dict[str, tuple[str, ...]] = {
-    "gpt-2": (_GPT2,),
-    "smollm": (r"\p{N}", _GPT2),
-    "llama-bpe": (_LLAMA3,),
-    "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
-}
-"""expressions that cut a text, one after the other, before pieces are joined within the parts"""
-
-_ALIASES = {
-    "llama3": "llama-bpe",
-    "llama-v3": "llama-bpe",
-    "phi-2": "gpt-2",
-    "starcoder": "smollm",
-    "refact": "smollm",
-    "command-r": "smollm",
-}
-"""other names that llama.cpp knows for the same"""
-
 
 class ByteLevelTokenizer(BaseTokenizer):
     """`tokenizer.ggml.model` "gpt2"."""
@@ -64,6 +41,7 @@ class ByteLevelTokenizer(BaseTokenizer):
         super().__init__(v.of_type(CONTROL, UNKNOWN), v.of_type(USER_DEFINED))
         self.path, self.vocab_size = v.path, v.size
         self.bos_id, self.eos_id, self.ends = v.bos, v.eos, v.ends
+        self.unk_id, self.pad_id = v.unknown, v.padding
         self.add_bos, self.add_eos = v.add_bos, v.add_eos
         self._texts, self._types = v.pieces, v.types
         normal = _normal_pieces(v)
@@ -125,19 +103,19 @@ def _merges(v: Vocabulary, normal: dict[str, int]) -> list[tuple[str, str]]:
 
 def _bpe(v: Vocabulary, normal: dict[str, int]) -> Callable[[str], list[int]]:
     """A function from text to ids."""
-    pre = _ALIASES.get(v.pre, v.pre)
-    if pre not in _PRE:
-        known = ", ".join([*_PRE, *_ALIASES])
-        raise UnsupportedError(f"{v.path}: tokenizer.ggml.pre is {pre!r:.50}; known: {known}")
+    pre = PRE_TOKENIZERS.get(v.pre)
+    if pre is None:
+        known = ", ".join(PRE_TOKENIZERS)
+        raise UnsupportedError(f"{v.path}: tokenizer.ggml.pre is {v.pre!r:.50}; known: {known}")
     try:
         from tokenizers import Regex, Tokenizer, models, pre_tokenizers
     except ImportError as error:
         raise UnsupportedError(
             f"{v.path}: its tokenizer needs the package tokenizers: pip install 'pyllama2c[gguf]'"
         ) from error
-    steps: list[Any] = [pre_tokenizers.Split(Regex(e), "isolated") for e in _PRE[pre]]
+    steps: list[Any] = [pre_tokenizers.Split(Regex(e), "isolated") for e in pre.expressions]
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
-    model = models.BPE(vocab=normal, merges=_merges(v, normal), ignore_merges=pre == "llama-bpe")
+    model = models.BPE(vocab=normal, merges=_merges(v, normal), ignore_merges=pre.ignore_merges)
     bpe = Tokenizer(model)
     bpe.pre_tokenizer = pre_tokenizers.Sequence(steps)
 

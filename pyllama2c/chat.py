@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -16,39 +17,62 @@ if TYPE_CHECKING:
 def _ask(label: str) -> str | None:
     """A line from standard input; None at its end. The label is not part of the answer's text."""
     print(label, end="", file=sys.stderr, flush=True)
-    line = sys.stdin.readline()
+    line = sys.stdin.readline() if sys.stdin is not None else ""
     return line.rstrip("\n") if line else None
 
 
+def _text(argument: str) -> str:
+    """What the shell gave, which need not be valid UTF-8."""
+    return os.fsencode(argument).decode(errors="replace")
+
+
 def chat(llama: Llama, arguments: argparse.Namespace) -> int:
-    """Turns until end of input or of the context. Only the assistant's words go to stdout."""
+    """Turns until end of input or of the context. Only the assistant's words go to stdout.
+
+    Ctrl-C ends an answer. A message that does not fit is not said; then the exit status is 1.
+    """
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")
     steps = steps_of(arguments, llama.config.seq_len)
     system: str | None = arguments.system_prompt
     if system is None:
         system = _ask("Enter system prompt (optional): ") or ""
     user: str | None = arguments.prompt
     options = sampling(arguments)
-    conversation = Conversation(llama, system)
+    conversation = Conversation(llama, _text(system))
+    status = 0
     while True:
         if user is None:
             user = _ask("User: ")
         if user is None:
             print(file=sys.stderr)
-            return 0
-        tokens = conversation.ask(user)
+            return status
+        tokens, user = conversation.ask(_text(user)), None
         room = steps - len(tokens) + 1
         if room < 1:
-            break
+            print(_too_long(len(tokens), len(conversation.tokens), steps), file=sys.stderr)
+            status = 1
+            continue
         print("Assistant: ", end="", file=sys.stderr, flush=True)
         answer = llama.generate(tokens, max_tokens=room, **options)  # type: ignore[arg-type]
-        for piece in answer:
-            write(piece)
+        try:
+            for piece in answer:
+                write(piece)
+        except KeyboardInterrupt:
+            answer.close()
         write("\n")
         conversation.take(answer)
         if options["seed"] is not None:  # another turn, other coins; still the same conversation
             options["seed"] = answer.rng_state
         if answer.finish_reason == "length":
             break
-        user = None
     print(f"the context of {steps} positions is full", file=sys.stderr)
-    return 0
+    return status
+
+
+def _too_long(n_tokens: int, n_before: int, steps: int) -> str:
+    before = f" with the {n_before} tokens of what was said before" if n_before else ""
+    return (
+        f"pyllama2c: the message does not fit: it makes {n_tokens} tokens{before}; the context has "
+        f"{steps} positions"
+    )

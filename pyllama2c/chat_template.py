@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from pyllama2c.errors import ChatTemplateError, UnsupportedError
+from pyllama2c.errors import ChatTemplateError, ChatTemplateWarning, UnsupportedError
+from pyllama2c.template_process import PROCESS, ProcessEndedError
 from pyllama2c.tokenizer import BaseTokenizer
 
 _MAX_TEMPLATE = 1 << 18
@@ -49,68 +48,143 @@ class ChatTemplate:
         ChatTemplateError for a template that is wrong, refuses the messages (raise_exception) or
         needs more time, memory or room than a prompt can be worth.
         """
+        messages = list(messages)
         mark = _unused(messages)
-        names = {
-            "messages": self._marked(list(messages), mark),
-            "add_generation_prompt": True,
-            "bos_token": self._tokenizer.special_text(self._tokenizer.bos_id),
-            "eos_token": self._tokenizer.special_text(self._tokenizer.eos_id),
-        }
-        parts = self._tokenizer.split(self._render(names))
+        answer = self._render(messages, mark)
+        if "error" in answer and "limit" not in answer:
+            answer = self._without_system(messages, mark) or answer
+        if "error" in answer:
+            raise self._error(answer["error"])
+        parts = self._tokenizer.split(answer["text"])
         return [part.replace(mark, "") if isinstance(part, str) else part for part in parts]
 
+    def _without_system(
+        self, messages: list[Mapping[str, Any]], mark: str
+    ) -> dict[str, Any] | None:
+        """What a template that refuses system messages, and nothing else, says if their text goes
+        before the user's; else None."""
+        others = [message for message in messages if message.get("role") != "system"]
+        if len(others) == len(messages) or "text" not in self._render(others, mark):
+            return None
+        merged, n_dropped = _system_to_user(messages)
+        what = "put before the next user message"
+        if n_dropped:
+            what = "left out, as no user message follows"
+        warnings.warn(
+            f"{self._path}: its chat template refuses system messages; the text was {what}",
+            ChatTemplateWarning,
+            stacklevel=5,
+        )
+        return self._render(merged, mark)
+
+    def _names(self, messages: list[Mapping[str, Any]], mark: str) -> dict[str, Any]:
+        """What transformers gives to templates. A token that is not there is not defined."""
+        tokenizer = self._tokenizer
+        ids = {
+            "bos_token": tokenizer.bos_id,
+            "eos_token": tokenizer.eos_id,
+            "unk_token": tokenizer.unk_id,
+            "pad_token": tokenizer.pad_id,
+        }
+        texts = {name: tokenizer.special_text(number) for name, number in ids.items()}
+        return {
+            "messages": self._marked([_with_reasoning(message) for message in messages], mark),
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": True,
+            **{name: text for name, text in texts.items() if text},
+        }
+
     def _marked(self, value: Any, mark: str) -> Any:
-        """Messages in which a mark stands inside whatever would read as a control token."""
+        """Messages in which a mark stands inside whatever would read as a control token, and behind
+        what could become one together with the text that a template puts there."""
         if isinstance(value, str):
             for text in self._tokenizer.special_tokens:
                 while text in value:  # again where occurrences overlap
                     value = value.replace(text, text[0] + mark + text[1:])
-            return value
+            said = value.rstrip()  # as many templates say it
+            return said + mark + value[len(said) :] if self._begins_one(said) else value
         if isinstance(value, Mapping):
-            return {key: self._marked(each, mark) for key, each in value.items()}
+            return {self._marked(key, mark): self._marked(v, mark) for key, v in value.items()}
         if isinstance(value, (list, tuple)):
             return [self._marked(each, mark) for each in value]
         return value
 
-    def _render(self, names: dict[str, Any]) -> str:
+    def _begins_one(self, value: str) -> bool:
+        """Whether a text ends with the beginning of a control token."""
+        tokens = [text for text in self._tokenizer.special_tokens if not text[0].isalnum()]
+        starts, longest = {text[0] for text in tokens}, max(map(len, tokens), default=0)
+        tail = value[-longest:]
+        return any(
+            character in starts and any(text.startswith(tail[i:]) for text in tokens)
+            for i, character in enumerate(tail)
+        )
+
+    def _render(self, messages: list[Mapping[str, Any]], mark: str) -> dict[str, Any]:
+        """The worker's answer: a `text` or an `error`, maybe with a `limit`."""
         if not sys.executable:
             raise UnsupportedError("chat templates need a Python interpreter to run them apart")
         request = {
-            "path": [path for path in sys.path if path],
             "template": self._source,
-            "names": names,
+            "names": self._names(messages, mark),
+            "mark": mark,
             "seconds": _SECONDS,
-            "megabytes": _MEGABYTES,
             "characters": _MAX_TEXT,
         }
-        worker = Path(__file__).with_name("template_worker.py")
         try:
-            done = subprocess.run(
-                [sys.executable, "-I", "-S", str(worker)],
-                input=json.dumps(request).encode(),
-                capture_output=True,
-                timeout=_PATIENCE,
-            )
-        except subprocess.TimeoutExpired:
-            raise self._error(f"it takes more than {_PATIENCE} seconds") from None
-        if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
-            raise self._error(f"it takes more than {_SECONDS} seconds of the processor")
-        if done.returncode != 0:  # such as memory that ran out while it was being freed
-            reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-            raise self._error(f"its process ended with {done.returncode} {' '.join(reason):.200}")
-        answer = json.loads(done.stdout)
+            answer = PROCESS.ask(request, _MEGABYTES, _PATIENCE)
+        except ProcessEndedError as error:
+            raise self._error(str(error)) from None
         if "missing" in answer:
             raise UnsupportedError(
                 f"{self._path}: its chat template needs the package jinja2: pip install "
                 f"'pyllama2c[gguf]' ({answer['missing']})"
             )
-        if "error" in answer:
-            raise self._error(answer["error"])
-        text: str = answer["text"]
-        return text
+        return answer
 
     def _error(self, reason: str) -> ChatTemplateError:
         return ChatTemplateError(f"{self._path}: tokenizer.chat_template: {reason}")
+
+
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+
+
+def _with_reasoning(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What an assistant thought under each name that templates know it by, as transformers does."""
+    found = next((message[k] for k in _REASONING if message.get(k) is not None), None)
+    if found is None:
+        return message
+    return {"thinking": found, **message, "reasoning_content": found}
+
+
+def _system_to_user(
+    messages: Sequence[Mapping[str, Any]],
+) -> tuple[list[Mapping[str, Any]], int]:
+    """Messages in which each system message's text and a newline stand before the user message
+    that follows; and how many system messages none follows."""
+    merged: list[Mapping[str, Any]] = []
+    waiting: list[str] = []
+    for message in messages:
+        content = message.get("content")
+        if message.get("role") == "system":
+            waiting.append(_text(content) + "\n")
+        elif message.get("role") == "user" and waiting:
+            text, waiting = "".join(waiting), []
+            if isinstance(content, list):
+                whole: Any = [{"type": "text", "text": text}, *content]
+            else:
+                whole = text + _text(content)
+            merged.append({**message, "content": whole})
+        else:
+            merged.append(message)
+    return merged, len(waiting)
+
+
+def _text(content: Any) -> str:
+    """What a message says: a text, or the texts among its parts."""
+    if isinstance(content, list):
+        return "".join(_text(part.get("text")) for part in content if isinstance(part, Mapping))
+    return content if isinstance(content, str) else ""
 
 
 def _unused(messages: Sequence[Mapping[str, Any]]) -> str:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pyllama2c.arguments import COMMANDS, build_parser
-from pyllama2c.errors import Llama2cError
+from pyllama2c.errors import Llama2cError, in_words
+from pyllama2c.progress import watched
 
 if TYPE_CHECKING:
     from pyllama2c.model import Llama
@@ -174,7 +175,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         arguments.target,
         dtype=arguments.dtype,
         tokenizer=not arguments.no_tokenizer,
-        progress=sys.stderr.isatty(),
+        progress=watched(),
     )
     print(f"{arguments.target}: {size:,} bytes")
     return 0
@@ -228,6 +229,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
         except (Llama2cError, OSError, ValueError, MemoryError) as error:
-            message = " ".join(str(error).split()) or type(error).__name__
+            message = " ".join(in_words(error).split()) or type(error).__name__
             print(f"pyllama2c: error: {message}", file=sys.stderr)
             return 1

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pyllama2c.chat_template import ChatTemplate
-from pyllama2c.dialog import Message, check_dialog, dialog_tokens, render
+from pyllama2c.dialog import Message, check_dialog, check_messages, dialog_tokens, render
 
 if TYPE_CHECKING:
     from pyllama2c.generation import Generation
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 def chat_tokens(llama: Llama, messages: Sequence[Message]) -> list[int]:
     """The prompt that asks for the next answer to `messages`."""
+    check_messages(messages)
     if llama.chat_template is None:
         check_dialog(messages)
         return dialog_tokens(llama.tokenizer, messages)
@@ -44,34 +45,38 @@ class Conversation:
         self._messages: list[Message] = []
         if system and llama.chat_template is not None:
             self._messages.append({"role": "system", "content": system})
-        self._parts: list[str | int] = []  # of the last prompt
+        self._parts: list[str | int] = []  # what the template has said so far
         self.tokens: list[int] = []
+        self._asked = self._messages, self._parts, self.tokens
 
     def ask(self, user: str) -> list[int]:
-        """The prompt that asks for the answer to `user`."""
+        """The prompt that asks for the answer to `user`. The conversation stays as it is until that
+        is taken: another message may be asked instead."""
         if self._llama.chat_template is None:
             text = render(user, "" if self.tokens else self._system)
-            self.tokens += self._llama.tokenizer.encode(text, bos=True)
-            return self.tokens
-        self._messages.append({"role": "user", "content": user})
-        parts = _template(self._llama).parts(self._messages)
+            prompt = self.tokens + self._llama.tokenizer.encode(text, bos=True)
+            self._asked = [], [], prompt
+            return list(prompt)
+        messages: list[Message] = [*self._messages, {"role": "user", "content": user}]
+        parts = _template(self._llama).parts(messages)
         new = _behind(parts, self._parts)
         if new is None:  # a template that changes what it said of earlier messages
-            self.tokens = _with_bos(self._llama, parts)
+            prompt = _with_bos(self._llama, parts)
         else:
-            self.tokens += self._llama.tokenizer.encode_parts(new, inside=True)
-        self._parts = parts
-        return self.tokens
+            prompt = self.tokens + self._llama.tokenizer.encode_parts(new, inside=True)
+        self._asked = messages, parts, prompt
+        return list(prompt)
 
     def take(self, answer: Generation) -> None:
-        """The answer becomes part of the conversation."""
-        self.tokens = [*self.tokens, *answer.tokens]
+        """The last message asked and its answer become part of the conversation."""
+        messages, parts, prompt = self._asked
+        self.tokens = [*prompt, *answer.tokens]
         if self._llama.chat_template is None:
             self.tokens.append(self._llama.tokenizer.eos_id)
             return
         text = answer.read()
-        self._messages.append({"role": "assistant", "content": text})
-        self._parts = [*self._parts, text] if text else self._parts
+        self._messages = [*messages, {"role": "assistant", "content": text}]
+        self._parts = [*parts, text] if text else parts
 
 
 def _behind(parts: list[str | int], before: list[str | int]) -> list[str | int] | None:

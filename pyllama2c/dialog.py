@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypedDict
 
 from pyllama2c.tokenizer import BaseTokenizer
@@ -36,10 +36,22 @@ def has_special_tags(dialog: Sequence[Message]) -> bool:
     return any(tag in message["content"] for tag in SPECIAL_TAGS for message in dialog)
 
 
+def check_messages(messages: Sequence[Message]) -> None:
+    """ValueError for what no conversation is, whichever format says it."""
+    if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
+        raise ValueError(f"messages is {messages!r:.80}; it must be a list of dicts")
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise ValueError(f"message {i} is not a dict with a role and a content")
+    if not messages:
+        raise ValueError("the last message must be by 'user'; it is missing")
+
+
 def check_dialog(dialog: Sequence[Message]) -> None:
     """ValueError for what is not a dialog, saying which message is the wrong one."""
+    check_messages(dialog)
     for i, message in enumerate(dialog):
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+        if "content" not in message:
             raise ValueError(f"message {i} is not a dict with a role and a content")
         if not isinstance(message["content"], str):
             raise ValueError(f"message {i}: its content is not text")
@@ -51,9 +63,8 @@ def check_dialog(dialog: Sequence[Message]) -> None:
                 f"message {i + has_system} is by {role!r}, not {expected!r}: a dialog is maybe one "
                 "'system' message, then 'user' and 'assistant' in turn"
             )
-    if roles[-1:] != ["user"]:
-        last = f"by {roles[-1]!r}" if roles else "missing"
-        raise ValueError(f"the last message must be by 'user'; it is {last}")
+    if roles[-1] != "user":
+        raise ValueError(f"the last message must be by 'user'; it is by {roles[-1]!r}")
 
 
 def dialog_tokens(tokenizer: BaseTokenizer, dialog: Sequence[Message]) -> list[int]:

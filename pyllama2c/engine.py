@@ -126,6 +126,7 @@ class Engine:
 
     def __init__(self, opened: Opened, speculative: bool | str):
         handle = self._model = opened.handle
+        self._fingerprint: int | None = None
         self.computing, self.pool = opened.computing, opened.pool
         config = read_config(lib.l2c_model_config(handle))
         self.config = config._replace(seq_len=self.computing.n_ctx)
@@ -162,7 +163,11 @@ class Engine:
 
     @property
     def fingerprint(self) -> int:
-        return int(lib.l2c_model_fingerprint(self.model))
+        """Of shape and weights; the first use reads them all (0.1 s a gigabyte)."""
+        model = self.model
+        if self._fingerprint is None:
+            self._fingerprint = int(lib.l2c_model_fingerprint(model))
+        return self._fingerprint
 
     def check_fits(self, tokens: Sequence[int]) -> None:
         if len(tokens) > self.config.seq_len:

@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
+
+def in_words(error: BaseException) -> str:
+    """What an exception says to people: of an OSError the file and the reason, not its number."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    if error.filename is None:
+        return error.strerror
+    name = error.filename if isinstance(error.filename, int) else os.fsdecode(error.filename)
+    return f"{name}: {error.strerror}"
+
 
 class Llama2cError(Exception):
     """Base of every exception that pyllama2c defines."""
@@ -15,6 +27,9 @@ class CheckpointError(Llama2cError, ValueError):
 class CheckpointFileError(OSError, CheckpointError):
     """A model file cannot be read; `errno` and `filename` are set."""
 
+    def __str__(self) -> str:
+        return in_words(self)
+
 
 class CheckpointNotFoundError(FileNotFoundError, CheckpointFileError):
     """There is no such model file."""
@@ -26,6 +41,9 @@ class TokenizerError(Llama2cError, ValueError):
 
 class TokenizerFileError(OSError, TokenizerError):
     """A tokenizer file cannot be read; `errno` and `filename` are set."""
+
+    def __str__(self) -> str:
+        return in_words(self)
 
 
 class TokenizerNotFoundError(FileNotFoundError, TokenizerFileError):
@@ -82,3 +100,7 @@ class DownloadError(Llama2cError, OSError):
 
 class CheckpointWarning(UserWarning):
     """A model file loads, but its maker probably did not mean what it says."""
+
+
+class ChatTemplateWarning(UserWarning):
+    """A chat template has no place for a message, which was said otherwise, or left out."""

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pyllama2c.recognize import PROSE, expect
+
 if TYPE_CHECKING:
     from pyllama2c.model import Llama
 
@@ -33,6 +35,7 @@ class Evaluation(NamedTuple):
 def read_passages(path: str | os.PathLike[str]) -> list[str]:
     """The passages of a file: JSON (a list of strings, or an object with a list "passages"), or
     text with `<|endoftext|>` between them. ValueError where there is none."""
+    expect(path, PROSE, ValueError)
     text = Path(path).read_text(encoding="utf-8")
     passages = _from_json(path, text) if Path(path).suffix == ".json" else text.split(SEPARATOR)
     passages = [passage.strip() for passage in passages]

@@ -57,6 +57,7 @@ class Generation(Iterator[str]):
         self._max_tokens, self._sampler = request.max_tokens, request.sampler
         self._logits_processor = request.logits_processor
         self._ends = request.ends(tokenizer)
+        self._end_list = ffi.new("int32_t[]", list(self._ends))
         self._story = StoryText(tokenizer, request.prompt_tokens, request.stop)
         self._text: list[str] = []
         self._sessions = sessions
@@ -215,7 +216,9 @@ class Generation(Iterator[str]):
             self._sample(session)
             return True
         n_draft = self._draft_length.next(room)
-        new = session.speculate(self._draft_session, self._sampler, self._history, n, n_draft)
+        new = session.speculate(
+            self._draft_session, self._sampler, self._history, n, n_draft, self._end_list
+        )
         self._draft_length.report(n_draft, len(new) - 1)
         self._ready.extend(new)
         return True

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyllama2c._ffi import check, ffi, lib, new_error
 from pyllama2c.errors import CheckpointError, ClosedError
+from pyllama2c.recognize import GGUF_FILE, expect
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,15 +42,17 @@ class Gguf:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = os.fspath(path)
+        expect(self.path, GGUF_FILE, CheckpointError)
         out, err = ffi.new("l2c_gguf **"), new_error()
         check(lib.l2c_gguf_open(os.fsencode(self.path), out, err), err, self.path)
         self._open(out[0])
 
     @classmethod
-    def from_buffer(cls, data: Any) -> Gguf:
-        """The same from memory: any contiguous buffer, kept as long as this object."""
+    def from_buffer(cls, data: Any, path: str = "<memory>") -> Gguf:
+        """The same from memory: any contiguous buffer, kept as long as this object; `path` is what
+        errors call it."""
         self = cls.__new__(cls)
-        self.path = "<memory>"
+        self.path = path
         buffer = ffi.from_buffer(data)
         out, err = ffi.new("l2c_gguf **"), new_error()
         check(lib.l2c_gguf_open_memory(buffer, len(buffer), out, err), err, self.path)

@@ -5,42 +5,29 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#tokenizer
 
 from __future__ import annotations
 
-import math
-import struct
 from typing import Any
 
 from pyllama2c._ffi import ffi, lib, new_error
+from pyllama2c.control_tokens import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, settle
 from pyllama2c.errors import TokenizerError, UnsupportedError
 from pyllama2c.gguf import Gguf
+from pyllama2c.pre_tokenizers import PRE_TOKENIZERS
 from pyllama2c.tokenizer import NONE, BaseTokenizer, Tokenizer
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-"""types of pieces: text, and what is no text or is found before text is looked at"""
+SCHEMES = ("every", "always", "first", "never")
+"""where the `tokenizers` package puts a space: before every stretch of text between added tokens,
+before those that begin with none, before the first if it begins with none, never"""
+
+UNKNOWN_TEXT = " \N{DOUBLE QUESTION MARK} "
+"""what SentencePiece decodes <unk> to, unless a model says otherwise"""
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-_N_SPECIAL = 3  # the engine's <unk>, BOS and EOS, with which SentencePiece's vocabularies begin
-_FIRST_TEXT = _N_SPECIAL + 256
-
-_ENDS = frozenset(
-    [
-        "<|eot_id|>",
-        "<|eom_id|>",
-        "<|im_end|>",
-        "<|end|>",
-        "<|endoftext|>",
-        "<|end_of_text|>",
-        "<end_of_turn>",
-        "<EOT>",
-        "</s>",
-    ]
-)
-"""control tokens that end a turn or a text, whether or not a key says so"""
 
 _DEFAULTS = {"llama": {"bos": 1, "eos": 2, "unknown": 0}, "gpt2": {"bos": 11, "eos": 11}}
 """ids where keys are missing, as in llama.cpp"""
 
-LLAMA3_PRE = frozenset(("llama-bpe", "llama3", "llama-v3"))
-"""names of Llama 3's pre-tokenizer, with which texts begin with BOS"""
+END_IDS = "pyllama2c.end_token_ids"
+"""our key: further ids that end an answer, where `eos`, `eot` and `eom` are not enough"""
 
 
 def has_tokenizer(gguf: Gguf) -> bool:
@@ -76,10 +63,17 @@ class Vocabulary:
         self.pre: str = self.field(gguf, "pre", str, "default")
         bos, eos = self._id("bos"), self._id("eos")
         self.bos, self.eos = bos, eos
-        unknown, eot, eom = self._id("unknown"), self._id("eot"), self._id("eom")
-        self.types = self._types(bos, eos, unknown, eot)
-        self.ends = frozenset({bos, eos, eot, eom, *self._known_ends()} - {NONE})
-        starts = kind == "llama" or self.pre in LLAMA3_PRE
+        self.unknown, self.padding = self._id("unknown"), self._padding()
+        template = gguf.get("tokenizer.chat_template")
+        self.types, self.ends = settle(
+            self.pieces,
+            self._types(),
+            template=template if isinstance(template, str) else None,
+            named={bos, eos, self._id("eot"), self._id("eom")} - {NONE},
+            listed=self._listed_ends(),
+        )
+        pre = PRE_TOKENIZERS.get(self.pre)
+        starts = kind == "llama" or (pre is not None and pre.add_bos)
         self.add_bos: bool = self.field(gguf, "add_bos_token", bool, starts) and bos != NONE
         self.add_eos: bool = self.field(gguf, "add_eos_token", bool, False) and eos != NONE
         self.add_space: bool = self.field(gguf, "add_space_prefix", bool, kind == "llama")
@@ -101,9 +95,9 @@ class Vocabulary:
                 f"{self.path}: tokenizer.ggml.{name} has {len(values)} entries; the model's "
                 f"vocab_size is {self.size}"
             )
-        return self._of(name, values, kind)
+        return self.of(name, values, kind)
 
-    def _of(self, name: str, values: list[Any], kind: type) -> list[Any]:
+    def of(self, name: str, values: list[Any], kind: type) -> list[Any]:
         if any(type(value) is not kind for value in values):
             raise TokenizerError(
                 f"{self.path}: tokenizer.ggml.{name} holds something else than {kind.__name__}"
@@ -113,7 +107,7 @@ class Vocabulary:
     def _id(self, name: str) -> int:
         key = f"{name}_token_id"
         given = f"tokenizer.ggml.{key}" in self._gguf
-        number: int = self.field(self._gguf, key, int, _DEFAULTS[self.kind].get(name, NONE))
+        number: int = self.field(self._gguf, key, int, self._default(name))
         if 0 <= number < self.size:
             return number
         # Files spell "none" as -1, which as an unsigned number is 2^32 - 1.
@@ -124,7 +118,34 @@ class Vocabulary:
             )
         return NONE
 
-    def _types(self, bos: int, eos: int, unknown: int, eot: int) -> list[int]:
+    def _default(self, name: str) -> int:
+        """The id where a key is missing: none where that token is something else."""
+        number = _DEFAULTS[self.kind].get(name, NONE)
+        given = [self._gguf.get(f"tokenizer.ggml.{other}_token_id") for other in _DEFAULTS["llama"]]
+        if number in given:
+            return NONE
+        if "tokenizer.ggml.token_type" not in self._gguf or not 0 <= number < self.size:
+            return number
+        kind = self._list("token_type", int)[number]
+        return number if kind == (UNKNOWN if name == "unknown" else CONTROL) else NONE
+
+    def _padding(self) -> int:
+        """Only templates ask for it, so an id that the model does not know is none."""
+        number = self._gguf.get("tokenizer.ggml.padding_token_id")
+        return number if type(number) is int and 0 <= number < self.size else NONE
+
+    def _listed_ends(self) -> list[int]:
+        ends = self._gguf.get(END_IDS, [])
+        if not isinstance(ends, list) or any(
+            type(i) is not int or not 0 <= i < self.size for i in ends
+        ):
+            raise TokenizerError(
+                f"{self.path}: {END_IDS} is {ends!r:.80}; it must be a list of ids from 0 to "
+                f"{self.size - 1}"
+            )
+        return ends
+
+    def _types(self) -> list[int]:
         if self.kind == "llama" or "tokenizer.ggml.token_type" in self._gguf:
             types = self._list("token_type", int)
             for i, kind in enumerate(types):
@@ -132,15 +153,9 @@ class Vocabulary:
                     raise TokenizerError(f"{self.path}: piece {i}: its type is {kind}, not 1 to 6")
         else:
             types = [NORMAL] * self.size
-        # They would be text otherwise; some files say so.
-        for number in {bos, eos, eot} - {NONE}:
-            types[number] = CONTROL
-        if unknown != NONE and types[unknown] == NORMAL:
-            types[unknown] = UNKNOWN
+        if self.unknown != NONE and types[self.unknown] == NORMAL:
+            types[self.unknown] = UNKNOWN
         return types
-
-    def _known_ends(self) -> list[int]:
-        return [i for text, i in self.of_type(CONTROL) if text in _ENDS]
 
     def of_type(self, *kinds: int) -> list[tuple[str, int]]:
         """Text and id of the pieces of some types, those without text excepted."""
@@ -152,38 +167,114 @@ class Vocabulary:
         return self._list("scores", float)
 
     def merges(self) -> list[str]:
-        return self._of("merges", self.field(self._gguf, "merges", list), str)
+        return self.of("merges", self.field(self._gguf, "merges", list), str)
+
+    def own(self, name: str, kind: type, default: Any) -> Any:
+        """What a key of ours says, which `convert` writes where GGUF has no words for it."""
+        key = f"pyllama2c.tokenizer.{name}"
+        value = self._gguf.get(key, default)
+        if value is not default and type(value) is not kind:
+            raise TokenizerError(
+                f"{self.path}: {key} is {value!r:.50}; it must be a {kind.__name__}"
+            )
+        return value
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """`tokenizer.ggml.model` "llama": the engine's tokenizer, from lists."""
+    """`tokenizer.ggml.model` "llama": the engine's tokenizer, from lists.
+
+    Where the vocabulary is of a tokenizer.json, keys of ours say how the `tokenizers` package
+    uses it: it looks for user-defined tokens before spaces are put, SentencePiece afterwards.
+    """
 
     def __init__(self, v: Vocabulary):
-        BaseTokenizer.__init__(self, v.of_type(CONTROL, UNKNOWN), v.of_type(USER_DEFINED))
-        self.path, self.bos_id, self.eos_id, self.ends = v.path, v.bos, v.eos, v.ends
-        self.add_bos, self.add_eos, self.adds_space = v.add_bos, v.add_eos, v.add_space
-        self._control = {i for i, kind in enumerate(v.types) if kind == CONTROL}
-        self._image = _image(v)  # which the engine reads from as long as it lives
+        self._scheme: str | None = v.own("prepend_scheme", str, None)
+        if self._scheme not in (None, *SCHEMES):
+            raise TokenizerError(
+                f"{v.path}: pyllama2c.tokenizer.prepend_scheme is {self._scheme!r:.50}; known: "
+                f"{', '.join(SCHEMES)}"
+            )
+        cut = v.of_type(USER_DEFINED) if self._scheme else []
+        BaseTokenizer.__init__(self, v.of_type(CONTROL, UNKNOWN), cut)
+        self.path, self.ends = v.path, v.ends
+        self.unk_id, self.pad_id = v.unknown, v.padding
+        self.add_bos, self.add_eos = v.add_bos, v.add_eos
+        self.adds_space = self._scheme != "never" if self._scheme else v.add_space
+        unknown = v.own("unk_surface", str, UNKNOWN_TEXT).encode()
+        self._said = {i: b"" if kind == CONTROL else unknown for i, kind in enumerate(v.types)
+                      if kind in (CONTROL, UNKNOWN)}  # fmt: skip
+        self._as_is = frozenset(i for i, kind in enumerate(v.types) if kind in (UNKNOWN, BYTE))
         out, err = ffi.new("l2c_tokenizer **"), new_error()
-        data = ffi.from_buffer(self._image)
-        status = lib.l2c_tokenizer_open_memory(data, len(data), v.size, out, err)
-        self._open(status, out, err)
+        vocabulary, lists = _engine_vocabulary(v, self._scheme)
+        status = lib.l2c_tokenizer_create(vocabulary, out, err)
+        del lists  # which the engine has copied
+        self._take(status, out, err)
+
+    def _space_before(self, text: str, opens: bool) -> bool:
+        if self._scheme in (None, "every", "never"):
+            return self.adds_space
+        return (opens or self._scheme == "always") and not text.startswith((" ", _SPACE))
 
     def _piece(self, token: int) -> bytes:
-        return b"" if token in self._control else super()._piece(token)
+        said = self._said.get(token)
+        return super()._piece(token) if said is None else said
+
+    def opening(self, token: int) -> bytes:
+        return self.piece(token) if token in self._as_is else super().opening(token)
 
 
-def _image(v: Vocabulary) -> bytes:
-    """A tokenizer.bin. What is not text gets a score of minus infinity: no text becomes it."""
-    for i, kind in enumerate(v.types):
-        if (i < _N_SPECIAL and kind == NORMAL) or (kind == BYTE) != (_N_SPECIAL <= i < _FIRST_TEXT):
-            raise UnsupportedError(
-                f"{v.path}: piece {i} ({v.pieces[i]!r:.50}) is of type {kind}; the engine needs "
-                "<unk>, BOS and EOS as pieces 0 to 2, and bytes as 3 to 258 and nowhere else"
-            )
+def _engine_vocabulary(v: Vocabulary, scheme: str | None) -> tuple[Any, Any]:
+    """The vocabulary as the engine takes it, and the lists that it points at."""
+    merges = v.own("merges", list, None)
+    types = _engine_types(v, scheme, merges is not None)
     texts = [piece.replace(_SPACE, " ").encode() for piece in v.pieces]
-    parts = [struct.pack("<i", max(map(len, texts)))]
-    for text, kind, score in zip(texts, v.types, v.scores(), strict=True):
-        score = score if kind in (NORMAL, BYTE) else -math.inf
-        parts.append(struct.pack("<fi", score, len(text)) + text)
-    return b"".join(parts)
+    lists = {
+        "text": ffi.from_buffer("char[]", b"".join(texts)),
+        "lengths": ffi.new("int32_t[]", [len(text) for text in texts]),
+        "types": ffi.new("int32_t[]", types),
+        "scores": ffi.new("float[]", v.scores()),
+        "merges": ffi.NULL,
+    }
+    vocabulary = ffi.new("l2c_vocabulary *")
+    if merges is not None:
+        pairs = _pairs(v, merges, types)
+        lists["merges"] = ffi.new("int32_t[]", pairs or 1)
+        vocabulary.n_merges = len(pairs) // 2
+    for name, values in lists.items():
+        setattr(vocabulary, name, values)
+    vocabulary.n_pieces, vocabulary.text_bytes = v.size, sum(map(len, texts))
+    vocabulary.bos, vocabulary.eos = v.bos, v.eos
+    vocabulary.unknown = v.unknown
+    if v.unknown == NONE and UNKNOWN in v.types:
+        vocabulary.unknown = v.types.index(UNKNOWN)
+    vocabulary.split_spaces = v.own("split_spaces", bool, False)
+    return vocabulary, lists
+
+
+def _engine_types(v: Vocabulary, scheme: str | None, has_merges: bool) -> list[int]:
+    """What the engine is to do with the pieces; no text becomes an UNKNOWN one."""
+    types, known = list(v.types), set(v.pieces)
+    for i, (text, kind) in enumerate(zip(v.pieces, v.types, strict=True)):
+        if kind == USER_DEFINED and scheme is not None:
+            # It is cut out of a text before the engine sees that; merges may make it all the same.
+            types[i] = NORMAL if has_merges else UNKNOWN
+        # A space in a text is looked up as U+2581.
+        if " " in text and (types[i] == NORMAL or text.replace(" ", _SPACE) in known):
+            types[i] = UNKNOWN if types[i] in (NORMAL, USER_DEFINED) else kind
+    return types
+
+
+def _pairs(v: Vocabulary, merges: list[str], types: list[int]) -> list[int]:
+    """Ids, two a merge; those that make a control token are left out: no text becomes one."""
+    ids = {piece: i for i, piece in enumerate(v.pieces) if types[i] == NORMAL}
+    known, pairs = set(v.pieces), []
+    for i, merge in enumerate(v.of("merges", merges, str)):
+        left, _, right = merge.partition(" ")
+        names = (left, right, left + right)
+        if not known.issuperset(names):
+            raise TokenizerError(
+                f"{v.path}: merge {i} ({merge!r:.80}) is not of two pieces that make a third"
+            )
+        if all(name in ids for name in names):
+            pairs += [ids[left], ids[right]]
+    return pairs

@@ -26,7 +26,9 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from pyllama2c.model import Llama
+from pyllama2c.progress import watched
 from pyllama2c.session import MAX_ROWS
+from pyllama2c.tokenizer import NONE
 
 _CHUNK = 512
 """requests that are scored in one go: many, so that few answers to one question are torn apart"""
@@ -58,7 +60,8 @@ class HarnessLM(TemplateLM):
     max_gen_toks: new tokens of an answer where the task does not say.
     add_bos_token: BOS before every text (default: as the tokenizer has it, which is True for
     Llama's); a text that begins with BOS as text, `<s>`, already has it. The harness counts on it:
-    log p(BOS | BOS) is part of loglikelihood_rolling.
+    log p(BOS | BOS) is part of loglikelihood_rolling. Where the vocabulary has no BOS, EOS stands
+    before a text without a context.
     batch_size: answers that generate_until tells at a time, 1 to 256, or "auto" (64); scoring
     always fills its forward calls.
     seed: of tasks that sample.
@@ -94,7 +97,8 @@ class HarnessLM(TemplateLM):
         self.max_gen_toks, self.seed = max_gen_toks, seed
         own = self.llama.tokenizer
         self.add_bos_token = own.add_bos if add_bos_token is None else add_bos_token
-        self._bos_text = own.special_text(own.bos_id) or _BOS_TEXT
+        has_bos = own.bos_id != NONE
+        self._bos_text = own.special_text(own.bos_id) or _BOS_TEXT if has_bos else None
 
     @property
     def eot_token_id(self) -> int:
@@ -102,8 +106,9 @@ class HarnessLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text that has no context."""
-        return self.llama.tokenizer.bos_id
+        """What stands before a text that has no context: BOS or, where there is none, EOS."""
+        own = self.llama.tokenizer
+        return own.eos_id if own.bos_id == NONE else own.bos_id
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
@@ -111,7 +116,7 @@ class HarnessLM(TemplateLM):
         bos = self.add_bos_token
         if add_special_tokens is not None:
             bos = add_special_tokens
-        elif string.startswith(self._bos_text):
+        elif self._bos_text is not None and string.startswith(self._bos_text):
             string, bos = string.removeprefix(self._bos_text), True
         return self.llama.tokenizer.encode(string, bos=bos)
 
@@ -119,7 +124,9 @@ class HarnessLM(TemplateLM):
         self, requests: Sequence[_Request], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
         answers: list[tuple[float, bool]] = []
-        with tqdm(total=len(requests), disable=disable_tqdm, desc="loglikelihood") as bar:
+        with tqdm(
+            total=len(requests), disable=disable_tqdm or not watched(), desc="loglikelihood"
+        ) as bar:
             for at in range(0, len(requests), _CHUNK):
                 chunk = requests[at : at + _CHUNK]
                 new = list(self._score(chunk))
@@ -196,7 +203,9 @@ class HarnessLM(TemplateLM):
             **listed,
         )
         answers = [""] * len(prompts)
-        with tqdm(total=len(prompts), disable=disable_tqdm, desc="generate_until") as bar:
+        with tqdm(
+            total=len(prompts), disable=disable_tqdm or not watched(), desc="generate_until"
+        ) as bar:
             for story in stories:
                 if story.error is not None:
                     raise story.error

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import os
-import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
-from pyllama2c.errors import DownloadError, TokenizerNotFoundError, UnknownModelError
+from pyllama2c.errors import (
+    DownloadError,
+    TokenizerNotFoundError,
+    UnknownModelError,
+    in_words,
+)
+from pyllama2c.files import whole_file
+from pyllama2c.progress import watched
+from pyllama2c.recognize import kind_of_file
 
 LLAMA2_VOCAB_SIZE = 32000
 RETRIES = 2
+TIMEOUT = 30
+"""seconds without a byte"""
 
 _FindTokenizer = Callable[[int], Path]
 
@@ -59,7 +70,7 @@ class Registry:
         self.files = {name: File(name=name, **entry) for name, entry in table["files"].items()}
         self.models: dict[str, dict[str, str]] = table["models"]
 
-    def fetch(self, name: str, progress: bool = True, recheck: bool = False) -> Path:
+    def fetch(self, name: str, recheck: bool = False) -> Path:
         """The path of a known file, downloading it if it is not in the cache.
 
         A file enters the cache under its name only after its SHA-256 has been checked, so one
@@ -67,27 +78,86 @@ class Registry:
         """
         file, folder = self.files[name], cache_folder()
         path = folder / name
-        if not recheck and path.is_file() and path.stat().st_size == file.size:
-            return path
-        import pooch
+        there = path.is_file() and path.stat().st_size == file.size
+        if not there or (recheck and _sha256(path) != file.sha256):
+            _download(file, path)
+        return path
 
-        downloader = pooch.HTTPDownloader(progressbar=progress, timeout=30)
-        retrieve = pooch.create(
-            path=folder,
-            base_url="",
-            registry={name: f"sha256:{file.sha256}"},
-            urls={name: file.url},
-            retry_if_failed=RETRIES,
-        )
-        pooch.get_logger().setLevel("ERROR")
+
+def _sha256(path: str | os.PathLike[str]) -> str:
+    import pooch
+
+    return str(pooch.file_hash(os.fspath(path), alg="sha256"))
+
+
+class _WrongContentError(Exception):
+    """What was downloaded is not the file that is known."""
+
+
+def _download(file: File, path: Path) -> None:
+    """DownloadError says why not, and what to do."""
+    from requests import RequestException
+
+    for attempt in range(RETRIES + 1):
         try:
-            return Path(retrieve.fetch(name, downloader=downloader))
-        except (OSError, ValueError) as error:  # requests' errors are OSErrors, a wrong hash is not
-            reason = " ".join(str(error).split())
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _download_once(file, path)
+            return
+        except (RequestException, _WrongContentError) as error:
+            if attempt < RETRIES and not _is_refusal(error):
+                time.sleep(attempt + 1)
+                continue
             raise DownloadError(
-                f"cannot download {name} ({reason[:300]}). Fetch {file.url} by hand "
+                f"cannot download {file.name}: {_reason(error, file)}. Fetch {file.url} by hand "
                 f"({file.size:,} bytes, SHA-256 {file.sha256}) and put it at {path}"
             ) from error
+        except OSError as error:
+            raise DownloadError(
+                f"cannot download {file.name}: {in_words(error)} (PYLLAMA2C_CACHE names another "
+                "folder for downloads)"
+            ) from error
+
+
+def _download_once(file: File, path: Path) -> None:
+    import pooch
+
+    download = pooch.HTTPDownloader(progressbar=watched(), timeout=TIMEOUT)
+    with whole_file(path) as target:
+        download(file.url, target, None)
+        if _sha256(target.name) != file.sha256:
+            kind = kind_of_file(target.name)
+            what = "something" if kind is None else kind.what
+            raise _WrongContentError(f"{what} with another SHA-256")
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the server knows that there is nothing to be had: asking again changes nothing."""
+    response = getattr(error, "response", None)
+    return response is not None and 400 <= response.status_code < 500
+
+
+def _reason(error: Exception, file: File) -> str:
+    """Why a download failed, without the names of requests' classes and of its sockets."""
+    from requests import exceptions
+
+    host = urlsplit(file.url).hostname
+    match error:
+        case _WrongContentError():
+            return f"what {host} sent is {error}"
+        case exceptions.HTTPError(response=response) if response is not None:
+            return f"{host} answered {response.status_code} {response.reason}"
+        case exceptions.Timeout():
+            return f"{host} did not answer within {TIMEOUT} seconds"
+        case exceptions.ProxyError():
+            return f"the proxy gives no connection to {host}"
+        case exceptions.SSLError():
+            return f"no secure connection to {host}: its certificate is not trusted here"
+        case exceptions.ChunkedEncodingError():
+            return f"the connection to {host} broke off"
+        case exceptions.ConnectionError():
+            return f"no connection to {host} (is there a network?)"
+        case _:
+            return " ".join(str(error).split())[:300]
 
 
 def no_tokenizer(checkpoint: str) -> _FindTokenizer:
@@ -108,7 +178,7 @@ def _beside(checkpoint: Path) -> _FindTokenizer:
         if neighbour.is_file():
             return neighbour
         if vocab_size == LLAMA2_VOCAB_SIZE:
-            return Registry().fetch("tokenizer.bin", progress=sys.stderr.isatty())
+            return Registry().fetch("tokenizer.bin")
         return no_tokenizer(str(checkpoint))(vocab_size)
 
     return find
@@ -128,19 +198,19 @@ def find_model(
     if name not in registry.models:
         known = ", ".join(registry.models)
         raise UnknownModelError(f"no file and no known model is called {name!r}; known: {known}")
-    entry, progress = registry.models[name], sys.stderr.isatty()
+    entry = registry.models[name]
 
     def known_tokenizer(vocab_size: int) -> Path:
         neighbour = Path("models") / entry["tokenizer"]
-        return neighbour if neighbour.is_file() else registry.fetch(entry["tokenizer"], progress)
+        return neighbour if neighbour.is_file() else registry.fetch(entry["tokenizer"])
 
     local = Path("models") / entry["checkpoint"]
-    checkpoint = local if local.is_file() else registry.fetch(entry["checkpoint"], progress)
+    checkpoint = local if local.is_file() else registry.fetch(entry["checkpoint"])
     return ModelFiles(checkpoint, known_tokenizer)
 
 
 def download_model(name: str) -> list[Path]:
-    """Fetches a known model and its tokenizer, with progress; checks again what is there."""
+    """Fetches a known model and its tokenizer; checks again what is there."""
     registry = Registry()
     if name not in registry.models:
         known = ", ".join(registry.models)

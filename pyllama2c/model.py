@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pyllama2c import cache_file, hub
 from pyllama2c._ffi import lib
-from pyllama2c.batch import Completion, run_batch
+from pyllama2c.batch import Batch, Completion, in_turn, run_batch
 from pyllama2c.config import warn_of_groups
 from pyllama2c.conversation import chat_tokens
 from pyllama2c.engine import Engine, open_buffer, open_file
@@ -16,7 +17,7 @@ from pyllama2c.errors import TokenizerError, TokenizerNotFoundError
 from pyllama2c.generation import Generation
 from pyllama2c.gguf import Gguf
 from pyllama2c.opening import Companions
-from pyllama2c.request import Request, batch_requests, make_request
+from pyllama2c.request import batch_requests, make_request
 from pyllama2c.score import Score, score_texts
 from pyllama2c.session import MAX_ROWS
 from pyllama2c.tokenizer import BaseTokenizer
@@ -191,31 +192,27 @@ class Llama:
         max_batch: int = 64,
         in_order: bool = False,
         **parameters: Any,
-    ) -> Iterator[Completion] | list[Completion]:
+    ) -> Iterator[Completion]:
         """`n` stories of each prompt, up to `max_batch` (1 to 256) at a time: the same stories as
         one by one, and faster by far.
 
-        Gives Completions as they end or, with `in_order`, a list in the order of the prompts (the n
-        of a prompt side by side). `parameters` are those of `generate`; each may be a list with one
-        value a prompt. Story number k uses seed + k, where `seed` is one number; the j-th of prompt
-        i uses seed[i] + j, where it is a list. A prompt that is wrong fails alone: its Completion
-        has the `error`, and the finish reason "error".
+        Yields Completions as they end or, with `in_order`, in the order of the prompts (the n of a
+        prompt side by side). Prompts are taken when there is room for their stories, so that they
+        may come from a generator without an end. `parameters` are those of `generate`; each may be
+        a list with one value a prompt, where prompts have a length. Story number k uses seed + k,
+        where `seed` is one number; the j-th of prompt i uses seed[i] + j, where it is a list. A
+        prompt that is wrong fails alone, as does a story whose logits_processor raises: its
+        Completion has the `error`, and the finish reason "error".
         """
         if not 1 <= max_batch <= MAX_ROWS:
             raise ValueError(f"max_batch is {max_batch}; it must be 1 to {MAX_ROWS}")
         engine = self._engine
-        requests = list(batch_requests(prompts, n, parameters, self._tokens, self.config.seq_len))
-        longest = max((r.n_ctx for _, r in requests if isinstance(r, Request)), default=1)
-        stories = run_batch(
-            engine.model,
-            engine.batch_pool(),
-            engine.computing,
-            self.tokenizer,
-            requests,
-            min(max_batch, max(1, len(requests))),
-            longest,
+        requests = batch_requests(prompts, n, parameters, self._tokens, self.config.seq_len)
+        new_batch = partial(
+            Batch, engine.model, engine.batch_pool(), engine.computing, self.tokenizer
         )
-        return sorted(stories, key=lambda story: story.number) if in_order else stories
+        stories = run_batch(new_batch, requests, max_batch)
+        return in_turn(stories) if in_order else stories
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """float32 (len(tokens), vocab_size): row i scores what may follow token i."""
@@ -249,7 +246,8 @@ class Llama:
             return 0  # ids need no tokenizer; only bits per byte do
 
     def save_cache(self, path: str | os.PathLike[str], prompt: str | bytes | Sequence[int]) -> None:
-        """Computes a prompt, unless it is cached, and writes its keys and values to a file."""
+        """Writes a prompt's keys and values to a file; CacheFileError where that is, say, a model.
+        The first save or load reads all weights, for their fingerprint (0.1 s a gigabyte)."""
         tokens, engine = self._tokens(prompt), self._engine
         with engine.computed(tokens) as session:
             cache_file.save(path, session, len(tokens), self.config, engine.fingerprint)

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from pyllama2c._ffi import check, dtype_number, ffi, kv_number, lib, new_error
 from pyllama2c.config import Config, dtype_name, read_config
-from pyllama2c.errors import OutOfMemoryError, UnsupportedError
+from pyllama2c.errors import CheckpointError, OutOfMemoryError, UnsupportedError
 from pyllama2c.memory import Limit, limits
+from pyllama2c.recognize import MODEL, expect, expect_model
 from pyllama2c.workers import batch_threads
 
 _NOT_COUNTED = 32
@@ -110,12 +111,14 @@ def _plan(call: Any, arguments: tuple[Any, ...], threads: int | None, path: str)
 
 def plan_file(path: str, threads: int | None = None) -> Plan:
     """Reads a model file's header only; the errors are those of opening it."""
+    expect(path, MODEL, CheckpointError)
     return _plan(lib.l2c_model_plan, (os.fsencode(path),), threads, path)
 
 
-def plan_buffer(buffer: Any, threads: int | None = None) -> Plan:
-    """The same of a file in memory, a cffi buffer."""
-    return _plan(lib.l2c_model_plan_memory, (buffer, len(buffer)), threads, "<memory>")
+def plan_buffer(buffer: Any, threads: int | None = None, path: str = "<memory>") -> Plan:
+    """The same of a file in memory, a cffi buffer; `path` is what errors call it."""
+    expect_model(buffer)
+    return _plan(lib.l2c_model_plan_memory, (buffer, len(buffer)), threads, path)
 
 
 def size(n: int) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Iterator
 from math import gcd
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,8 +39,16 @@ def quantize_groups(
     return q.reshape(-1), largest / np.float32(127)
 
 
-def _tensors(path: Path, c: Config) -> dict[str, NDArray[np.float32]]:
-    """The file's tensors as views of it (layers first)."""
+class _Stored(NamedTuple):
+    """Where a tensor's float32 weights are in the file, layer after layer."""
+
+    at: int
+    n_layers: int
+    size: int
+    """of a layer, weights"""
+
+
+def _layout(c: Config) -> dict[str, _Stored]:
     kv, layers = c.n_kv_heads * c.head_size, c.n_layers
     shapes = {
         "embedding": (1, c.vocab_size * c.dim),
@@ -61,28 +71,45 @@ def _tensors(path: Path, c: Config) -> dict[str, NDArray[np.float32]]:
         order = [*norms, *(name for name in order if name not in [*norms, "rope"])]
     if c.shared_classifier:
         order.remove("classifier")
-    out: dict[str, NDArray[np.float32]] = {}
+    out: dict[str, _Stored] = {}
     at = _HEADER[c.version]
     for name in order:
         n_layers, size = shapes[name]
-        out[name] = np.memmap(path, np.float32, "r", at, (n_layers, size))
+        out[name] = _Stored(at, n_layers, size)
         at += 4 * n_layers * size
     return out
 
 
-def _pieces(path: Path, c: Config, size: int) -> Iterator[bytes]:
+def _read(file: BinaryIO, at: int, count: int) -> NDArray[np.float32]:
+    # Not mapped: a mapped file that somebody truncates ends the process.
+    file.seek(at)
+    x = np.fromfile(file, np.float32, count)
+    if len(x) != count:
+        raise CheckpointError(f"{file.name} changed while it was read")
+    return x
+
+
+def _pieces(file: BinaryIO, c: Config, size: int) -> Iterator[bytes]:
     """The version 2 file, piece by piece."""
     fields = (c.dim, c.hidden_dim, c.n_layers, c.n_heads, c.n_kv_heads, c.vocab_size, c.seq_len)
     header = struct.pack("<Ii7iBi", _MAGIC, 2, *fields, c.shared_classifier, size)
     yield header.ljust(256, b"\0")
-    tensors = _tensors(path, c)
+    tensors = _layout(c)
     for name in ("attention_norm", "ffn_norm", "final_norm"):
-        yield tensors[name].tobytes()
+        norm = tensors[name]
+        yield _read(file, norm.at, norm.n_layers * norm.size).tobytes()
     for name in ("embedding", "wq", "wk", "wv", "wo", "w1", "w2", "w3", "classifier"):
-        for layer in tensors.get(name, ()):
+        if name not in tensors:
+            continue
+        at, n_layers, n = tensors[name]
+        for first in range(at, at + 4 * n_layers * n, 4 * n):
             scales = []
-            for start in range(0, len(layer), _CHUNK):
-                q, s = quantize_groups(np.asarray(layer[start : start + _CHUNK]), size)
+            for start in range(0, n, _CHUNK):
+                x = _read(file, first + 4 * start, min(_CHUNK, n - start))
+                try:
+                    q, s = quantize_groups(x, size)
+                except CheckpointError as error:
+                    raise CheckpointError(f"{file.name}: {name}: {error}") from None
                 scales.append(s)
                 yield q.tobytes()
             yield np.concatenate(scales).tobytes()
@@ -95,10 +122,14 @@ def quantize_file(
 
     `group_size` weights share a scale: a divisor of dim and hidden_dim (else ValueError), by
     default the largest power of two up to 32 that is.
-    The file appears under its name when it is whole. CheckpointError for a source that is not a
+    The file appears under its name when it is whole; `source` itself is never `target`
+    (FileExistsError). CheckpointError for a source that is not a
     checkpoint, UnsupportedError for one that is int8 already, and for GGUF.
     """
     source, target = Path(source), Path(target)
+    if source.exists() and target.exists() and source.samefile(target):
+        why = "is the file that is quantized; name another"  # int8 does not give float32 back
+        raise FileExistsError(errno.EEXIST, why, str(target))
     with Llama(source, speculative=False) as llama:  # every check on the file is the engine's
         config = llama.config
     if config.file != "llama2.c":
@@ -112,7 +143,8 @@ def quantize_file(
             f"group_size is {group_size}; it must divide dim, {config.dim}, and hidden_dim, "
             f"{config.hidden_dim}: groups must not straddle rows"
         )
-    with whole_file(target) as file:
-        for piece in _pieces(source, config, group_size):
-            file.write(piece)
-    return target.stat().st_size
+    n_bytes = 0
+    with source.open("rb") as weights, whole_file(target) as file:
+        for piece in _pieces(weights, config, group_size):
+            n_bytes += file.write(piece)
+    return n_bytes

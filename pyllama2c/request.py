@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyllama2c.errors import ContextLengthError
@@ -95,20 +95,33 @@ def batch_requests(
     tokenize: Callable[[Any], list[int]],
     seq_len: int,
 ) -> Iterator[tuple[int, Request | Exception]]:
-    """The request of every story of a batch, by number, or what is wrong with it."""
+    """The request of every story of a batch, by number, or what is wrong with it. Prompts are taken
+    one by one, as their requests are; what is wrong with all of them raises at once."""
     if isinstance(prompts, (str, bytes)):
         raise ValueError("prompts is one text; give a list of prompts")
     if n < 1:
         raise ValueError(f"n is {n}; it must be 1 or more")
-    prompts = list(prompts)
     unknown = set(parameters) - set(make_request.__kwdefaults__ or {})
     if unknown:
         raise TypeError(f"generate_batch has no parameter {', '.join(sorted(unknown))}")
     listed = {name for name, value in parameters.items() if _one_a_prompt(name, value)}
-    for name in listed:
+    for name in sorted(listed):
+        if not isinstance(prompts, Sized):
+            raise ValueError(f"{name} has a value for each prompt; prompts must be a list then")
         if len(parameters[name]) != len(prompts):
             count = len(parameters[name])
             raise ValueError(f"{name} has {count} values for {len(prompts)} prompts")
+    return _each_request(prompts, n, parameters, listed, tokenize, seq_len)
+
+
+def _each_request(
+    prompts: Iterable[Any],
+    n: int,
+    parameters: dict[str, Any],
+    listed: set[str],
+    tokenize: Callable[[Any], list[int]],
+    seq_len: int,
+) -> Iterator[tuple[int, Request | Exception]]:
     for i, prompt in enumerate(prompts):
         own = {name: v[i] if name in listed else v for name, v in parameters.items()}
         seed = own.pop("seed", None)

@@ -86,9 +86,10 @@ class Session:
         return token[0]  # type: ignore[no-any-return]
 
     def speculate(
-        self, draft: Session, sampler: Any, history: Any, n: int, n_draft: int
+        self, draft: Session, sampler: Any, history: Any, n: int, n_draft: int, ends: Any
     ) -> list[tuple[int, int]]:
-        """Tokens behind the n of `history`, each with the sampler's state after it: at least one.
+        """Tokens behind the n of `history`, each with the sampler's state after it: at least one,
+        none behind one of `ends`, an int32_t[].
 
         All but the last of the n are in this session's cache.
         """
@@ -96,8 +97,9 @@ class Session:
         tokens = list(history[0:n])
         lib.l2c_session_cut(draft.handle, 0, draft.cached(tokens), ffi.NULL)
         status = lib.l2c_speculate(
-            self.handle, draft.handle, sampler, history, n, n_draft, states, count, err
-        )
+            self.handle, draft.handle, sampler, history, n, n_draft, ends, len(ends),
+            states, count, err,
+        )  # fmt: skip
         if status == lib.L2C_OK:
             tokens = list(history[0 : n + count[0]])
         for session in (self, draft):

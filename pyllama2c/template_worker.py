@@ -1,16 +1,20 @@
-"""Renders one chat template in a process of its own, whose time and memory the kernel limits.
+"""Renders chat templates in a process of its own, whose time and memory the kernel limits.
 
 A template comes with a model file, from anybody. Jinja's sandbox keeps it away from Python
 (CVE-2024-34359 is what happens without), but not from `"a" * 10**10` or nested loops. A process
-can be ended whatever it is doing. This file runs as a script, without the package: JSON comes on
-standard input and goes to standard output.
+can be ended whatever it is doing. This file runs as a script, without the package: each line of
+standard input is a request in JSON, each line of standard output its answer.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import resource
+import signal
 import sys
+from datetime import datetime
+from types import CodeType
 from typing import Any, NoReturn
 
 MEGABYTE = 1 << 20
@@ -22,55 +26,115 @@ def _limit(kind: int, value: int) -> None:
     resource.setrlimit(kind, (value, value))
 
 
-def _render(request: dict[str, Any]) -> str:
-    from datetime import datetime
-
+def _raise_exception(message: object) -> NoReturn:
     from jinja2.exceptions import TemplateError
-    from jinja2.ext import loopcontrols
+
+    raise TemplateError(str(message))
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _environment(mark: str) -> Any:
+    """As transformers renders: what templates are written for."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    def raise_exception(message: object) -> NoReturn:
-        raise TemplateError(str(message))
+    class Generation(Extension):
+        """`{% generation %}`, which says what the assistant said, for training: its body."""
 
-    def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+        tags = {"generation"}  # noqa: RUF012
 
-    def strftime_now(form: str) -> str:
-        return datetime.now().strftime(form)
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            call = nodes.CallBlock(self.call_method("_body"), [], [], body)
+            return call.set_lineno(line)
 
-    # Not optimized: nothing of a template is computed while it is compiled. As in transformers,
-    # a block takes its line's spaces with it.
+        def _body(self, caller: Any) -> Any:
+            return caller()
+
+    def tojson(
+        x: Any,
+        ensure_ascii: bool = False,
+        indent: Any = None,
+        separators: Any = None,
+        sort_keys: bool = False,
+    ) -> str:
+        text = json.dumps(
+            x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        )
+        return text.replace(json.dumps(mark)[1:-1], mark)  # which the caller takes out again
+
+    # Not optimized: nothing of a template is computed while it is compiled. A block takes its
+    # line's spaces with it.
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=[loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=[Generation, loopcontrols]
     )
     environment.filters["tojson"] = tojson
-    names = {"raise_exception": raise_exception, "strftime_now": strftime_now}
-    return environment.from_string(request["template"]).render(**request["names"], **names)
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
 
 
-def main() -> None:
-    request = json.load(sys.stdin)
-    sys.path[:] = request["path"]
-    _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_FSIZE, 0)
-    _limit(resource.RLIMIT_CPU, request["seconds"])
-    _limit(resource.RLIMIT_AS, request["megabytes"] * MEGABYTE)
-    answer: dict[str, str]
+@functools.lru_cache(maxsize=4)
+def _compiled(source: str) -> CodeType:
+    code: CodeType = _environment("").compile(source)
+    return code
+
+
+def _render(request: dict[str, Any]) -> str:
+    # The environment is new each time: no template leaves anything behind for another.
+    environment = _environment(request["mark"])
+    code = _compiled(request["template"])
+    names = environment.make_globals(None)
+    template = environment.template_class.from_code(environment, code, names)
+    text: str = template.render(**request["names"])
+    return text
+
+
+def _answer(line: str, megabytes: int) -> tuple[str, bool]:
+    """The answer in JSON, and whether the process may go on after it.
+
+    It has the `text`, or the `error`; `limit` says that the template was too much, not wrong.
+    """
     try:
+        request = json.loads(line)
+        signal.setitimer(signal.ITIMER_PROF, request["seconds"])  # its signal ends the process
         text = _render(request)
-        if len(text) > request["characters"]:
-            answer = {"error": f"its text has {len(text)} characters"}
-        else:
-            answer = {"text": text}
+        if len(text) <= request["characters"]:
+            return json.dumps({"text": text}), True
+        answer = {"error": f"its text has {len(text)} characters", "limit": True}
     except ModuleNotFoundError as error:
         answer = {"missing": str(error)}
     except MemoryError:
-        answer = {"error": f"it needs more than {request['megabytes']} MB"}
+        answer = {"error": f"it needs more than {megabytes} MB", "limit": True}
     except RecursionError:
-        answer = {"error": "it is nested too deeply"}
+        answer = {"error": "it is nested too deeply", "limit": True}
     except Exception as error:  # whatever a template provokes is what is wrong with it
-        answer = {"error": f"{type(error).__name__}: {str(error)[:500]}"}
-    sys.stdout.write(json.dumps(answer))
+        return json.dumps({"error": f"{type(error).__name__}: {str(error)[:500]}"}), True
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    return json.dumps(answer), False
+
+
+def main() -> None:
+    settings = json.loads(sys.argv[1])
+    sys.path[:] = settings["path"]
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_FSIZE, 0)
+    _limit(resource.RLIMIT_AS, settings["megabytes"] * MEGABYTE)
+    # A parent may have blocked or ignored it, which processes inherit.
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
+    for line in sys.stdin:
+        answer, may_go_on = _answer(line, settings["megabytes"])
+        sys.stdout.write(answer + "\n")
+        sys.stdout.flush()
+        if not may_go_on:
+            break
 
 
 if __name__ == "__main__":

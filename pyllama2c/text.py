@@ -44,13 +44,19 @@ class StopFinder:
 
 
 class StoryText:
-    """The text of a story whose tokens arrive one by one."""
+    """The text of a story whose tokens arrive one by one.
+
+    It holds whole characters only: what the story ends within is in its tokens, not in its text,
+    and a story whose prompt ends within one tells all of it. So the texts of stories that each go
+    on from the tokens of the last are one whole text.
+    """
 
     def __init__(self, tokenizer: BaseTokenizer, prompt_tokens: Sequence[int], stop: Sequence[str]):
         self._tokenizer = tokenizer
         # As SentencePiece: encoding put a space before the text.
         self._strip_space = tokenizer.adds_space and prompt_tokens[-1] == tokenizer.bos_id
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder.decode(_last_bytes(tokenizer, prompt_tokens))  # which keeps half a character
         self._finder = StopFinder(stop)
 
     @property
@@ -60,13 +66,26 @@ class StoryText:
 
     def feed(self, token: int) -> str:
         """The text that is certain with this token; half a character, half a stop is held back."""
-        piece = self._tokenizer.piece(token)
-        if self._strip_space:
-            piece, self._strip_space = piece.removeprefix(b" "), False
-        return self._finder.feed(self._decoder.decode(piece))
+        return self.feed_all((token,))
+
+    def feed_all(self, tokens: Sequence[int]) -> str:
+        """The same for several tokens."""
+        pieces = list(map(self._tokenizer.piece, tokens))
+        if self._strip_space and pieces:
+            pieces[0], self._strip_space = self._tokenizer.opening(tokens[0]), False
+        return self._finder.feed(self._decoder.decode(b"".join(pieces)))
 
     def rest(self) -> str:
-        """What is still held back when the story ends."""
-        if self.stopped:
-            return ""
-        return self._finder.feed(self._decoder.decode(b"", True)) + self._finder.rest()
+        """What is still held back when the story ends, half a character excepted."""
+        return "" if self.stopped else self._finder.rest()
+
+
+def _last_bytes(tokenizer: BaseTokenizer, tokens: Sequence[int]) -> bytes:
+    """The last bytes of a text, as many as half a character may have; a control token ends it."""
+    data = b""
+    for token in reversed(tokens):
+        piece = tokenizer.piece(token) if 0 <= token < tokenizer.vocab_size else b""
+        data = piece + data
+        if len(data) >= 3 or not piece:
+            break
+    return data[-3:]

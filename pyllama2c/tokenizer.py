@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from types import TracebackType
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 
 from pyllama2c._ffi import TOKENIZER, check, ffi, lib, new_error
 from pyllama2c.errors import ClosedError, TokenizerError
+from pyllama2c.recognize import TOKENIZER_FILE, expect
 
 NONE = -1
 """the id of a special token that a vocabulary does not have, as in SentencePiece"""
@@ -23,8 +25,10 @@ class BaseTokenizer(ABC):
     path: str
     vocab_size: int
     bos_id: int
-    """opens a text; -1 where the vocabulary has none, as for `eos_id`"""
+    """opens a text; -1 where the vocabulary has none, as for the others"""
     eos_id: int
+    unk_id: int = NONE
+    pad_id: int = NONE
     add_bos: bool = True
     """whether texts begin with BOS; a prompt then does"""
     add_eos: bool = False
@@ -38,8 +42,8 @@ class BaseTokenizer(ABC):
         self, special: Iterable[tuple[str, int]] = (), user_defined: Iterable[tuple[str, int]] = ()
     ):
         # A single character is text, whatever its type says.
-        self._special = _longest_first(token for token in special if len(token[0]) > 1)
-        self._user_defined = _longest_first(user_defined)
+        self._special = _Texts(token for token in special if len(token[0]) > 1)
+        self._user_defined = _Texts(user_defined)
         self._pieces: dict[int, bytes] = {}  # those seen so far
         self._closed = False
 
@@ -58,7 +62,7 @@ class BaseTokenizer(ABC):
         `<s>`, `<|im_end|>` or `<0x41>` in it are just characters, unless `special` asks for control
         tokens where their text stands: never ask for a text that others wrote. Bytes need not be
         valid UTF-8. TokenizerError for lone surrogates in a str, and for characters that a
-        vocabulary has no tokens for.
+        vocabulary has no tokens for, nor an <unk>.
         """
         parts = self.split(text) if special else [_as_text(text)]
         first = [self._asked_for(self.bos_id, "BOS")] if bos else []
@@ -72,20 +76,25 @@ class BaseTokenizer(ABC):
 
     def split(self, text: str | bytes) -> list[str | int]:
         """The text cut at the texts of control tokens, which become their ids."""
-        return _cut([_as_text(text)], self._special)
+        return self._special.cut([_as_text(text)])
 
     def encode_parts(self, parts: Sequence[str | int], inside: bool = False) -> list[int]:
         """Ids of what `split` made; `inside` another text no space is put before the first."""
         self._check_open()
         ids: list[int] = []
-        after_special = not inside
-        for part in _cut(parts, self._user_defined):
+        after_token = not inside
+        for i, part in enumerate(self._user_defined.cut(parts)):
             if isinstance(part, int):
                 ids.append(part)
             elif part:
-                ids += self._encode_text(part, self.adds_space and after_special)
-            after_special = isinstance(part, int)
+                opens = i == 0 and not inside
+                ids += self._encode_text(part, after_token and self._space_before(part, opens))
+            after_token = isinstance(part, int)
         return ids
+
+    def _space_before(self, text: str, opens: bool) -> bool:
+        """Whether a space is put before a text that follows a token, or `opens` all."""
+        return self.adds_space
 
     def piece(self, token: int) -> bytes:
         """The bytes that one token stands for: none for a control token, maybe half a character."""
@@ -104,25 +113,28 @@ class BaseTokenizer(ABC):
         at_start = self.adds_space
         for token in tokens:
             piece = self.piece(token)
-            if at_start:
-                piece = piece.removeprefix(b" ")
-            parts.append(piece)
-            opens = token == self.bos_id or (at_start and token == self.eos_id)
+            parts.append(self.opening(token) if at_start else piece)
+            opens = token == self.bos_id or (at_start and not piece)
             at_start = self.adds_space and opens
         return b"".join(parts)
+
+    def opening(self, token: int) -> bytes:
+        """The bytes of a token that begins a text, before which `encode` put a space."""
+        return self.piece(token).removeprefix(b" ")
 
     def decode(self, tokens: Sequence[int]) -> str:
         """`decode_bytes` as text; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(tokens).decode("utf-8", "replace")
 
     def special_text(self, token: int) -> str:
-        """The text of a control token, as templates spell it; empty for any other id."""
-        return next((text for text, number in self._special if number == token), "")
+        """The text of a control or user-defined token, as templates spell it; empty for others."""
+        tokens = [*self._special.tokens, *self._user_defined.tokens]
+        return next((text for text, number in tokens if number == token), "")
 
     @property
     def special_tokens(self) -> dict[str, int]:
         """Control tokens by their text."""
-        return dict(self._special)
+        return dict(self._special.tokens)
 
     def _asked_for(self, token: int, name: str) -> int:
         if token == NONE:
@@ -158,28 +170,30 @@ class Tokenizer(BaseTokenizer):
     `path` is a tokenizer.bin as llama2.c's tokenizer.py writes it. `vocab_size`, where given, is
     how many pieces the model needs; a file with another number is refused. The ids are
     SentencePiece's: a space is put before a text unless it is empty, and characters outside the
-    vocabulary become byte tokens.
+    vocabulary become byte tokens. The file is read into memory: it may change afterwards.
 
     Raises TokenizerError (a ValueError) for a damaged or unfitting file; where it cannot be read,
     one that is an OSError as well.
     """
 
-    bos_id: int = lib.L2C_BOS
-    eos_id: int = lib.L2C_EOS
     adds_space = True
-    ends = frozenset((bos_id, eos_id))
 
     def __init__(self, path: str | os.PathLike[str], vocab_size: int | None = None):
         super().__init__()
         self.path = os.fspath(path)
+        expect(self.path, TOKENIZER_FILE, TokenizerError)
         out, err = ffi.new("l2c_tokenizer **"), new_error()
         status = lib.l2c_tokenizer_open(os.fsencode(self.path), vocab_size or 0, out, err)
-        self._open(status, out, err)
+        self._take(status, out, err)
+        self.ends = frozenset((self.bos_id, self.eos_id))
 
-    def _open(self, status: int, out: Any, err: Any) -> None:
+    def _take(self, status: int, out: Any, err: Any) -> None:
+        """Owns what was opened, unless opening it failed."""
         check(status, err, self.path, TOKENIZER)
         self._handle: Any = ffi.gc(out[0], lib.l2c_tokenizer_free)
         self.vocab_size: int = lib.l2c_tokenizer_vocab_size(self._handle)
+        self.bos_id: int = lib.l2c_tokenizer_bos(self._handle)
+        self.eos_id: int = lib.l2c_tokenizer_eos(self._handle)
 
     def _open_handle(self) -> Any:
         handle = self._handle
@@ -189,10 +203,11 @@ class Tokenizer(BaseTokenizer):
 
     def _encode_text(self, text: str, space_first: bool) -> list[int]:
         data = text.encode("utf-8", "surrogateescape")
-        tokens, n, err = ffi.new("int32_t[]", len(data) + 1), ffi.new("size_t *"), new_error()
+        tokens = ffi.new("int32_t[]", 3 * (len(data) + 1))
+        n, err = ffi.new("size_t *"), new_error()
         handle = self._open_handle()
         status = lib.l2c_tokenizer_encode(handle, data, len(data), space_first, tokens, n, err)
-        check(status, err)
+        check(status, err, self.path, TOKENIZER)
         return ffi.unpack(tokens, n[0]) if n[0] else []
 
     def _piece(self, token: int) -> bytes:
@@ -207,10 +222,6 @@ class Tokenizer(BaseTokenizer):
         self._handle = None
 
 
-def _longest_first(tokens: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
-    return sorted(tokens, key=lambda token: -len(token[0]))
-
-
 def _as_text(text: str | bytes) -> str:
     if isinstance(text, bytes):
         return text.decode("utf-8", "surrogateescape")
@@ -221,22 +232,29 @@ def _as_text(text: str | bytes) -> str:
     return text
 
 
-def _cut(parts: Sequence[str | int], tokens: list[tuple[str, int]]) -> list[str | int]:
-    """Parts cut further at the texts of tokens. Each token in turn takes what it finds, from the
-    left, as in llama.cpp: the longest come first."""
-    parts = list(parts)
-    whole = [part for part in parts if isinstance(part, str)]
-    for text, number in tokens:
-        if any(text in part for part in whole):
-            parts = [piece for part in parts for piece in _cut_part(part, text, number)]
-    return parts
+class _Texts:
+    """Texts of tokens, which are looked for in other texts: from the left, the longest first."""
 
+    def __init__(self, tokens: Iterable[tuple[str, int]]):
+        self.tokens = sorted(tokens, key=lambda token: -len(token[0]))
+        self._ids = dict(reversed(self.tokens))
+        self._pattern: re.Pattern[str] | None = None  # made when it is needed
 
-def _cut_part(part: str | int, text: str, number: int) -> list[str | int]:
-    if isinstance(part, int):
-        return [part]
-    first, *others = part.split(text)
-    pieces: list[str | int] = [first]
-    for other in others:
-        pieces += [number, other]
-    return [piece for piece in pieces if piece != ""]
+    def cut(self, parts: Sequence[str | int]) -> list[str | int]:
+        """Texts among the parts cut where they have a token's text, which becomes its id."""
+        if not self._ids:
+            return list(parts)
+        if self._pattern is None:
+            texts = [re.escape(text) for text, _ in self.tokens]
+            self._pattern = re.compile(f"({'|'.join(texts)})")
+        cut: list[str | int] = []
+        for part in parts:
+            if isinstance(part, int):
+                cut.append(part)
+                continue
+            for i, text in enumerate(self._pattern.split(part)):
+                if i % 2:
+                    cut.append(self._ids[text])
+                elif text:
+                    cut.append(text)
+        return cut

@@ -8,12 +8,19 @@ from typing import Any
 
 import pytest
 from conftest import run_python
+from gguf_files import UINT32, File, Key
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_gguf_tokenizer import IM_START, KINDS, TOKENIZERS
-from tokenizer_keys import TEMPLATE, byte_level_keys, chat_model, sentencepiece_keys
+from test_gguf_tokenizer import IM_START, KINDS, TOKENIZERS, read
+from tokenizer_keys import CONTROL, TEMPLATE, byte_level_keys, chat_model, sentencepiece_keys
 
-from pyllama2c import ChatTemplateError, Llama, UnsupportedError, chat_template
+from pyllama2c import (
+    ChatTemplateError,
+    ChatTemplateWarning,
+    Llama,
+    UnsupportedError,
+    chat_template,
+)
 from pyllama2c.chat_template import ChatTemplate
 from pyllama2c.conversation import Conversation
 from pyllama2c.dialog import dialog_tokens
@@ -47,6 +54,200 @@ def test_names_that_templates_expect() -> None:
         parts("{{ raise_exception('roles must alternate') }}")
 
 
+# What a template may use, and what it says then; transformers says the same.
+SAYS = [
+    ("{% if tools is not none %}{{ tools|length }}{% endif %}", ""),
+    ("{{ tools is defined }}{{ documents is none }}", "TrueTrue"),
+    ("{% if documents %}x{% endif %}{{ tools }}", "None"),
+    ("{{ bos_token }}{{ eos_token }}{{ unk_token }}{{ pad_token }}", "<s></s><unk><pad>"),
+    ("{{ sep_token is defined }}{{ sep_token }}", "False"),
+    ("a{% generation %}{{ messages[0].content }}{% endgeneration %}b", "ahellob"),
+    ("a {%- generation -%}\n x {{- 1 }} {%- endgeneration -%} b", "ax1b"),
+    (
+        "{% for m in messages %}{% generation %}{{ m.content }}{{ loop.index }}"
+        "{% endgeneration %}{% endfor %}",
+        "hello1",
+    ),
+    ("{% set x = 1 %}{% generation %}{% set x = 2 %}{% endgeneration %}{{ x }}", "1"),
+    ("{{ [1, 'é<&\\''] | tojson }}", '[1, "é<&\'"]'),
+    ("{{ {'b': 1, 'a': [2]} | tojson(indent=1, sort_keys=true) }}", None),
+    ("{{ {'b': 1, 'a': 'é'} | tojson(ensure_ascii=true, separators=(',', ':')) }}", None),
+    ("{{ messages | tojson(true, 2) }}", None),
+    ("{% for i in range(9) %}{% if i % 2 %}{% continue %}{% endif %}{{ i }}{% endfor %}", "02468"),
+    ("{% for i in range(9) %}{% if i > 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "012"),
+    ("  {% if true %}\n  x\n  {% endif %}\n  y", "  x\n  y"),
+    ("a\n{#- c -#}\nb{# c #}\nc\n", "abc"),
+    (
+        "{% set n = namespace(a=1) %}{% for i in [1, 2] %}{% set n.a = n.a + i %}{% endfor %}"
+        "{{ n.a }}",
+        "4",
+    ),
+    ("{{ dict(a=1) }}{{ messages[0].items() | list }}{{ messages[0].get('x') }}", None),
+    ("{{ strftime_now('%Y') == '1' }}{{ add_generation_prompt }}", "FalseTrue"),
+    ("{{ messages[0]['content'].upper() | trim }}{{ '<b>' }}{{ 'a' ~ none }}", "HELLO<b>aNone"),
+    ("{{ messages[0].thinking }}{{ messages[0].reasoning_content }}", ""),
+    ("{% macro f(x, y=2) %}{{ x }}{{ y }}{% endmacro %}{{ f(1) }}{{ f(3, y=4) }}", "1234"),
+    ("{{ raise_exception('no') }}", "TemplateError"),
+    ("{{ none_such + 'x' }}", "UndefinedError"),
+    ("{% generation %}", "TemplateSyntaxError"),
+]
+
+
+def full_tokenizer() -> Any:
+    """One that has all the tokens that templates know by name."""
+    keys = sentencepiece_keys()
+    file = File(keys)
+    file.key("tokenizer.ggml.tokens").value[290] = "<pad>"
+    file.key("tokenizer.ggml.token_type").value[290] = CONTROL
+    return read([*keys, Key("tokenizer.ggml.padding_token_id", UINT32, 290)])
+
+
+def say(source: str, messages: Any = HELLO) -> str:
+    """A prompt as text; where there is none, why."""
+    tokenizer = full_tokenizer()
+    names = {number: text for text, number in tokenizer.special_tokens.items()}
+    try:
+        said = ChatTemplate(source, tokenizer, "x.gguf").parts(messages)
+    except ChatTemplateError as error:
+        return str(error)
+    return "".join(names[part] if isinstance(part, int) else part for part in said)
+
+
+def transformers_says(source: str, messages: Any) -> str:
+    """The same by transformers; skips without."""
+    module = pytest.importorskip(
+        "transformers.utils.chat_template_utils", reason="transformers is not installed"
+    )
+    tokens = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
+    names = {f"{name}_token": text for name, text in tokens.items()}
+    try:
+        texts, _ = module.render_jinja_template(
+            [messages], chat_template=source, add_generation_prompt=True, **names
+        )
+    except Exception as error:
+        return type(error).__name__
+    return str(texts[0])
+
+
+@pytest.mark.parametrize(("source", "text"), SAYS, ids=range(len(SAYS)))
+def test_what_templates_may_use(source: str, text: str | None) -> None:
+    said = say(source)
+    if text is not None and text.endswith("Error"):
+        assert f"tokenizer.chat_template: {text}" in said
+    elif text is not None:
+        assert said == text
+    else:
+        assert said
+
+
+CONVERSATIONS: list[list[dict[str, Any]]] = [
+    [{"role": "user", "content": " a\n"}],
+    [{"role": "system", "content": "é"}, {"role": "user", "content": "b"}],
+    [
+        {"role": "user", "content": [{"type": "text", "text": "a"}]},
+        {"role": "assistant", "content": "b", "reasoning_content": "c"},
+        {"role": "user", "content": ""},
+    ],
+    [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "thinking": "c"}],
+    [
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"function": {"arguments": {"é": 1.5}}}],
+        }
+    ],
+]
+CHATML = (
+    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' -}}"
+    "{%- if message.content is string -%}{{ message.content | trim }}"
+    "{%- else -%}{%- for part in message.content or [] %}{{ part.text }}{% endfor %}{%- endif -%}"
+    "{%- if message.thinking %} ({{ message.thinking }}/{{ message.reasoning_content }}){% endif %}"
+    "{%- for call in message.tool_calls or [] %}{{ call.function | tojson(indent=2) }}{% endfor -%}"
+    "<|im_end|>\n{%- endfor %}\n{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("messages", CONVERSATIONS, ids=range(len(CONVERSATIONS)))
+@pytest.mark.parametrize("source", [source for source, _ in SAYS] + [CHATML, TEMPLATE])
+def test_transformers_says_the_same(source: str, messages: Any) -> None:
+    theirs, ours = transformers_says(source, messages), say(source, messages)
+    assert ours == theirs or f"tokenizer.chat_template: {theirs}: " in ours
+
+
+# ---- system messages that a template refuses ----
+
+GEMMA = (
+    "{{ bos_token }}{% if messages and messages[0].role == 'system' %}"
+    "{{ raise_exception('no system') }}{% endif %}"
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('alternate') }}{% endif %}[{{ m.role }}]"
+    "{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for p in m.content %}{{ p.text }}{% endfor %}{% endif %}{% endfor %}"
+)
+SYSTEM = {"role": "system", "content": "be brief"}
+USER = {"role": "user", "content": "hi"}
+ANSWER = {"role": "assistant", "content": "yes"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "text"),
+    [
+        ([SYSTEM, USER], "<s>[user]be brief\nhi"),
+        ([SYSTEM, USER, ANSWER, USER], "<s>[user]be brief\nhi[assistant]yes[user]hi"),
+        ([SYSTEM, SYSTEM, USER], "<s>[user]be brief\nbe brief\nhi"),
+        ([USER, ANSWER, SYSTEM, USER], "<s>[user]hi[assistant]yes[user]be brief\nhi"),
+        (
+            [
+                {"role": "system", "content": [{"type": "text", "text": "be brief"}]},
+                {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+            ],
+            "<s>[user]be brief\nhi",
+        ),
+        ([SYSTEM], "<s>"),
+        ([USER, ANSWER, SYSTEM], "<s>[user]hi[assistant]yes"),
+    ],
+)
+def test_a_template_that_refuses_system_messages(messages: Any, text: str) -> None:
+    followed = messages[-1]["role"] == "user"
+    what = "put before the next user message" if followed else "left out"
+    with pytest.warns(ChatTemplateWarning, match=f"x.gguf: .*refuses system messages.*{what}"):
+        assert say(GEMMA, messages) == text
+
+
+def test_who_is_warned() -> None:
+    with (
+        Llama.from_buffer(chat_model(sentencepiece_keys(), GEMMA).build()) as llama,
+        pytest.warns(ChatTemplateWarning) as warned,
+    ):
+        llama.chat([SYSTEM, USER])  # type: ignore[list-item]
+    assert warned[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("source", "messages"),
+    [
+        (GEMMA, [USER, USER]),  # refused for another reason
+        (GEMMA, [SYSTEM, USER, USER]),
+        ("{{ raise_exception('alternate') }}", [SYSTEM, USER]),
+    ],
+)
+def test_what_a_template_refuses_otherwise(source: str, messages: Any) -> None:
+    assert "TemplateError: " in say(source, messages)
+
+
+def test_a_template_that_has_system_messages_keeps_them() -> None:
+    assert say(TEMPLATE, [SYSTEM, USER]).startswith("<|im_start|>system\nbe brief<|im_end|>")
+
+
+def test_limits_are_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A template that is too much with a system message is not asked again without."""
+    source = "{% if messages[0].role == 'system' %}{{ 'x' * 20000000 }}{% endif %}"
+    assert "its text has 20000000 characters" in say(source, [SYSTEM, USER])
+
+
+# ---- messages are text ----
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -61,11 +262,31 @@ def test_messages_cannot_end_their_turn(content: str) -> None:
     assert got == [1, f"user\n{content}", 2, "\n", 1, "assistant\n"]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.text(st.sampled_from("<|im_endstar>\ufdd0\ufdd1 ab"), max_size=60))
 def test_messages_are_text_whatever_they_say(content: str) -> None:
     got = parts("{{ messages[0].content }}<|im_end|>", [{"role": "user", "content": content}])
     assert got == ([content, 2] if content else [2])
+
+
+@pytest.mark.parametrize("at", range(1, len("<|im_end|>")))
+def test_pieces_of_a_message_make_no_control_token(at: int) -> None:
+    """A template that joins what stands apart in the messages, or takes spaces off."""
+    first, second = "<|im_end|>"[:at], "<|im_end|>"[at:]
+    content = [{"type": "text", "text": first + " "}, {"type": "text", "text": second}]
+    messages = [{"role": "user", "content": content}]
+    source = "{% for part in messages[0].content %}{{ part.text | trim }}{% endfor %}"
+    assert parts(source, messages) == ["<|im_end|>"]
+    source = "{{ messages[0].content | map(attribute='text') | map('trim') | join }}<|im_end|>"
+    assert parts(source, messages) == ["<|im_end|>", 2]
+
+
+def test_names_within_messages_are_text() -> None:
+    messages = [{"role": "user", "content": "x", "<|im_end|>": {"<|im_end|>": 1}}]
+    (text,) = parts("{{ messages | tojson }}", messages)
+    assert text == '[{"role": "user", "content": "x", "<|im_end|>": {"<|im_end|>": 1}}]'
+    (text,) = parts("{{ messages | tojson(ensure_ascii=true) }}", messages)
+    assert text == '[{"role": "user", "content": "x", "<|im_end|>": {"<|im_end|>": 1}}]'
 
 
 def test_messages_that_cannot_be_marked() -> None:
@@ -119,10 +340,8 @@ def test_hostile_templates(source: str, message: str) -> None:
 )
 def test_templates_that_take_for_ever(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_template, "_SECONDS", 1)
-    started = time.monotonic()
     with pytest.raises(ChatTemplateError, match="more than 1 seconds of the processor"):
         parts(source)
-    assert time.monotonic() - started < 5
 
 
 def test_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

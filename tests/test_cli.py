@@ -83,7 +83,7 @@ def test_prompts_that_are_not_utf8(tiny_path: Path) -> None:
         (["bench", "--tokens", "many"], 2, "invalid int value"),
         (["-m", "sing"], 2, "invalid choice"),
         (["no-such-model"], 1, "no file and no known model is called 'no-such-model'"),
-        (["./no-such.bin"], 1, "No such file or directory: 'no-such.bin'"),
+        (["./no-such.bin"], 1, "error: no-such.bin: No such file or directory"),
         (["/"], 1, "checkpoint is a directory"),
         (["-t", "-1"], 1, "temperature is -1.0; it must be 0 or more"),
         (["-t", "nan"], 1, "temperature is nan"),

@@ -12,15 +12,18 @@ from folders import LLAMA3_SCALING, Model, write_meta
 
 pytest.importorskip("gguf", reason="gguf (the extra `convert`) is not installed")
 
-from pyllama2c import CheckpointError, UnsupportedError
+from pyllama2c import CheckpointError, CheckpointWarning, UnsupportedError
 from pyllama2c.convert import convert
 from pyllama2c.convert.config import ModelConfig, from_hugging_face, from_meta
 from pyllama2c.convert.json_files import read_json
 
+MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
 
-def read(tmp_path: Path, changes: dict[str, Any]) -> ModelConfig:
+
+def read(tmp_path: Path, changes: dict[str, Any], *absent: str) -> ModelConfig:
+    config = Model().config() | changes
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(Model().config() | changes))
+    path.write_text(json.dumps({k: v for k, v in config.items() if k not in absent}))
     return from_hugging_face(read_json(path))
 
 
@@ -32,15 +35,105 @@ def test_defaults_of_transformers(tmp_path: Path) -> None:
     assert (config.rope_theta, config.context_length) == (10000.0, 2048)
 
 
+OPTIONAL = (
+    *("head_dim", "num_key_value_heads", "rms_norm_eps", "rope_theta", "rope_scaling"),
+    *("max_position_embeddings", "hidden_act", "tie_word_embeddings"),
+)
+ROPES: tuple[dict[str, Any], ...] = (
+    {},
+    {"rope_theta": 5e5},
+    {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 3e4},
+    {"rope_scaling": {"rope_type": "linear", "type": "llama3", "factor": 2.0}},
+    {"rope_scaling": {}, "rope_parameters": {"rope_theta": 7e4}},
+    {"rope_parameters": {"rope_theta": 7e4}, "rope_theta": 5e4},
+    {
+        "rope_scaling": {"type": "linear", "factor": 3.0},
+        "rope_parameters": {"rope_type": "linear", "factor": 5.0, "rope_theta": 7e4},
+    },
+    {"rope_scaling": LLAMA3_SCALING},
+    {"rope_scaling": {k: v for k, v in LLAMA3_SCALING.items() if not k.startswith("original")}},
+    {"rope_scaling": LLAMA3_SCALING, "original_max_position_embeddings": 32},
+)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+@pytest.mark.parametrize(
+    ("rope", "absent"),
+    [*((rope, ()) for rope in ROPES), *(({}, (name,)) for name in OPTIONAL), ({}, OPTIONAL)],
+)
+def test_absent_fields_as_in_transformers(
+    family: str, rope: dict[str, Any], absent: tuple[str, ...], tmp_path: Path
+) -> None:
+    """The same config.json gives the same shapes, the same eps and the same angles."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    changes: dict[str, Any] = MISTRAL | {"sliding_window": None} if family == "mistral" else {}
+    changes = {"num_attention_heads": 8, "hidden_size": 128} | changes
+    ours = read(tmp_path, changes | rope, *absent)
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert ours.head_size == theirs.head_dim and ours.n_kv_heads == theirs.num_key_value_heads
+    assert ours.norm_eps == theirs.rms_norm_eps and theirs.hidden_act == "silu"
+    assert ours.context_length == theirs.max_position_embeddings
+    assert theirs.tie_word_embeddings is False
+    with torch.no_grad():
+        expected = LlamaRotaryEmbedding(theirs).inv_freq.double().numpy()
+    divisors = ours.rope_divisors()
+    angles = ours.rope_theta ** (-np.arange(0, ours.head_size, 2) / ours.head_size)
+    angles = angles / (1.0 if divisors is None else divisors) / (ours.rope_linear or 1.0)
+    np.testing.assert_allclose(angles, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "absent", "context"),
+    [
+        ({"sliding_window": None}, (), 256),
+        ({"sliding_window": 256}, (), 256),
+        ({}, (), 256),
+        ({"max_position_embeddings": 4096}, (), 4096),
+        ({"max_position_embeddings": 4097, "sliding_window": 4097}, (), 4097),
+        ({"sliding_window": None}, ("max_position_embeddings",), 131072),
+        ({"sliding_window": None}, ("architectures",), 256),
+        ({"sliding_window": None}, ("model_type",), 256),
+    ],
+)
+def test_mistral_is_a_llama(
+    changes: dict[str, Any], absent: tuple[str, ...], context: int, tmp_path: Path
+) -> None:
+    """null is no window; nothing said is MistralConfig's window of 4,096 positions."""
+    llama = read(tmp_path, {"max_position_embeddings": context})
+    assert read(tmp_path, MISTRAL | changes, *absent) == llama
+
+
+@pytest.mark.parametrize(
+    ("changes", "window"),
+    [
+        (MISTRAL | {"sliding_window": 100}, 100),
+        (MISTRAL | {"max_position_embeddings": 32768}, 4096),
+        ({"sliding_window": 100}, 100),
+    ],
+    ids=["said", "MistralConfig's default", "of a Llama"],
+)
+def test_a_window_limits_the_context(changes: dict[str, Any], window: int, tmp_path: Path) -> None:
+    """Positions within the window see all before them, so up to there it changes nothing."""
+    with pytest.warns(CheckpointWarning, match=f"over {window} positions.*context is limited"):
+        assert read(tmp_path, changes).context_length == window
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"architectures": ["MistralForCausalLM"]}, "MistralForCausalLM"),
+        ({"architectures": ["LlamaForCausalLM", "MistralForCausalLM"]}, "only LlamaForCausalLM"),
+        ({"model_type": "mistral"}, "architecture LlamaForCausalLM .mistral"),
+        ({"model_type": "ministral", "architectures": ["MistralForCausalLM"]}, "ministral"),
+        ({"architectures": ["LlamaModel"]}, "LlamaModel"),
+        ({"rope_scaling": None, "partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "only LlamaForCausalLM"),
         ({"model_type": "qwen2"}, "qwen2"),
         ({"attention_bias": True}, "attention_bias is true"),
         ({"mlp_bias": True}, "mlp_bias is true"),
-        ({"sliding_window": 4096}, "sliding_window"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
         ({"hidden_act": "gelu"}, "hidden_act is gelu"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
@@ -74,6 +167,9 @@ def test_features_that_are_not_there(changes: dict[str, Any], message: str, tmp_
         ({"rope_theta": 10**400}, "rope_theta is 1000"),
         ({"rope_scaling": "linear"}, "rope_scaling is not a JSON object"),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor is null"),
+        ({"sliding_window": 0}, "sliding_window is 0; it must be an integer of 1"),
+        ({"sliding_window": "4096"}, "sliding_window is"),
+        (MISTRAL | {"num_key_value_heads": 3}, "4 heads do not divide among 3"),
         ({"rope_scaling": LLAMA3_SCALING | {"high_freq_factor": 1.0}}, "must be below"),
         ({"tie_word_embeddings": 1}, None),
         ({"architectures": "LlamaForCausalLM"}, "architectures"),
@@ -136,6 +232,23 @@ def test_params_json(
     path.write_text(json.dumps(params | {"vocab_size": 301}))
     with pytest.raises(CheckpointError, match="vocab_size is 301; it must be -1 or 300"):
         from_meta(read_json(path), hidden_dim=176, vocab_size=300)
+
+
+def test_params_of_a_mistral(tmp_path: Path) -> None:
+    """Its own release has Meta's layout, and says two things more."""
+    path = tmp_path / "params.json"
+    params = {"dim": 64, "n_layers": 2, "n_heads": 4, "norm_eps": 1e-5, "vocab_size": 300}
+    path.write_text(json.dumps(params | {"head_dim": 32, "sliding_window": 4096}))
+    config = from_meta(read_json(path), hidden_dim=176, vocab_size=300)
+    assert (config.head_size, config.context_length) == (32, 4096)
+    path.write_text(json.dumps(params | {"sliding_window": 100}))
+    with pytest.warns(CheckpointWarning, match="over 100 positions"):
+        assert from_meta(read_json(path), 176, 300).context_length == 100
+
+
+def test_llama_by_its_first_name(tmp_path: Path) -> None:
+    changes = {"architectures": ["LLaMAForCausalLM"]}
+    assert read(tmp_path, changes) == read(tmp_path, {})
 
 
 def test_params_that_do_not_fit_the_weights(tmp_path: Path) -> None:

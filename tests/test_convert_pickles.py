@@ -288,7 +288,7 @@ def test_one_storage_of_two_types(tmp_path: Path) -> None:
 
 def test_not_archives(tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
-    for content in (b"", b"PK", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", bytes(1000)):
+    for content in (b"PK\x03", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", bytes(1000)):
         path.write_bytes(content)
         with pytest.raises(UnsupportedError, match="not a zip archive"):
             open_state_dict(path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import struct
 import warnings
 from itertools import pairwise
 from pathlib import Path
@@ -16,15 +15,18 @@ from conftest import real_file
 from folders import Model, write_hugging_face, write_meta
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from vocabularies import block, like_sentencepiece, piece, varint
 
 pytest.importorskip("gguf", reason="gguf (the extra `convert`) is not installed")
 
-from pyllama2c import CheckpointWarning, Llama2cError, TokenizerError, UnsupportedError
+from pyllama2c import CheckpointWarning, Llama, Llama2cError, TokenizerError, UnsupportedError
 from pyllama2c.convert import convert
 from pyllama2c.convert.byte_level import as_text, read_tiktoken
 from pyllama2c.convert.sentencepiece_model import read_sentencepiece
 from pyllama2c.convert.tokenizer_json import read_tokenizer_json
+from pyllama2c.convert.tokenizers import read_vocabulary
 from pyllama2c.gguf import Gguf
+from pyllama2c.pre_tokenizers import PRE_TOKENIZERS
 
 VOCAB = 600
 SPACE = "▁"
@@ -48,24 +50,6 @@ def folder(tmp_path: Path) -> Path:
 
 
 # ---- SentencePiece's protobuf ----
-
-
-def varint(value: int) -> bytes:
-    value %= 1 << 64
-    out = b""
-    while value > 127:
-        out += bytes([value & 127 | 128])
-        value >>= 7
-    return out + bytes([value])
-
-
-def block(number: int, data: bytes) -> bytes:
-    return varint(number << 3 | 2) + varint(len(data)) + data
-
-
-def piece(text: str, score: float = 0.0, kind: int = 1) -> bytes:
-    data = block(1, text.encode()) + varint(2 << 3 | 5) + struct.pack("<f", score)
-    return block(1, data + varint(3 << 3) + varint(kind))
 
 
 def sentencepiece(
@@ -189,16 +173,14 @@ def test_added_tokens_and_settings(folder: Path) -> None:
     assert first["tokenizer.chat_template"] == "{{ bos_token }}"
     path.write_text(json.dumps(config))
     (folder / "added_tokens.json").write_text('{"<|im_end|>": 266, "<pad>": 267}')
-    assert converted(folder) == first | {
-        "token_type": [*first["token_type"][:266], 4, 4, *[5] * 332]
-    }
+    assert converted(folder) == first  # <|im_end|> is a control token, whatever the file says
     added = [{"id": 266, "content": "<|im_end|>", "special": True}, {"id": 267, "content": "<pad>"}]
     (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
     assert converted(folder) == first
     (folder / "tokenizer.json").unlink()
     (folder / "added_tokens.json").write_text('{"<|im_end|>": 600}')
-    with pytest.raises(TokenizerError, match="has id 600; the model knows 0 to 599"):
-        converted(folder)
+    with pytest.warns(CheckpointWarning, match=r"'<\|im_end\|>' \(600\)"):
+        assert converted(folder)["eos_token_id"] == 2
 
 
 def test_ids_of_config_json(folder: Path) -> None:
@@ -207,9 +189,76 @@ def test_ids_of_config_json(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     ids = {"bos_token_id": 1, "eos_token_id": [0, 1], "pad_token_id": 9999}
     (folder / "config.json").write_text(json.dumps(config | ids))
+    read = read_vocabulary(folder, VOCAB)
+    assert (read.bos, read.eos, read.pad) == (1, 0, None)
+
+
+# ---- More pieces than the model has rows, or fewer ----
+
+
+def filled(n: int) -> list[tuple[str, float, int]]:
+    """`n` pieces of SentencePiece's."""
+    pieces = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
+    pieces += [(f"<0x{i:02X}>", 0.0, 6) for i in range(256)]
+    return [*pieces, *((f"p{i}", -float(i), 1) for i in range(n - 259))]
+
+
+@pytest.mark.parametrize("source", ["tokenizer.json", "decoder", "added_tokens.json", "protobuf"])
+def test_tokens_beyond_the_embedding(source: str, folder: Path) -> None:
+    """[PAD] with the first id that the model has no row for, as fine-tunes come, from each file
+    that may say so: left out with one warning; the padding id with it."""
+    (folder / "tokenizer.model").write_bytes(sentencepiece())
+    settings: dict[str, Any] = {"pad_token": "[PAD]", "bos_token": "<s>"}
+    pad = {"id": VOCAB, "content": "[PAD]", "special": True}
+    more = {"id": VOCAB + 7, "content": "<more>", "special": False}
+    if source == "tokenizer.json":
+        (folder / source).write_text(json.dumps({"added_tokens": [pad, more]}))
+    elif source == "decoder":
+        settings["added_tokens_decoder"] = {str(t["id"]): t for t in (pad, more)}
+    elif source == "added_tokens.json":
+        (folder / source).write_text(json.dumps({"[PAD]": VOCAB, "<more>": VOCAB + 7}))
+    else:
+        unused = [(f"<unused{i}>", 0.0, 5) for i in range(6)]
+        pieces = [*filled(VOCAB), ("[PAD]", 0.0, 3), *unused, ("<more>", 0.0, 4)]
+        (folder / "tokenizer.model").write_bytes(sentencepiece(pieces))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.warns(CheckpointWarning) as caught:
+        read = converted(folder)
+    (message,) = [str(w.message) for w in caught]
+    assert "0 to 599" in message and "'[PAD]' (600)" in message and "'<more>' (607)" in message
+    assert len(read["tokens"]) == VOCAB and "[PAD]" not in read["tokens"]
+    assert [read.get(f"{name}_token_id") for name in ("bos", "eos", "padding")] == [1, 2, None]
+
+
+def test_tokens_beyond_the_embedding_of_byte_level(folder: Path) -> None:
+    """Also where model.vocab lists an added token as well."""
+    source = byte_level()
+    source["added_tokens"].append({"id": VOCAB, "content": "[PAD]", "special": True})
+    source["model"]["vocab"]["[PAD]"] = VOCAB
+    (folder / "tokenizer.json").write_text(json.dumps(source))
+    with pytest.warns(CheckpointWarning, match=r"'\[PAD\]' \(600\)"):
+        read = converted(folder)
+    assert len(read["tokens"]) == VOCAB and read["tokens"][262:264] == ["<extra>", "[PAD263]"]
+
+
+def test_text_beyond_the_embedding(folder: Path) -> None:
+    """A piece of text that the model has no row for is no padding."""
+    (folder / "tokenizer.model").write_bytes(sentencepiece(filled(VOCAB + 1)))
+    with pytest.raises(TokenizerError, match="'p341' has id 600; the model knows 0 to 599"):
+        converted(folder)
+
+
+def test_holes_among_the_ids(folder: Path) -> None:
+    """Ids without a piece are filled with unused ones that no text becomes, whatever their name."""
+    source = byte_level()
+    source["added_tokens"][2] |= {"id": 599, "content": "[PAD263]"}
+    (folder / "tokenizer.json").write_text(json.dumps(source))
     read = converted(folder)
-    ids = [read.get(f"{name}_token_id") for name in ("bos", "eos", "padding")]
-    assert ids == [1, 0, None]
+    assert read["tokens"][262:264] == ["[PAD262]", "[PAD263]"] and read["tokens"][599] == "[PAD263]"
+    assert set(read["token_type"][262:599]) == {5} and read["token_type"][599] == 4
+    with Llama(folder.parent / "out.gguf") as llama:
+        ids = llama.tokenizer.encode("a[PAD263][PAD264]", bos=False)
+    assert ids[:2] == [ord("a"), 599] and 264 not in ids
 
 
 # ---- Byte-level BPE ----
@@ -251,7 +300,12 @@ LLAMA3_PRE = {
             "behavior": "Isolated",
             "invert": False,
         },
-        {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+        {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": True,
+            "use_regex": False,
+        },
     ],
 }
 
@@ -294,7 +348,7 @@ def test_llama_3(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pre_tokenizer": {"type": "Whitespace"}}, "neither Llama 3, SmolLM nor GPT-2"),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "neither Llama 3, SmolLM, GPT-2 nor"),
         ({"pre_tokenizer": None}, "neither Llama 3"),
         ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "neither Llama 3"),
         ({"normalizer": {"type": "NFC"}}, "normalizes"),
@@ -320,6 +374,19 @@ def test_refused_tokenizer_json(changes: dict[str, Any], message: str, folder: P
     assert "tokenizer.json" in str(caught.value)
 
 
+@pytest.mark.parametrize("pre", ["qwen2", "tekken", "gpt-4o", "dbrx", "deepseek-coder"])
+def test_other_pre_tokenizers(pre: str, tmp_path: Path) -> None:
+    """Recognized by their expressions, those of Llama 3 by what becomes of whole words, too."""
+    known = PRE_TOKENIZERS[pre]
+    split = LLAMA3_PRE["pretokenizers"][0]
+    steps = [split | {"pattern": {"Regex": expression}} for expression in known.expressions]
+    pre_tokenizer = {"type": "Sequence", "pretokenizers": [*steps, LLAMA3_PRE["pretokenizers"][1]]}
+    path = tmp_path / "tokenizer.json"
+    source = byte_level(pre_tokenizer, ignore_merges=known.ignore_merges)
+    path.write_text(json.dumps(source))
+    assert read_tokenizer_json(path, VOCAB).pre == pre
+
+
 def test_gpt2(tmp_path: Path) -> None:
     pre = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
     path = tmp_path / "tokenizer.json"
@@ -339,30 +406,6 @@ def test_no_valid_unicode(folder: Path) -> None:
 
 
 # ---- SentencePiece's BPE in a tokenizer.json ----
-
-
-def like_sentencepiece(merges: list[str], **changes: Any) -> dict[str, Any]:
-    texts = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
-    texts += sorted({half for merge in merges for half in merge.split(" ") if len(half) == 1})
-    texts += list(dict.fromkeys(m.replace(" ", "") for m in merges))
-    model = {
-        "type": "BPE",
-        "unk_token": "<unk>",
-        "byte_fallback": True,
-        "vocab": {text: i for i, text in enumerate(texts)},
-        "merges": merges,
-    }
-    prepend = {"type": "Prepend", "prepend": SPACE}
-    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    single = [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}]
-    special = ["<unk>", "<s>", "</s>"]
-    return {
-        "added_tokens": [{"id": i, "content": t, "special": True} for i, t in enumerate(special)],
-        "normalizer": {"type": "Sequence", "normalizers": [prepend, replace]},
-        "pre_tokenizer": None,
-        "post_processor": {"type": "TemplateProcessing", "single": single},
-        "model": model,
-    } | changes
 
 
 MERGES = [f"{SPACE} a", "a b", f"{SPACE}a b", f"{SPACE} ab", "b b"]
@@ -385,19 +428,43 @@ def test_metaspace(tmp_path: Path) -> None:
         pre = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme}
         source = like_sentencepiece(MERGES, normalizer=None, pre_tokenizer=pre)
         path.write_text(json.dumps(source))
-        assert read_tokenizer_json(path, VOCAB).add_space is added
+        v = read_tokenizer_json(path, VOCAB)
+        assert (v.add_space, v.prepend_scheme, v.split_spaces) == (added, scheme, True)
+
+
+def with_model(**changes: Any) -> dict[str, Any]:
+    source = like_sentencepiece(MERGES)
+    return source | {"model": source["model"] | changes}
+
+
+def with_added(**flags: bool) -> dict[str, Any]:
+    source = like_sentencepiece(MERGES)
+    token = {"id": 500, "content": "x", "special": False} | flags
+    return source | {"added_tokens": [*source["added_tokens"], token]}
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (like_sentencepiece([*MERGES[:2], "b b", *MERGES[2:4], "b b"]), "an order that scores"),
-        (like_sentencepiece(MERGES[:3]), "leave out"),
         (like_sentencepiece(MERGES, normalizer=None), "no spaces as SentencePiece"),
         (like_sentencepiece(["a" * 400 + " " + "b" * 400]), "more than 512 characters"),
+        (like_sentencepiece(MERGES, normalizer={"type": "NFC"}), "no spaces as SentencePiece"),
+        (
+            like_sentencepiece(
+                MERGES,
+                normalizer={"type": "Lowercase"},
+                pre_tokenizer={"type": "Metaspace", "replacement": SPACE},
+            ),
+            "normalizes or splits text by .'Lowercase'",
+        ),
+        (with_model(ignore_merges=True), "takes words without merging"),
+        (with_model(end_of_word_suffix="</w>"), "model.end_of_word_suffix is '</w>'"),
+        (with_model(byte_fallback=False), "fuse_unk is false"),
+        (with_added(lstrip=True), "the added token 'x' is lstrip"),
+        (with_added(normalized=True), "the added token 'x' is normalized"),
     ],
 )
-def test_merges_that_scores_cannot_say(source: dict[str, Any], message: str, folder: Path) -> None:
+def test_refused_json_of_sentencepiece(source: dict[str, Any], message: str, folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(source))
     with pytest.raises((TokenizerError, UnsupportedError), match=message):
         converted(folder)
@@ -470,7 +537,7 @@ def test_the_tokenizers_package_agrees(folder: Path) -> None:
         [normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)]
     )
     trained.decoder = decoders.ByteFallback()
-    special = ["<unk>", *(f"<0x{i:02X}>" for i in range(256))]
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=special, show_progress=False)
     trained.train_from_iterator(["a cat sat on a mat", "that rat and the bat"], trainer)
     trained.save(str(folder / "tokenizer.json"))

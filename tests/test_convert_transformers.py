@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from folders import LLAMA3_SCALING, meta_shard, meta_weights
 
-from pyllama2c import Llama
+from pyllama2c import CheckpointWarning, Llama
 from pyllama2c.convert import convert
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -55,6 +55,32 @@ def random_model(
             if values.ndim == 1:
                 values.uniform_(0.5, 1.5)
             elif not (tied and "lm_head" in name):
+                values.normal_(0, values.shape[1] ** -0.5)
+    return model
+
+
+def mistral(window: int | None) -> Any:
+    config = transformers.MistralConfig(
+        hidden_size=96,
+        intermediate_size=172,
+        num_hidden_layers=3,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=320,
+        max_position_embeddings=256,
+        rms_norm_eps=1e-5,
+        sliding_window=window,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e5},
+        attn_implementation="eager",
+    )
+    torch.manual_seed(1)
+    model = transformers.MistralForCausalLM(config).eval()
+    with torch.no_grad():
+        for values in model.parameters():
+            if values.ndim == 1:
+                values.uniform_(0.5, 1.5)
+            else:
                 values.normal_(0, values.shape[1] ** -0.5)
     return model
 
@@ -106,6 +132,32 @@ def test_bfloat16(tmp_path: Path) -> None:
     logits = expected(model)
     model.to(torch.bfloat16).save_pretrained(tmp_path)
     assert difference(tmp_path, logits) < 1e-4
+
+
+def test_mistral(tmp_path: Path) -> None:
+    model = mistral(None)
+    logits = expected(model)
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["sliding_window"] is None
+    assert difference(tmp_path, logits) < 1e-4
+
+
+def test_mistral_within_its_window(tmp_path: Path) -> None:
+    """As far as the window reaches it is a Llama; the next position it is none, and not there."""
+    window = 60
+    model = mistral(window)
+    logits = expected(model)
+    model.save_pretrained(tmp_path)
+    target = tmp_path / "converted.gguf"
+    with pytest.warns(CheckpointWarning, match="over 60 positions"):
+        convert(tmp_path, target, dtype="float32", tokenizer=False)
+    with Llama(target, speculative=False) as llama:
+        assert llama.config.seq_len == window
+        ours = llama.logits(TOKENS[:window])
+    assert np.abs(ours - logits[:window]).max() < 1e-4
+    whole = expected(mistral(None))
+    assert np.abs(whole[:window] - logits[:window]).max() < 1e-6
+    assert np.abs(whole[window] - logits[window]).max() > 1e-3
 
 
 @pytest.mark.parametrize("shards", [1, 2, 4])

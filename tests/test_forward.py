@@ -55,6 +55,37 @@ def model(shape: Shape, **options: Any) -> Llama:
     return Llama.from_buffer(truth.v2() if shape.group_size else truth.v0(), **options)
 
 
+LONG = {
+    "one head": Shape(dim=50, hidden_dim=64, n_heads=1, n_kv_heads=1, seq_len=420),
+    "shared keys": Shape(dim=132, hidden_dim=64, n_heads=6, n_kv_heads=2, seq_len=420),
+    "int8": Shape(dim=64, hidden_dim=96, n_heads=1, n_kv_heads=1, seq_len=420, group_size=32),
+    "runq": Shape(group_size=24, hidden_dim=80, n_heads=1, n_kv_heads=1, seq_len=420),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*group_size")
+@pytest.mark.parametrize("kv_dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", LONG)
+def test_threads_that_share_a_head_give_the_same_bits(name: str, kv_dtype: str, isa: str) -> None:
+    """Long contexts, and fewer heads than threads: each takes some of the blocks of positions."""
+    tokens = np.random.default_rng(4).integers(0, 300, 419).tolist()
+    with model(LONG[name], isa="scalar", threads=1, kv_dtype=kv_dtype) as llama:
+        expected = llama.logits(tokens)
+    # a prompt, single rows, and runs that end on, before and after a block of 64
+    parts = [250, 1, 3, 1, 1, 1, 60, 1, 1, 2, 1, 64, 1, 1, 1, 6, 1, 4, 1, 17, 1]
+    assert sum(parts) == len(tokens)
+    for threads, n_sequences in ((1, 1), (2, 1), (5, 1), (5, 2), (8, 1), (8, 2)):
+        with model(LONG[name], isa=isa, threads=threads, kv_dtype=kv_dtype) as llama:
+            sequences, at = Sequences(llama, n_sequences), 0
+            for n in parts:
+                for s in range(0, n_sequences, 1 if n > 100 else n_sequences):
+                    these = [s] if n > 100 else range(n_sequences)
+                    places = range(at, at + n)
+                    got = sequences.feed([(t, i, tokens[i]) for t in these for i in places])
+                    assert got.tobytes() == expected[at : at + n].tobytes() * len(these)
+                at += n
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=["grouped", "odd", "int8"])
 def test_same_bits_for_every_isa_thread_count_and_split(shape: Shape, isa: str) -> None:
     tokens = np.random.default_rng(3).integers(0, shape.vocab_size, 90).tolist()

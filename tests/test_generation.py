@@ -96,11 +96,35 @@ def test_characters_are_never_split(tokenizer_path: Path) -> None:
     assert "🙂" in pieces
 
 
-def test_a_cut_character_becomes_a_replacement(tokenizer_path: Path) -> None:
-    for data in (b"a\xe6\x97", b"a\xff", b"\x80a"):
+def test_what_is_no_character_becomes_a_replacement(tokenizer_path: Path) -> None:
+    for data in (b"a\xff", b"\x80a", b"a\xe6\x97b", b"\xf0\x9fa"):
         llama, say = scripted(tokenizer_path, data)
         read = llama.generate(logits_processor=say, temperature=0).read()
         assert read == data.decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize("stop", [[], ["never"]])
+def test_stories_that_go_on_within_a_character(tokenizer_path: Path, stop: list[str]) -> None:
+    """Half a character is in the tokens only; who goes on from them tells the whole of it."""
+    text = "é日🙂!"
+    data = text.encode()
+    llama, say = scripted(tokenizer_path, data)
+    options = {"logits_processor": say, "temperature": 0, "stop": stop}
+    for n in range(1, len(data)):
+        first = llama.generate([1], max_tokens=n, **options)
+        assert first.read() == data[:n].decode("utf-8", "ignore")
+        assert first.tokens == [3 + byte for byte in data[:n]]
+        prompt = first.prompt_tokens + first.tokens
+        assert first.read() + llama.generate(prompt, **options).read() == text
+        (batched,) = llama.generate_batch([prompt], **options)
+        assert first.read() + batched.text == text
+
+
+def test_a_control_token_ends_a_character(tokenizer_path: Path) -> None:
+    llama, say = scripted(tokenizer_path, "日日".encode())
+    prompt = [1, 3 + 0xE6, 3 + 0x97, 3 + 0xA5, 3 + 0xE6, 2]  # the next byte is the sixth, 0xA5
+    story = llama.generate(prompt, logits_processor=say, temperature=0)
+    assert (story.read(), story.tokens) == ("\ufffd", [3 + 0xA5])
 
 
 @pytest.mark.parametrize(
@@ -234,7 +258,7 @@ def test_logits_and_score(llama: Llama) -> None:
     logits = logits.astype(np.float64)
     truth = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
     expected = [truth[i, t] for i, t in enumerate(ids[1:])]
-    np.testing.assert_allclose(score.logprobs[1:], expected, rtol=0, atol=1e-7)
+    np.testing.assert_allclose(score.logprobs[1:], expected, rtol=0, atol=3e-7)
     assert score.total == pytest.approx(sum(expected))
     assert score.perplexity == pytest.approx(math.exp(-sum(expected) / len(expected)))
     assert score.bits_per_byte == pytest.approx(-sum(expected) / math.log(2) / 6)
@@ -305,7 +329,7 @@ def test_stop_tokens(tiny_path: Path, speculative: bool) -> None:
         each = llama.generate_batch(
             [prompt, prompt], stop_tokens=[[], [7]], in_order=True, **options
         )
-        assert len(each[0].tokens) == 95
+        assert len(next(each).tokens) == 95
 
 
 def test_score_batch(llama: Llama) -> None:
@@ -328,7 +352,7 @@ def test_score_batch(llama: Llama) -> None:
         logits -= np.logaddexp.reduce(logits, axis=1, keepdims=True)
         expected = [logits[i, t] for i, t in enumerate(text[1:])][start - 1 :]
         assert score.logprobs[:start] == [None] * start
-        np.testing.assert_allclose(score.logprobs[start:], expected, rtol=0, atol=1e-7)
+        np.testing.assert_allclose(score.logprobs[start:], expected, rtol=0, atol=3e-7)
         assert score.total == pytest.approx(sum(expected))
         assert score.greedy == (logits.argmax(axis=1)[start - 1 : -1] == text[start:]).all()
         n_bytes = sum(len(llama.tokenizer.piece(token)) for token in text[start:])

@@ -16,6 +16,7 @@ from conftest import run_python
 from gguf_files import (
     BOOL,
     FLOAT32,
+    INT32,
     READABLE,
     STRING,
     TYPES,
@@ -480,9 +481,15 @@ def test_features(key: Key) -> None:
         ),
         ("attention.key_length", 16, "value_length is 12 and key_length 16", UnsupportedError),
         ("attention.value_length", 16, "value_length is 16 and key_length 12", UnsupportedError),
-        ("attention.head_count", [4, 4], "head_count is a list; it must be", UnsupportedError),
-        ("attention.head_count_kv", [2, 2], "head_count_kv is a list", UnsupportedError),
-        ("feed_forward_length", [80, 80], "feed_forward_length is a list", UnsupportedError),
+        ("attention.head_count", [4, 2], "head_count is 4 in layer 0 and 2 in", UnsupportedError),
+        ("attention.head_count_kv", [1, 2], "layers must be alike", UnsupportedError),
+        ("feed_forward_length", [80, 81], "80 in layer 0 and 81 in layer 1", UnsupportedError),
+        ("feed_forward_length", [80], "is a list of 1; llama.block_count is 2", CheckpointError),
+        ("feed_forward_length", [80] * 3, "is a list of 3; llama.block_count", CheckpointError),
+        ("attention.head_count_kv", [], "is a list of 0; llama.block_count", CheckpointError),
+        ("attention.head_count", [4, 0], "head_count is 0; it must be 1 to", CheckpointError),
+        ("block_count", [2, 2], "block_count is a list; it must be one", CheckpointError),
+        ("embedding_length", [48, 48], "embedding_length is a list; it must", CheckpointError),
         ("attention.head_count_kv", 3, "head_count_kv 3 does not divide", CheckpointError),
         ("attention.head_count", 10, "llama.attention.key_length is missing", CheckpointError),
         ("attention.head_count", 6, "dimension_count is 12 of a head of 8", UnsupportedError),
@@ -516,6 +523,31 @@ def test_integers(name: str, value: Any, message: str, error: type[Llama2cError]
     keys = [key for key in file.keys if key.name != f"llama.{name}"]
     file.keys = [*keys, Key(f"llama.{name}", UINT32, value)]
     refuse(file, message, error)
+
+
+@pytest.mark.parametrize(
+    "name", ["attention.head_count", "attention.head_count_kv", "feed_forward_length"]
+)
+@pytest.mark.parametrize("kind", [UINT32, INT32], ids=["uint32", "int32"])
+def test_a_number_for_each_layer(name: str, kind: int) -> None:
+    """Where all layers have the same, it is one number."""
+    shape = Shape()
+    file = model_file(TinyLlama.random(shape))
+    with load(file) as llama:
+        config, logits = llama.config, llama.logits(tokens_of(shape))
+    key = file.key(f"llama.{name}")
+    key.kind, key.value = kind, [key.value] * shape.n_layers
+    with load(file) as llama:
+        assert llama.config == config
+        np.testing.assert_array_equal(llama.logits(tokens_of(shape)), logits)
+
+
+@pytest.mark.parametrize("value", ["4", 4.0], ids=["text", "float"])
+def test_lists_of_something_else(value: str | float) -> None:
+    file = model_file(TinyLlama.random(Shape()))
+    key = file.key("llama.attention.head_count")
+    key.kind, key.value = STRING if isinstance(value, str) else FLOAT32, [value, value]
+    refuse(file, "llama.attention.head_count is not an integer")
 
 
 @pytest.mark.parametrize(

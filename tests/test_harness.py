@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from conftest import real_file
 from tiny import Array, Shape, TinyLlama
+from tokenizer_keys import byte_level_keys, chat_model
 
 NEEDED = ("lm_eval", "torch", "transformers", "accelerate")
 
@@ -320,6 +321,23 @@ def test_answers_are_kept_for_a_second_run(ours: Any, tmp_path: Path) -> None:
     ours.llama.close()  # the second time it is not asked
     again = cached.loglikelihood(requests), cached.generate_until(texts)
     assert [list(map(tuple, first[0])), first[1]] == [list(map(tuple, again[0])), again[1]]
+
+
+def test_without_bos(offline: None) -> None:
+    """EOS stands before a text then, as with the harness's own backend."""
+    from pyllama2c import Llama
+    from pyllama2c.harness import HarnessLM
+
+    pytest.importorskip("tokenizers", reason="byte-level tokenizers need the tokenizers package")
+    keys = byte_level_keys()
+    next(key for key in keys if key.name.endswith("bos_token_id")).value = 2**32 - 1
+    with Llama.from_buffer(chat_model(keys).build()) as llama:
+        ours, ids = HarnessLM(llama), llama.tokenizer.encode("<s>hello")
+        assert ours.prefix_token_id == ours.eot_token_id == 2
+        assert ours.tok_encode("<s>hello") == ids
+        (total,) = ours.loglikelihood_rolling(ask("loglikelihood_rolling", ("<s>hello",)))
+        assert total == pytest.approx(sum(llama.score([2, *ids]).logprobs[1:]))
+        assert len(ours.loglikelihood(ask("loglikelihood", ("", "hello")))) == 1
 
 
 def test_wrong_requests(ours: Any, folder: Path) -> None:

@@ -348,42 +348,6 @@ uint64_t l2c_model_bytes(const l2c_model *model) { return model->mapping.size + 
 
 uint64_t l2c_model_sweep_bytes(const l2c_model *model) { return model->matrices.sweep; }
 
-/* FNV-1a over the first and last bytes of a matrix. */
-static uint64_t mix_in(uint64_t hash, const l2c_matrix *m) {
-    const unsigned char *data = m->data;
-    size_t size = l2c_matrix_bytes(m), sample = size < 1024 ? size : 1024;
-    if (m->type == L2C_WEIGHTS_FILE) size = m->rows * m->cols, sample = size < 1024 ? size : 1024;
-    for (size_t i = 0; i < sample; i++) {
-        hash = (hash ^ data[i]) * 1099511628211u;
-        hash = (hash ^ data[size - 1 - i]) * 1099511628211u;
-    }
-    return hash;
-}
-
-static uint64_t mix_bytes(uint64_t hash, const void *data, size_t size) {
-    const unsigned char *bytes = data;
-    for (size_t i = 0; i < size; i++) hash = (hash ^ bytes[i]) * 1099511628211u;
-    return hash;
-}
-
-uint64_t l2c_model_fingerprint(const l2c_model *model) {
-    uint64_t hash = mix_in(14695981039346656037u, &model->token_embedding);
-    for (int32_t l = 0; l < model->config.n_layers; l++) {
-        const l2c_layer *w = &model->layers[l];
-        const l2c_matrix *matrices[] = {&w->wq, &w->wk, &w->wv, &w->wo, &w->w1, &w->w2, &w->w3};
-        for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++) hash = mix_in(hash, matrices[i]);
-    }
-    hash = mix_in(hash, &model->classifier);
-    /* The same weights may mean something else; llama2.c's files say nothing of that. */
-    const l2c_config *c = &model->config;
-    if (c->file == L2C_FILE_LLAMA2C) return hash;
-    hash = mix_bytes(hash, &c->rope_theta, sizeof c->rope_theta);
-    hash = mix_bytes(hash, &c->norm_eps, sizeof c->norm_eps);
-    return model->rope_divisors == NULL
-        ? hash
-        : mix_bytes(hash, model->rope_divisors, (size_t)c->head_size / 2 * sizeof *model->rope_divisors);
-}
-
 void l2c_model_free(l2c_model *model) {
     if (model == NULL) return;
     l2c_rope_free(model);

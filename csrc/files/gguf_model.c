@@ -34,18 +34,44 @@ static int64_t find_setting(const source *s, const char *name) {
     return l2c_gguf_find_key(s->g, key);
 }
 
-/* An integer of 1 to `limit`; `otherwise` where the file has none, unless that is 0. */
-static int32_t whole(source *s, const char *name, int32_t limit, int32_t otherwise) {
-    int64_t key = s->status == L2C_OK ? find_setting(s, name) : -1, value = otherwise;
-    if (s->status != L2C_OK) return 0;
-    if (key < 0 && otherwise == 0) FAIL(s, L2C_FORMAT, "GGUF: llama.%s is missing", name);
-    else if (key >= 0 && l2c_gguf_key_at(s->g, (size_t)key)->is_array)
-        FAIL(s, L2C_UNSUPPORTED, "GGUF: llama.%s is a list; it must be the same for all layers", name);
-    else if (key >= 0 && l2c_gguf_integer(s->g, (size_t)key, 0, &value, NULL) != L2C_OK)
+/* Element `i` of a setting: an integer of 1 to `limit`. */
+static int32_t element(source *s, const char *name, int64_t key, uint64_t i, int32_t limit) {
+    int64_t value = 0;
+    if (l2c_gguf_integer(s->g, (size_t)key, i, &value, NULL) != L2C_OK)
         FAIL(s, L2C_FORMAT, "GGUF: llama.%s is not an integer, or is too large", name);
     else if (value < 1 || value > limit)
         FAIL(s, L2C_FORMAT, "GGUF: llama.%s is %lld; it must be 1 to %d", name, (long long)value, limit);
     return s->status == L2C_OK ? (int32_t)value : 0;
+}
+
+/* An integer of 1 to `limit`; `otherwise` where the file has none, unless that is 0. */
+static int32_t whole(source *s, const char *name, int32_t limit, int32_t otherwise) {
+    int64_t key = s->status == L2C_OK ? find_setting(s, name) : -1;
+    if (s->status != L2C_OK) return 0;
+    if (key < 0 && otherwise == 0) FAIL(s, L2C_FORMAT, "GGUF: llama.%s is missing", name);
+    else if (key >= 0 && l2c_gguf_key_at(s->g, (size_t)key)->is_array)
+        FAIL(s, L2C_FORMAT, "GGUF: llama.%s is a list; it must be one integer", name);
+    if (s->status != L2C_OK) return 0;
+    return key < 0 ? otherwise : element(s, name, key, 0, limit);
+}
+
+/* The same of a setting that may be given layer by layer; all layers must have the same. */
+static int32_t whole_of_layers(source *s, const char *name, int32_t limit, int32_t otherwise) {
+    int64_t key = s->status == L2C_OK ? find_setting(s, name) : -1;
+    if (key < 0 || !l2c_gguf_key_at(s->g, (size_t)key)->is_array) return whole(s, name, limit, otherwise);
+    uint64_t count = l2c_gguf_key_at(s->g, (size_t)key)->count;
+    int32_t n_layers = s->model->config.n_layers, first = 0;
+    if (count != (uint64_t)n_layers)
+        FAIL(s, L2C_FORMAT, "GGUF: llama.%s is a list of %llu; llama.block_count is %d", name,
+             (unsigned long long)count, n_layers);
+    for (uint64_t i = 0; i < count && s->status == L2C_OK; i++) {
+        int32_t value = element(s, name, key, i, limit);
+        if (i == 0) first = value;
+        else if (s->status == L2C_OK && value != first)
+            FAIL(s, L2C_UNSUPPORTED, "GGUF: llama.%s is %d in layer 0 and %d in layer %llu; layers must be alike", name,
+                 first, value, (unsigned long long)i);
+    }
+    return s->status == L2C_OK ? first : 0;
 }
 
 /* A number above 0 and at most `limit`; `otherwise` where the file has none, unless that is 0. */
@@ -123,11 +149,11 @@ static void read_shape(source *s) {
     c->file = L2C_FILE_GGUF;
     c->version = l2c_gguf_version(s->g);
     c->dim = whole(s, "embedding_length", 1 << 20, 0);
-    c->hidden_dim = whole(s, "feed_forward_length", 1 << 22, 0);
     c->n_layers = whole(s, "block_count", 1 << 12, 0);
     c->seq_len = whole(s, "context_length", 1 << 24, 0);
-    c->n_heads = whole(s, "attention.head_count", 1 << 16, 0);
-    c->n_kv_heads = whole(s, "attention.head_count_kv", 1 << 16, c->n_heads);
+    c->hidden_dim = whole_of_layers(s, "feed_forward_length", 1 << 22, 0);
+    c->n_heads = whole_of_layers(s, "attention.head_count", 1 << 16, 0);
+    c->n_kv_heads = whole_of_layers(s, "attention.head_count_kv", 1 << 16, c->n_heads);
     if (s->status != L2C_OK) return;
     if (c->n_heads % c->n_kv_heads != 0) {
         FAIL(s, L2C_FORMAT, "GGUF: llama.attention.head_count_kv %d does not divide llama.attention.head_count %d",

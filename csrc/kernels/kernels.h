@@ -6,7 +6,15 @@
  *  - A sum over n elements has 16 lanes. Element j is added to lane j % 16, in rising order of j,
  *    by one fused multiply-add (a dot product) or one addition (a plain sum). Past n, elements are
  *    zeros. Then lanes i and i+8 are added, then i and i+4, i and i+2, i and i+1.
- *  - exp is the polynomial of l2c_exp below, written with the same fused multiply-adds.
+ *  - softmax's sum goes by blocks of 64: elements 0 to 63, 64 to 127, ... have 16 lanes each; lane i of the
+ *    total is lane i of the first block, then those of the others are added one by one; then the tree.
+ *  - Attention's weighted sum of values goes by blocks of 64 positions as well. In a block, from +0, one fused
+ *    multiply-add a position, in rising order; the last block is as long as it is. The total is the first
+ *    block's sum (not 0 + it: signs of zero), then the others' are added one by one. Weights are final
+ *    before any block begins. So several threads, or a graphics card, may take a block each.
+ *  - exp is the polynomial at the end of this file, written with the same fused multiply-adds. Neither its
+ *    results nor softmax's are ever denormal: those would be so small that they change no sum worth having,
+ *    and processors take up to a hundred times longer over them.
  *  - RoPE's angles are tabulated from libm's double precision, which libms may round differently in
  *    one case of some hundred million; nothing else comes from a library.
  *  - int8 and int4: a group of a row shares a scale. Sums within a group are integers, hence exact;
@@ -43,7 +51,7 @@
 /* What the elements of a weight matrix are. */
 typedef enum {
     L2C_WEIGHTS_F32,  /* row-major float32 */
-    L2C_WEIGHTS_FILE, /* int8, row-major, in a v2 file's own layout: only kernels_runq.c computes it */
+    L2C_WEIGHTS_FILE, /* int8, row-major, in a v2 file's own layout: only runq.c computes it */
     L2C_WEIGHTS_GGUF, /* row-major blocks of a GGUF file: for packing from, nothing computes it */
     L2C_WEIGHTS_Q8,   /* int8, packed (below) */
     L2C_WEIGHTS_Q4,   /* int4, packed */
@@ -74,6 +82,9 @@ typedef struct {
     const struct l2c_block_type *blocks; /* of L2C_WEIGHTS_GGUF */
 } l2c_matrix;
 
+/* Elements of softmax, or positions of attention, whose sum is taken by itself. */
+enum { L2C_SUM_BLOCK = 64 };
+
 enum { L2C_BLOCK_ROWS = 16, L2C_Q4_GROUP = 32, L2C_SKIP_BLOCK = 64 };
 
 /* Rows of activations as int8 products take them: a group of x is scale * q, |q| <= 127. */
@@ -96,11 +107,20 @@ typedef void l2c_integer_matmul(float *out, size_t out_stride, const l2c_quantiz
 typedef void l2c_quantizer(const l2c_quantized *to, size_t row, const float *x, size_t n);
 
 /* float32 to float16 (nearest even) and back, n values */
-typedef void l2c_narrower(uint16_t *out, const float *x, size_t n);
-typedef void l2c_widener(float *out, const uint16_t *x, size_t n);
+typedef void l2c_f32_to_f16(uint16_t *out, const float *x, size_t n);
+typedef void l2c_f16_to_f32(float *out, const uint16_t *x, size_t n);
 
-typedef void l2c_mixer(float *out, size_t out_stride, const float *weights, size_t weights_stride, size_t n_rows,
-                       size_t step, const float *rows, size_t n, size_t width);
+/* One block of attention's values. Row r of out (n_rows, width) becomes, or where `more` is set has added to it,
+ * the sum of weights[r * weights_stride + t] * values[t * width + i] over t < n + r * step, t < L2C_SUM_BLOCK.
+ * A row without such a t stays as it is. */
+typedef void l2c_weighted_sum(float *out, size_t out_stride, const float *weights, size_t weights_stride, size_t n_rows,
+                              size_t step, const float *values, ptrdiff_t n, size_t width, int more);
+
+/* How many positions row r has in the block. */
+static inline size_t l2c_in_block(ptrdiff_t n, size_t r, size_t step) {
+    ptrdiff_t own = n + (ptrdiff_t)(r * step);
+    return own < 0 ? 0 : own > L2C_SUM_BLOCK ? L2C_SUM_BLOCK : (size_t)own;
+}
 
 typedef struct {
     const char *name;
@@ -118,7 +138,7 @@ typedef struct {
     /* x[j] = exp(x[j] - max); returns the sum of those, which is NaN if any x is NaN or infinity */
     float (*exp_sum)(float *x, size_t n);
 
-    /* the same, then x[j] /= sum */
+    /* the same, then x[j] /= sum; 0 where x[j] < sum * FLT_MIN: no result is denormal */
     void (*softmax)(float *x, size_t n);
 
     /* the largest x[j], n > 0; unspecified when one is NaN */
@@ -127,9 +147,7 @@ typedef struct {
     /* gate[j] = gate[j] * (1 / (1 + exp(-gate[j]))) * up[j] */
     void (*swiglu)(float *gate, const float *up, size_t n);
 
-    /* out[r * out_stride + i] = sum of weights[r * weights_stride + t] * rows[t * width + i] over
-     * t < n + r * step, fused, in rising order of t; r < n_rows */
-    l2c_mixer *mix;
+    l2c_weighted_sum *weighted_sum;
 
     /* out[i] = weight[i] * (scale * x[i]) */
     void (*norm)(float *out, const float *x, const float *weight, float scale, size_t n);
@@ -144,8 +162,8 @@ typedef struct {
     /* how many elements from the first on, in whole blocks of L2C_SKIP_BLOCK, are all below floor */
     size_t (*skip_below)(const float *x, size_t n, float floor);
 
-    l2c_narrower *narrow;
-    l2c_widener *widen;
+    l2c_f32_to_f16 *f32_to_f16;
+    l2c_f16_to_f32 *f16_to_f32;
 
     l2c_quantizer *quantize;
     l2c_integer_matmul *matmul_q8, *matmul_q4, *matmul_q4_1;
@@ -164,10 +182,10 @@ extern const l2c_kernels l2c_kernels_neon;
 
 /*
  * exp(x) = 2^n * e^r with n = round(x / ln 2), |r| <= ln 2 / 2, and e^r by Cephes' degree-7
- * polynomial 1 + r + r^2 * P(r). Within 2 ulp of the true value over the whole range, denormal
- * results included; 0 below -104, infinity above 88.73, NaN for NaN.
+ * polynomial 1 + r + r^2 * P(r). Within 2 ulp of the true value from L2C_EXP_LOW on; 0 below that, where
+ * results would be less than the smallest normal float, FLT_MIN; infinity above 88.73, NaN for NaN.
  */
-#define L2C_EXP_LOW (-104.0f)
+#define L2C_EXP_LOW (-0x1.5d589ep+6f) /* the least float whose exp is at least FLT_MIN: -87.33654 */
 #define L2C_EXP_HIGH 89.0f
 #define L2C_EXP_LOG2E 1.44269504f
 #define L2C_EXP_ROUND 12582912.0f /* 1.5 * 2^23: adding it leaves the rounded integer in the low bits */

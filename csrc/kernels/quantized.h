@@ -35,21 +35,21 @@ static inline size_t l2c_block_scale_bytes(l2c_weights type, size_t groups) {
 float l2c_half_to_float(uint16_t half);
 uint16_t l2c_float_to_half(float value);
 
-l2c_narrower l2c_scalar_narrow;
-l2c_widener l2c_scalar_widen;
+l2c_f32_to_f16 l2c_scalar_f32_to_f16;
+l2c_f16_to_f32 l2c_scalar_f16_to_f32;
 l2c_quantizer l2c_scalar_quantize;
 l2c_integer_matmul l2c_scalar_matmul_q8, l2c_scalar_matmul_q4, l2c_scalar_matmul_q4_1;
 l2c_quantizer l2c_runq_quantize;
 l2c_integer_matmul l2c_runq_matmul;
 #if defined(L2C_X86)
-l2c_narrower l2c_avx2_narrow;
-l2c_widener l2c_avx2_widen;
+l2c_f32_to_f16 l2c_avx2_f32_to_f16;
+l2c_f16_to_f32 l2c_avx2_f16_to_f32;
 l2c_quantizer l2c_avx2_quantize;
 l2c_integer_matmul l2c_avx2_matmul_q8, l2c_avx2_matmul_q4, l2c_avx2_matmul_q4_1;
 l2c_integer_matmul l2c_avx512_matmul_q8, l2c_avx512_matmul_q4, l2c_avx512_matmul_q4_1;
 #elif defined(L2C_ARM)
-l2c_narrower l2c_neon_narrow;
-l2c_widener l2c_neon_widen;
+l2c_f32_to_f16 l2c_neon_f32_to_f16;
+l2c_f16_to_f32 l2c_neon_f16_to_f32;
 l2c_quantizer l2c_neon_quantize;
 l2c_integer_matmul l2c_neon_matmul_q8, l2c_neon_matmul_q4, l2c_neon_matmul_q4_1;
 #endif

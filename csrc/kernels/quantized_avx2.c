@@ -33,14 +33,14 @@ enum { TILE = 4 }; /* rows of x that share the loads of weights */
 
 /* ---- float16 ------------------------------------------------------------------------------------ */
 
-void l2c_avx2_narrow(uint16_t *out, const float *x, size_t n) {
+void l2c_avx2_f32_to_f16(uint16_t *out, const float *x, size_t n) {
     size_t i = 0;
     for (; i + 8 <= n; i += 8)
         _mm_storeu_si128((__m128i *)(out + i), _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT));
     for (; i < n; i++) out[i] = l2c_float_to_half(x[i]);
 }
 
-void l2c_avx2_widen(float *out, const uint16_t *x, size_t n) {
+void l2c_avx2_f16_to_f32(float *out, const uint16_t *x, size_t n) {
     size_t i = 0;
     for (; i + 8 <= n; i += 8) _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(x + i))));
     for (; i < n; i++) out[i] = l2c_half_to_float(x[i]);
@@ -231,7 +231,7 @@ INLINE void tile_q4_1(__m256 (*sums)[2], const l2c_quantized *x, size_t r, const
 
 /* Several rows of x: a block stays in the first cache while they pass by it. One row is a matter of
  * memory: four blocks a quarter of the matrix apart, each a stream that the hardware prefetcher
- * follows (kernels_avx512.c). */
+ * follows (avx512.c). */
 #define MATMUL(FUNCTION)                                                                    \
     size_t i = begin;                                                                       \
     if (n_rows == 1) {                                                                      \

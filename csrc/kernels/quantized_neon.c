@@ -19,7 +19,7 @@
 #include <math.h>
 #include <string.h>
 
-#if defined(__GNUC__) && !defined(__clang__) /* as kernels_neon.c says */
+#if defined(__GNUC__) && !defined(__clang__) /* as neon.c says */
 #pragma GCC push_options
 #pragma GCC optimize("no-schedule-insns")
 #endif
@@ -30,13 +30,13 @@ enum { TILE = 2, QUADS = 4 /* registers for a value of each of 16 rows */ };
 
 /* ---- float16 ------------------------------------------------------------------------------------ */
 
-void l2c_neon_narrow(uint16_t *out, const float *x, size_t n) {
+void l2c_neon_f32_to_f16(uint16_t *out, const float *x, size_t n) {
     size_t i = 0;
     for (; i + 4 <= n; i += 4) vst1_u16(out + i, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(x + i))));
     for (; i < n; i++) out[i] = l2c_float_to_half(x[i]);
 }
 
-void l2c_neon_widen(float *out, const uint16_t *x, size_t n) {
+void l2c_neon_f16_to_f32(float *out, const uint16_t *x, size_t n) {
     size_t i = 0;
     for (; i + 4 <= n; i += 4) vst1q_f32(out + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(x + i))));
     for (; i < n; i++) out[i] = l2c_half_to_float(x[i]);

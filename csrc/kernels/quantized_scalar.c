@@ -36,11 +36,11 @@ uint16_t l2c_float_to_half(float value) {
     return (uint16_t)(sign | ((rest - (112u << 23)) >> 13));
 }
 
-void l2c_scalar_narrow(uint16_t *out, const float *x, size_t n) {
+void l2c_scalar_f32_to_f16(uint16_t *out, const float *x, size_t n) {
     for (size_t i = 0; i < n; i++) out[i] = l2c_float_to_half(x[i]);
 }
 
-void l2c_scalar_widen(float *out, const uint16_t *x, size_t n) {
+void l2c_scalar_f16_to_f32(float *out, const uint16_t *x, size_t n) {
     for (size_t i = 0; i < n; i++) out[i] = l2c_half_to_float(x[i]);
 }
 

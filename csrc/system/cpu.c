@@ -8,6 +8,7 @@
 
 #include "float_env.h"
 #include "internal.h"
+#include "testing.h"
 
 typedef struct {
     int avx2, fma, f16c, avx512f, avx512dq, avx512bw, avx512vl, avx512vnni;
@@ -133,15 +134,18 @@ void l2c_kernel_swiglu(l2c_isa isa, float *gate, const float *up, size_t n) {
     AS_USUAL(l2c_kernels_for(isa)->swiglu(gate, up, n));
 }
 
-void l2c_kernel_mix(l2c_isa isa, float *out, const float *weights, size_t n_rows, size_t step, const float *rows,
-                    size_t n, size_t width) {
-    AS_USUAL(l2c_kernels_for(isa)->mix(out, width, weights, n + (n_rows - 1) * step, n_rows, step, rows, n, width));
+void l2c_kernel_weighted_sum(l2c_isa isa, float *out, const float *weights, size_t n_rows, size_t step,
+                             const float *values, size_t n, size_t width) {
+    size_t most = n + (n_rows - 1) * step;
+    for (size_t t = 0; t < most; t += L2C_SUM_BLOCK)
+        AS_USUAL(l2c_kernels_for(isa)->weighted_sum(out, width, weights + t, most, n_rows, step, values + t * width,
+                                                    (ptrdiff_t)n - (ptrdiff_t)t, width, t > 0));
 }
 
-void l2c_kernel_narrow(l2c_isa isa, uint16_t *out, const float *x, size_t n) {
-    AS_USUAL(l2c_kernels_for(isa)->narrow(out, x, n));
+void l2c_kernel_f32_to_f16(l2c_isa isa, uint16_t *out, const float *x, size_t n) {
+    AS_USUAL(l2c_kernels_for(isa)->f32_to_f16(out, x, n));
 }
 
-void l2c_kernel_widen(l2c_isa isa, float *out, const uint16_t *x, size_t n) {
-    AS_USUAL(l2c_kernels_for(isa)->widen(out, x, n));
+void l2c_kernel_f16_to_f32(l2c_isa isa, float *out, const uint16_t *x, size_t n) {
+    AS_USUAL(l2c_kernels_for(isa)->f16_to_f32(out, x, n));
 }

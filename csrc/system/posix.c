@@ -24,7 +24,8 @@ static l2c_status fail_errno(l2c_error *err, int code, const char *what) {
     return L2C_IO;
 }
 
-l2c_status l2c_file_map(const char *path, const char *what, l2c_mapping *mapping, l2c_error *err) {
+/* Opens a regular file that is not empty and fits the address space. */
+static l2c_status open_file(const char *path, const char *what, int *file, size_t *size, l2c_error *err) {
     /* O_NONBLOCK: opening a named pipe must not wait for somebody to write to it. */
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) return fail_errno(err, errno, what);
@@ -47,15 +48,52 @@ l2c_status l2c_file_map(const char *path, const char *what, l2c_mapping *mapping
         close(fd);
         return l2c_fail(err, L2C_NOMEM, "%s does not fit the address space", what);
     }
-    void *data = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+    *file = fd;
+    *size = (size_t)info.st_size;
+    return L2C_OK;
+}
+
+l2c_status l2c_file_map(const char *path, const char *what, l2c_mapping *mapping, l2c_error *err) {
+    int fd;
+    size_t size;
+    l2c_status status = open_file(path, what, &fd, &size, err);
+    if (status != L2C_OK) return status;
+    void *data = mmap(NULL, size, PROT_READ, MAP_PRIVATE, fd, 0);
     int code = errno;
     close(fd); /* the mapping stays */
     if (data == MAP_FAILED && code == ENOMEM)
         return l2c_fail(err, L2C_NOMEM, "%s of %lld bytes: the address space has no room to map it (ulimit -v?)", what,
-                        (long long)info.st_size);
+                        (long long)size);
     if (data == MAP_FAILED) return fail_errno(err, code, what);
-    *mapping = (l2c_mapping){data, (size_t)info.st_size, data, (size_t)info.st_size, 1};
+    *mapping = (l2c_mapping){data, size, data, size, 1};
     return L2C_OK;
+}
+
+l2c_status l2c_file_read(const char *path, const char *what, size_t limit, unsigned char **data, size_t *size,
+                         l2c_error *err) {
+    int fd;
+    l2c_status status = open_file(path, what, &fd, size, err);
+    if (status != L2C_OK) return status;
+    unsigned char *bytes = *size > limit ? NULL : l2c_memory_zeroed(*size, 1);
+    size_t at = 0;
+    ssize_t n = 1;
+    while (bytes != NULL && at < *size && (n > 0 || (n < 0 && errno == EINTR))) {
+        n = read(fd, bytes + at, *size - at);
+        if (n > 0) at += (size_t)n;
+    }
+    int code = errno;
+    close(fd);
+    if (*size > limit)
+        status = l2c_fail(err, L2C_FORMAT, "%s of %zu bytes; it can have %zu at most", what, *size, limit);
+    else if (bytes == NULL)
+        status = l2c_fail(err, L2C_NOMEM, "out of memory for a %s of %zu bytes", what, *size);
+    else if (n < 0)
+        status = fail_errno(err, code, what);
+    else if (at < *size)
+        status = l2c_fail(err, L2C_FORMAT, "%s became shorter while it was read", what);
+    if (status == L2C_OK) *data = bytes;
+    else l2c_memory_free(bytes);
+    return status;
 }
 
 void l2c_file_unmap(l2c_mapping *mapping) {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 from pyllama2c.errors import CheckpointError, CheckpointNotFoundError, UnsupportedError
@@ -16,8 +17,6 @@ _PACKAGES = ("gguf", "safetensors", "ml_dtypes")
 
 
 def _check_packages() -> None:
-    from importlib.util import find_spec
-
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise UnsupportedError(
@@ -25,7 +24,7 @@ def _check_packages() -> None:
         )
 
 
-def _check_paths(source: Path, target: Path) -> None:
+def _check_source(source: Path) -> None:
     if not source.exists():
         raise CheckpointNotFoundError(errno.ENOENT, "no such folder", str(source))
     if not source.is_dir():
@@ -33,8 +32,6 @@ def _check_paths(source: Path, target: Path) -> None:
             f"{source} is a file; name the folder that holds a model's config.json or params.json. "
             "llama2.c's .bin files are read as they are, or made int8 by `pyllama2c quantize`"
         )
-    if target.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "is a folder; name the file to write", str(target))
 
 
 def convert(
@@ -57,19 +54,23 @@ def convert(
     int4 (Q4_0; embedding and classifier Q8_0). Norms stay float32, and rows that do not divide
     into groups of 32 float16.
 
-    The file appears under its name when it is whole. CheckpointError and TokenizerError (or their
-    kinds that are FileNotFoundErrors) name the file and field that is damaged or missing,
-    UnsupportedError the feature that is not there, OSError what cannot be read or written.
+    Before anything is written the file's head is opened as the file will be: model, tokenizer and
+    chat template. The file appears under its name when it is whole. CheckpointError and
+    TokenizerError (or their kinds that are FileNotFoundErrors) name the file and field that is
+    damaged or missing, ChatTemplateError a template that makes no prompt, UnsupportedError the
+    feature that is not there, OSError what cannot be read or written, a full disk among them.
     """
     source, target = Path(source), Path(target)
     _check_packages()
-    _check_paths(source, target)
+    _check_source(source)
     from pyllama2c.convert import hugging_face, meta
+    from pyllama2c.convert.checks import check_opens, check_target
     from pyllama2c.convert.tokenizers import read_vocabulary
-    from pyllama2c.convert.writer import DTYPES, write_gguf
+    from pyllama2c.convert.writer import DTYPES, lay_out, write_gguf
 
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+    check_target(target, source)
     if (source / "config.json").is_file():
         config, tensors = hugging_face.open_folder(source)
     elif (source / "params.json").is_file():
@@ -78,4 +79,7 @@ def convert(
         raise CheckpointError(f"{source} holds neither config.json nor params.json")
     vocabulary = read_vocabulary(source, config.vocab_size) if tokenizer else None
     name = os.fsencode(source.resolve().name).decode("utf-8", "replace")
-    return write_gguf(target, config, tensors, vocabulary, dtype, name=name, progress=progress)
+    layout = lay_out(config, tensors, vocabulary, dtype, name=name)
+    check_opens(layout, target, source)
+    write_gguf(target, layout, progress=progress)
+    return layout.size

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyllama2c.convert.json_files import Fields
-from pyllama2c.errors import CheckpointError, UnsupportedError
+from pyllama2c.errors import CheckpointError, CheckpointWarning, UnsupportedError
 
 
 class RopeScaling(NamedTuple):
@@ -87,31 +88,43 @@ def _head_size(source: Fields, dim: int, n_heads: int, name: str) -> int:
     return dim // n_heads
 
 
-def _refuse(source: Fields) -> None:
+_FAMILIES = {
+    "llama": ("LlamaForCausalLM", "LLaMAForCausalLM"),
+    "mistral": ("MistralForCausalLM",),
+}
+"""model types, and the architectures of each, that compute what a Llama computes"""
+
+
+def _family(source: Fields) -> str:
     """UnsupportedError for what a config.json asks for and this engine does not compute."""
-    architectures = source.table("architectures") or ["LlamaForCausalLM"]
-    if architectures != ["LlamaForCausalLM"] or source.text("model_type", "llama") != "llama":
+    architectures = source.table("architectures")
+    if source.get("model_type") is None and architectures == ["MistralForCausalLM"]:
+        family = "mistral"
+    else:
+        family = source.text("model_type", "llama")
+    known = _FAMILIES.get(family, ())
+    if not known or len(architectures) > 1 or not {*map(str, architectures)} <= {*known}:
         raise UnsupportedError(
             f"{source.path}: architecture {', '.join(map(str, architectures))[:100]} "
-            f"({source.get('model_type')}); only LlamaForCausalLM (llama) is converted"
+            f"({source.get('model_type')}); only LlamaForCausalLM (llama) and MistralForCausalLM "
+            "(mistral) are converted"
         )
     for name in ("attention_bias", "mlp_bias"):
         if source.boolean(name, False):
             raise UnsupportedError(f"{source.path}: {name} is true; biases are not computed here")
-    for name in ("sliding_window", "quantization_config"):
-        if source.get(name) is not None:
-            raise UnsupportedError(f"{source.path}: {name} is set, which is not supported")
+    if source.get("quantization_config") is not None:
+        raise UnsupportedError(f"{source.path}: quantization_config is set, which is not supported")
     if source.text("hidden_act", "silu") not in ("silu", "swish"):
         raise UnsupportedError(f"{source.path}: hidden_act is {source.get('hidden_act')}, not silu")
+    return family
 
 
-def _rope(source: Fields) -> tuple[float, float | None, RopeScaling | None]:
+def _rope(source: Fields, context: int) -> tuple[float, float | None, RopeScaling | None]:
     """theta, linear factor and Llama 3's scaling, where either release of transformers put them."""
-    name = "rope_parameters" if source.get("rope_parameters") is not None else "rope_scaling"
+    # An empty object is as good as none; where both are there, transformers takes the older.
+    name = "rope_scaling" if source.get("rope_scaling") else "rope_parameters"
     theta = source.positive("rope_theta", 10000.0)
-    if source.get(name) is None:
-        return theta, None, None
-    rope = source.object(name)
+    rope = source.object(name) if source.get(name) is not None else Fields(source.path, {}, name)
     theta = rope.positive("rope_theta", theta)
     kind = rope.text("rope_type", rope.text("type", "default"))
     partial = rope.positive("partial_rotary_factor", source.positive("partial_rotary_factor", 1.0))
@@ -122,32 +135,53 @@ def _rope(source: Fields) -> tuple[float, float | None, RopeScaling | None]:
     if kind == "linear":
         return theta, rope.positive("factor"), None
     if kind == "llama3":
-        context = rope.integer("original_max_position_embeddings")
+        name = "original_max_position_embeddings"
+        before = source.integer(name, rope.integer(name, context))
         low, high = rope.positive("low_freq_factor"), rope.positive("high_freq_factor")
-        return theta, None, RopeScaling(rope.positive("factor"), low, high, context)
+        return theta, None, RopeScaling(rope.positive("factor"), low, high, before)
     raise UnsupportedError(
         f"{source.path}: {name} is of type {kind[:100]!r}; known are default, linear and llama3"
     )
 
 
+def _within_window(source: Fields, context: int, default: int | None) -> int:
+    """The context, or as much of it as a sliding window leaves whole; `default`: where the file
+    says nothing of one. Up to there the window changes nothing."""
+    if source.get("sliding_window") is None and (default is None or "sliding_window" in source):
+        return context
+    window = source.integer("sliding_window", default)
+    if window < context:
+        warnings.warn(
+            f"{source.path}: attention slides over {window} positions, which is not computed here; "
+            f"the context is limited to as many, from {context}",
+            CheckpointWarning,
+            stacklevel=5,
+        )
+    return min(context, window)
+
+
 def from_hugging_face(source: Fields) -> ModelConfig:
-    """A config.json of transformers 4 or 5; its defaults are those of LlamaConfig."""
-    _refuse(source)
+    """A config.json of transformers 4 or 5; defaults are those of LlamaConfig and MistralConfig."""
+    mistral = _family(source) == "mistral"
     dim, n_heads = source.integer("hidden_size"), source.integer("num_attention_heads")
-    theta, linear, llama3 = _rope(source)
+    context = source.integer("max_position_embeddings", 131072 if mistral else 2048)
+    theta, linear, llama3 = _rope(source, context)
     if source.get("head_dim") is None:
         head_size = _head_size(source, dim, n_heads, "hidden_size")
     else:
         head_size = source.integer("head_dim")
+    n_kv_heads = n_heads  # also of a Mistral where the field is null
+    if mistral and "num_key_value_heads" not in source:
+        n_kv_heads = 8
     config = ModelConfig(
         dim=dim,
         hidden_dim=source.integer("intermediate_size"),
         n_layers=source.integer("num_hidden_layers"),
         n_heads=n_heads,
-        n_kv_heads=source.integer("num_key_value_heads", n_heads),
+        n_kv_heads=source.integer("num_key_value_heads", n_kv_heads),
         head_size=head_size,
         vocab_size=source.integer("vocab_size"),
-        context_length=source.integer("max_position_embeddings", 2048),
+        context_length=_within_window(source, context, 4096 if mistral else None),
         norm_eps=source.positive("rms_norm_eps", 1e-6),
         rope_theta=theta,
         rope_linear=linear,
@@ -174,6 +208,11 @@ def from_meta(source: Fields, hidden_dim: int, vocab_size: int) -> ModelConfig:
     scaled = source.boolean("use_scaled_rope", False)
     if source.integer("vocab_size", -1, least=-1) not in (-1, vocab_size):
         raise source.fail("vocab_size", f"-1 or {vocab_size}, as tok_embeddings has it")
+    context = _within_window(source, _meta_context(source, theta, eps, scaled), None)
+    if source.get("head_dim") is None:  # Mistral's params.json has it, Meta's do not
+        head_size = _head_size(source, dim, n_heads, "dim")
+    else:
+        head_size = source.integer("head_dim")
     llama3 = None
     if scaled:
         # Llama 3.2's 1B and 3B were trained with 32, of which their params.json says nothing.
@@ -185,9 +224,9 @@ def from_meta(source: Fields, hidden_dim: int, vocab_size: int) -> ModelConfig:
         n_layers=source.integer("n_layers"),
         n_heads=n_heads,
         n_kv_heads=source.integer("n_kv_heads", n_heads),
-        head_size=_head_size(source, dim, n_heads, "dim"),
+        head_size=head_size,
         vocab_size=vocab_size,
-        context_length=_meta_context(source, theta, eps, scaled),
+        context_length=context,
         norm_eps=eps,
         rope_theta=theta,
         rope_linear=None,

@@ -37,13 +37,14 @@ def _shards(folder: Path, index: str, pattern: str) -> list[Path]:
     if not (folder / index).is_file():
         return sorted(folder.glob(pattern))
     table = read_json(folder / index).object("weight_map")
-    names = {name for _, name in table.items()}
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(f"{folder / index} names {str(name)[:100]!r}, which is no file")
-        if not (folder / name).is_file():
-            raise CheckpointNotFoundError(2, f"{index} names a file that is not there", name)
-    return [folder / name for name in sorted(names)]
+    names = [name for _, name in table.items()]
+    if wrong := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+        raise CheckpointError(f"{folder / index} names {str(wrong[0])[:100]!r}, which is no file")
+    paths = [folder / name for name in sorted(set(names))]
+    for path in paths:
+        if not path.is_file():
+            raise CheckpointNotFoundError(2, f"{index} names a file that is not there", str(path))
+    return paths
 
 
 def _open_weights(folder: Path) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pyllama2c.errors import CheckpointError, TokenizerError
+from pyllama2c.recognize import JSON, expect
 
 _MOST = 2**31 - 1
 
@@ -32,6 +33,10 @@ class Fields:
 
     def get(self, name: str) -> Any:
         return self._values.get(name)
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the field is there, if only as null."""
+        return name in self._values
 
     def integer(self, name: str, default: int | None = None, least: int = 1) -> int:
         value = default if self.get(name) is None else self.get(name)
@@ -74,6 +79,7 @@ def read_json(
     path: Path, error: type[CheckpointError] | type[TokenizerError] = CheckpointError
 ) -> Fields:
     """The object that a JSON file holds."""
+    expect(path, JSON, error)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as reason:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from pyllama2c.convert.tensors import Tensor
 from pyllama2c.errors import CheckpointError
+from pyllama2c.recognize import SAFETENSORS, expect
 
 _TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -32,6 +33,7 @@ class _SafeTensor(Tensor):
 
 def open_safetensors(path: Path) -> dict[str, Tensor]:
     """The weights of a file by name; none is read yet. CheckpointError for a damaged file."""
+    expect(path, SAFETENSORS, CheckpointError)
     try:
         with safe_open(path, "numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118

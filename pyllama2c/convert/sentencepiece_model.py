@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pyllama2c.convert.vocabulary import BYTE, CONTROL, NORMAL, Vocabulary
 from pyllama2c.errors import CheckpointWarning, TokenizerError, UnsupportedError
+from pyllama2c.recognize import TOKENIZER_MODEL, expect
 
 _BPE = 2
 
@@ -88,16 +89,33 @@ def _parse(data: bytes, v: Vocabulary) -> tuple[dict[int, int | bytes], dict[int
 
 
 def _control(
-    v: Vocabulary, trainer: dict[int, int | bytes], field: int, default: int
+    v: Vocabulary, trainer: dict[int, int | bytes], field: int, default: str
 ) -> int | None:
-    number = trainer.get(field, default)
-    if not isinstance(number, int) or number not in v.pieces:  # -1 is 2^64 - 1 here: none
-        return None
-    return number if v.pieces[number][1] == CONTROL else None
+    """The id of a control piece, by the name that the model has for it."""
+    name = trainer.get(field, default.encode())
+    number = v.find(name.decode("utf-8", "replace")) if isinstance(name, bytes) else None
+    return number if number is not None and v.pieces[number][1] == CONTROL else None
+
+
+def _check(path: Path, trainer: dict[int, int | bytes], normalizer: dict[int, int | bytes]) -> None:
+    if trainer.get(3, 1) != _BPE:
+        raise UnsupportedError(f"{path} is a SentencePiece model of another kind than BPE")
+    if trainer.get(24):
+        raise UnsupportedError(f"{path} puts spaces behind words (treat_whitespace_as_suffix)")
+    if not normalizer.get(5, 1):
+        raise UnsupportedError(f"{path} leaves spaces as they are (escape_whitespaces is false)")
+    if normalizer.get(2) or normalizer.get(4, 1):
+        warnings.warn(
+            f"{path} normalizes text or merges runs of spaces first; readers of GGUF do not, so "
+            "such text gets other ids",
+            CheckpointWarning,
+            stacklevel=3,
+        )
 
 
 def read_sentencepiece(path: Path, vocab_size: int) -> Vocabulary:
     """TokenizerError for a damaged file, UnsupportedError for a model that is not BPE."""
+    expect(path, TOKENIZER_MODEL, TokenizerError)
     v = Vocabulary(path, "llama", vocab_size)
     try:
         trainer, normalizer = _parse(path.read_bytes(), v)
@@ -105,17 +123,12 @@ def read_sentencepiece(path: Path, vocab_size: int) -> Vocabulary:
         if isinstance(error, TokenizerError):
             raise
         raise TokenizerError(f"{path} is no SentencePiece model, or damaged: {error}") from error
-    if trainer.get(3, 1) != _BPE:
-        raise UnsupportedError(f"{path} is a SentencePiece model of another kind than BPE")
-    if normalizer.get(2) or normalizer.get(4, 1):
-        warnings.warn(
-            f"{path} normalizes text or merges runs of spaces first; readers of GGUF do not, so "
-            "such text gets other ids",
-            CheckpointWarning,
-            stacklevel=2,
-        )
+    _check(path, trainer, normalizer)
     v.add_space = bool(normalizer.get(3, 1))
     v.unk = next((i for i, piece in v.pieces.items() if piece[1] == 2), None)
-    v.bos, v.eos = _control(v, trainer, 41, 1), _control(v, trainer, 42, 2)
-    v.pad = _control(v, trainer, 43, -1)
+    v.bos, v.eos = _control(v, trainer, 46, "<s>"), _control(v, trainer, 47, "</s>")
+    v.pad = _control(v, trainer, 48, "<pad>")
+    surface = trainer.get(44)
+    if isinstance(surface, bytes):
+        v.unk_surface = surface.decode("utf-8", "replace")
     return v

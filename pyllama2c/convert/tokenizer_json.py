@@ -6,29 +6,31 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pyllama2c.convert.byte_level import LLAMA3
 from pyllama2c.convert.json_files import Fields, read_json
 from pyllama2c.convert.vocabulary import (
     BYTE,
-    CONTROL,
     MAX_PIECE,
     NORMAL,
     UNKNOWN,
-    USER_DEFINED,
     Vocabulary,
 )
 from pyllama2c.errors import TokenizerError, UnsupportedError
+from pyllama2c.gguf_tokenizer import SCHEMES
+from pyllama2c.pre_tokenizers import PRE_TOKENIZERS
 
-_LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_PRE: dict[tuple[tuple[object, ...], ...], str] = {
-    (("Split", _LLAMA3_SPLIT, "Isolated", False), ("ByteLevel", False, False)): LLAMA3,
-    (("Digits", True), ("ByteLevel", False, True)): "smollm",
-    (("ByteLevel", False, True),): "gpt-2",
+_BYTES_ONLY = ("ByteLevel", False, False)
+_PRE: dict[tuple[tuple[object, ...], ...], list[str]] = {
+    (("Digits", True), ("ByteLevel", False, True)): ["smollm"],
+    (("ByteLevel", False, True),): ["gpt-2"],
 }
-"""pre-tokenizers that readers of GGUF know by name"""
+"""pre-tokenizers that readers of GGUF know, by what they do"""
+
+for _name, _pre in PRE_TOKENIZERS.items():
+    _splits = [("Split", expression, "Isolated", False) for expression in _pre.expressions]
+    _PRE.setdefault((*_splits, _BYTES_ONLY), []).append(_name)
+
+
+_BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
 
 
 def _steps(stage: object, inner: str) -> list[dict[str, Any]]:
@@ -71,76 +73,143 @@ def _merges(model: Fields) -> list[tuple[str, str]]:
 
 def _byte_level(v: Vocabulary, source: Fields, model: Fields) -> None:
     steps = tuple(_described(s) for s in _steps(source.get("pre_tokenizer"), "pretokenizers"))
-    v.pre = _PRE.get(steps)
-    if v.pre is None or source.get("normalizer") is not None:
+    names = _PRE.get(steps, [])
+    if not names or source.get("normalizer") is not None:
         raise UnsupportedError(
-            f"{v.path}: it splits or normalizes text as neither Llama 3, SmolLM nor GPT-2 does "
-            f"({str(steps)[:300]})"
+            f"{v.path}: it splits or normalizes text as neither Llama 3, SmolLM, GPT-2 nor another "
+            f"known model does ({str(steps)[:300]})"
         )
-    if model.boolean("ignore_merges", False) != (v.pre == LLAMA3):
+    ignored = model.boolean("ignore_merges", False)
+    v.pre = next((n for n in names if PRE_TOKENIZERS[n].ignore_merges == ignored), None)
+    if v.pre is None:
         raise UnsupportedError(
-            f"{v.path}: model.ignore_merges is not what readers of GGUF take for {v.pre}"
+            f"{v.path}: model.ignore_merges is not what readers of GGUF take for {names[0]}"
         )
-    for left, right in _merges(model):
-        if " " in left or " " in right:
-            raise TokenizerError(f"{v.path}: the merge of {left!r} and {right!r} has a space")
-        v.merges.append(f"{left} {right}")
+    v.merges = _joined_by_space(v, _merges(model))
     v.add_bos = False
 
 
-def _ranks(v: Vocabulary, model: Fields, known: dict[str, object]) -> dict[str, int]:
-    """The rank of each joined piece, where a rank says all that the merges do.
-
-    SentencePiece joins whatever pieces make the best one. Merges mean the same if each piece can be
-    joined from any two others, and those merges follow each other.
-    """
+def _ranks(v: Vocabulary, merges: list[tuple[str, str]]) -> dict[str, int]:
+    """The rank of each joined piece: of its first merge."""
     ranks: dict[str, int] = {}
-    merges = _merges(model)
-    last = None
     for rank, (left, right) in enumerate(merges):
         if len(left + right) > MAX_PIECE:
             raise TokenizerError(f"{v.path}: a merge makes more than {MAX_PIECE} characters")
-        if left + right != last and left + right in ranks:
-            raise UnsupportedError(f"{v.path}: its merges have an order that scores cannot say")
-        last = left + right
-        ranks.setdefault(last, rank)
-    pairs = set(merges)
-    for piece in ranks:
-        for i in range(1, len(piece)):
-            left, right = piece[:i], piece[i:]
-            if left in known and right in known and (left, right) not in pairs:
-                raise UnsupportedError(
-                    f"{v.path}: its merges leave out {left!r} and {right!r}, which scores cannot"
-                )
+        ranks.setdefault(left + right, rank)
     return ranks
 
 
-def _spaces(source: Fields) -> tuple[bool, bool]:
-    """Whether spaces become U+2581, as SentencePiece has it, and one is put before a text."""
-    replaced = added = False
+def _scores_say_it(known: set[str], merges: list[tuple[str, str]], ranks: dict[str, int]) -> bool:
+    """Whether joining the pieces `known` by ranks gives what the merges do.
+
+    SentencePiece joins whatever two pieces make the best one. Merges mean the same if every piece
+    is made by one, each can be joined from any two others, and those merges follow each other.
+    """
+    together = [left + right for left, right in merges]
+    in_order = [text for i, text in enumerate(together) if text != together[i - 1] or i == 0]
+    pairs = set(merges)
+    return (
+        len(in_order) == len(ranks)
+        and all(len(text) == 1 or text in ranks for text in known)
+        and all(
+            (piece[:i], piece[i:]) in pairs
+            for piece in ranks
+            for i in range(1, len(piece))
+            if piece[:i] in known and piece[i:] in known
+        )
+    )
+
+
+def _spaces(source: Fields) -> tuple[str, bool] | None:
+    """Where spaces are put (one of SCHEMES) and whether texts are split there, where spaces become
+    U+2581 as SentencePiece has it; None where they do not. UnsupportedError for other steps."""
+    replaced, scheme, split, other = False, "never", False, []
     for step in _steps(source.get("normalizer"), "normalizers"):
-        pattern = step.get("pattern")
-        added |= step == {"type": "Prepend", "prepend": "▁"}
-        replaced |= pattern == {"String": " "} and step.get("content") == "▁"
+        if step == {"type": "Prepend", "prepend": "▁"}:
+            scheme = "every"
+        elif step.get("pattern") == {"String": " "} and step.get("content") == "▁":
+            replaced = True
+        else:
+            other.append(step.get("type"))
     for step in _steps(source.get("pre_tokenizer"), "pretokenizers"):
         if step.get("type") == "Metaspace" and step.get("replacement") == "▁":
-            replaced = True
-            added |= step.get("prepend_scheme", "always") != "never"
-    return replaced, added
-
-
-def _sentencepiece(v: Vocabulary, source: Fields, model: Fields, known: dict[str, object]) -> None:
-    replaced, v.add_space = _spaces(source)
+            replaced, split = True, split or step.get("split") is not False
+            added = "never" if step.get("add_prefix_space") is False else "always"
+            if scheme == "never":  # what begins with a space already gets none
+                scheme = step.get("prepend_scheme", added)
+        elif not (
+            replaced and step.get("type") == "Split" and step.get("pattern") == {"String": " "}
+        ):
+            other.append(step.get("type"))
     if not replaced:
-        raise UnsupportedError(f"{v.path}: it has byte_fallback, but no spaces as SentencePiece")
-    ranks = _ranks(v, model, known)
+        return None
+    if other or scheme not in SCHEMES:
+        raise UnsupportedError(
+            f"{source.path}: it normalizes or splits text by {str(other or scheme)[:200]}"
+        )
+    return scheme, split
+
+
+def _check_plain(v: Vocabulary, model: Fields) -> None:
+    for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(name):
+            raise UnsupportedError(f"{v.path}: model.{name} is {str(model.get(name))[:50]!r}")
+
+
+def _sentencepiece(
+    v: Vocabulary, source: Fields, model: Fields, known: dict[str, object], spaces: tuple[str, bool]
+) -> None:
+    v.prepend_scheme, v.split_spaces = spaces
+    v.add_space = v.prepend_scheme != "never"
+    if model.boolean("ignore_merges", False):
+        raise UnsupportedError(f"{v.path}: it takes words without merging (model.ignore_merges)")
+    merges = _merges(model)
+    ranks = _ranks(v, merges)
     unknown = model.get("unk_token")
+    has_bytes = model.boolean("byte_fallback", False)
+    n_bytes = 0
     for text, number in known.items():
-        kind = BYTE if re.fullmatch("<0x[0-9A-F]{2}>", text) else NORMAL
+        kind = BYTE if has_bytes and _BYTE_PIECE.fullmatch(text) else NORMAL
+        n_bytes += kind == BYTE
         # Pieces that nothing is joined into come after all others, as SentencePiece has it.
         rank = ranks.get(text, len(ranks) + 1) if kind == NORMAL else 0
         v.put(number, text, UNKNOWN if text == unknown else kind, -float(rank))
     v.unk = v.find(unknown) if isinstance(unknown, str) else None
+    if v.unk is not None and n_bytes < 256 and not model.boolean("fuse_unk", False):
+        raise UnsupportedError(
+            f"{v.path}: neighbouring characters without a piece are one <unk> here, not one each "
+            "(model.fuse_unk is false)"
+        )
+    added = [entry for entry in source.table("added_tokens") if isinstance(entry, dict)]
+    v.unk_surface = "" if any(e.get("content") == unknown for e in added) else str(unknown or "")
+    plain = {str(e.get("content")) for e in added if e.get("special") is not True}
+    special = {str(e.get("content")) for e in added} - plain
+    own = {text for text, kind, _ in v.pieces.values() if kind == NORMAL} - special
+    if plain & known.keys() or not _scores_say_it(own, merges, ranks):
+        if not merges:
+            raise UnsupportedError(f"{v.path}: it has pieces, but no merges that make them")
+        v.merges = _joined_by_space(v, merges)
+
+
+def _joined_by_space(v: Vocabulary, merges: list[tuple[str, str]]) -> list[str]:
+    for left, right in merges:
+        if " " in left or " " in right:
+            raise TokenizerError(f"{v.path}: the merge of {left!r} and {right!r} has a space")
+    return [f"{left} {right}" for left, right in merges]
+
+
+def _check_added(v: Vocabulary, source: Fields) -> None:
+    """Tokens that are looked for in a way that readers of GGUF do not."""
+    for entry in source.table("added_tokens"):
+        if not isinstance(entry, dict) or entry.get("special") is True:
+            continue
+        odd = [name for name in ("lstrip", "rstrip", "single_word") if entry.get(name) is True]
+        if v.prepend_scheme == "every" and entry.get("normalized") is True:
+            odd.append("normalized")  # with a space in front, as a text has it
+        if odd:
+            raise UnsupportedError(
+                f"{v.path}: the added token {str(entry.get('content'))[:50]!r} is {odd[0]}"
+            )
 
 
 def added_tokens(source: Fields) -> list[tuple[object, object, bool]]:
@@ -165,19 +234,28 @@ def read_tokenizer_json(path: Path, vocab_size: int) -> Vocabulary:
     model = source.object("model")
     if model.text("type", "BPE") != "BPE":
         raise UnsupportedError(f"{path}: a tokenizer of type {model.text('type')[:50]}, not BPE")
-    known: dict[str, object] = dict(model.object("vocab").items())
-    if model.boolean("byte_fallback", False):
+    added = added_tokens(source)
+    later = [text for i, text, _ in added if type(i) is int and i >= vocab_size]
+    known: dict[str, object] = {
+        text: number for text, number in model.object("vocab").items() if text not in later
+    }
+    spaces = _spaces(source)
+    if spaces is not None:
         v = Vocabulary(path, "llama", vocab_size)
-        _sentencepiece(v, source, model, known)
+        _sentencepiece(v, source, model, known, spaces)
+    elif model.boolean("byte_fallback", False):
+        raise UnsupportedError(f"{path}: it has byte_fallback, but no spaces as SentencePiece")
     else:
         v = Vocabulary(path, "gpt2", vocab_size)
         _byte_level(v, source, model)
         for text, number in known.items():
             v.put(number, text, NORMAL)
+    _check_plain(v, model)
+    _check_added(v, source)
     if len(v.pieces) != len(known):
         raise TokenizerError(f"{path}: two pieces of model.vocab have one id")
-    for i, added, special in added_tokens(source):
+    for i, content, special in added:
         old = v.pieces.get(i) if isinstance(i, int) else None
-        if old is None or old[0] != added or old[1] == NORMAL:
-            v.put(i, added, CONTROL if special else USER_DEFINED)
+        if old is None or old[0] != content or old[1] == NORMAL:
+            v.add(i, content, special)
     return v

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import errno
 import re
+import warnings
 from pathlib import Path
 
 from pyllama2c.convert.byte_level import read_tiktoken
 from pyllama2c.convert.json_files import Fields, read_json
 from pyllama2c.convert.sentencepiece_model import read_sentencepiece
 from pyllama2c.convert.tokenizer_json import added_tokens, read_tokenizer_json, template
-from pyllama2c.convert.vocabulary import CONTROL, USER_DEFINED, Vocabulary
-from pyllama2c.errors import TokenizerError, TokenizerNotFoundError
+from pyllama2c.convert.vocabulary import Vocabulary
+from pyllama2c.errors import CheckpointWarning, TokenizerError, TokenizerNotFoundError
 
 _SPECIAL = ("bos", "eos", "unk", "pad")
 
@@ -41,20 +42,52 @@ def _put_added(v: Vocabulary, folder: Path, settings: Fields | None) -> None:
     for number, text, special in added:
         old = v.pieces.get(number) if isinstance(number, int) else None
         if old is None or old[0] != text:
-            v.put(number, text, CONTROL if special else USER_DEFINED)
+            v.add(number, text, special)
 
 
-def _put_special(v: Vocabulary, settings: Fields | None, model: Fields | None) -> None:
-    """Ids of BOS and the like: by their text in tokenizer_config.json, else from config.json."""
+def _listed_ends(v: Vocabulary, *sources: Fields | None) -> list[int]:
+    """Ids that end an answer: of the first file that names any, as transformers has it."""
+    for source in sources:
+        value = source.get("eos_token_id") if source is not None else None
+        if source is None or value is None:
+            continue
+        numbers = value if isinstance(value, list) else [value]
+        if any(type(number) is not int for number in numbers):
+            raise source.fail("eos_token_id", "an id or a list of ids")
+        known = [number for number in numbers if 0 <= number < v.size]
+        for number in sorted({*numbers} - {*known, -1}):
+            warnings.warn(
+                f"{source.path}: eos_token_id {number} is left out: the model knows 0 to "
+                f"{v.size - 1}",
+                CheckpointWarning,
+                stacklevel=4,
+            )
+        return known
+    return []
+
+
+def _put_special(v: Vocabulary, folder: Path, settings: Fields | None) -> None:
+    """Ids of BOS and the like: by their text, else by their number, else as the tokenizer's own
+    file has them; and what ends an answer."""
+    texts = [s for s in (settings, _json(folder / "special_tokens_map.json")) if s is not None]
+    generation, model = _json(folder / "generation_config.json"), _json(folder / "config.json")
+    v.ends = _listed_ends(v, generation, model)
     for name in _SPECIAL:
-        token = settings.get(f"{name}_token") if settings is not None else None
-        text = token.get("content") if isinstance(token, dict) else token
-        number = v.find(text) if isinstance(text, str) else None
-        if number is None and getattr(v, name) is None and model is not None:
-            ids = model.get(f"{name}_token_id")
-            number = ids[0] if isinstance(ids, list) and ids else ids
-        if type(number) is int and number in v.pieces:
+        tokens = [source.get(f"{name}_token") for source in texts]
+        found = [v.find(t) for t in map(_content, tokens) if t is not None]
+        number = next((i for i in found if i is not None), None)
+        if number is None and getattr(v, name) is None:
+            ids = [s.get(f"{name}_token_id") for s in (generation, model) if s is not None]
+            first = [i[0] if isinstance(i, list) and i else i for i in ids]
+            number = next((i for i in first if type(i) is int and i in v.pieces), None)
+        if number is not None:
             setattr(v, name, number)
+
+
+def _content(token: object) -> str | None:
+    """The text of a token, which may be an object that says more about it."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
 
 
 def _put_ends(v: Vocabulary, source: Fields | None, settings: Fields | None) -> None:
@@ -113,8 +146,10 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
             "neither tokenizer.model nor tokenizer.json (--no-tokenizer converts without)",
             str(folder),
         )
-    _put_special(v, settings, _json(folder / "config.json"))
+    _put_special(v, folder, settings)
     if v.path == source:
         _put_ends(v, _json(source), settings)
     v.chat_template = _chat_template(folder, settings)
+    v.warn_of_left_out()
+    v.settle()
     return v

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pyllama2c.convert import pickles
 from pyllama2c.convert.tensors import Tensor
 from pyllama2c.errors import CheckpointError, UnsupportedError
+from pyllama2c.recognize import TORCH, expect
 
 _LOCAL_HEADER = 30
 _MAX_DIMENSIONS = 8
@@ -71,6 +72,7 @@ class _Archive:
 
     def __init__(self, path: Path):
         self.path = path
+        expect(path, TORCH, CheckpointError)
         with path.open("rb") as file:
             if file.read(4) != b"PK\x03\x04":
                 raise UnsupportedError(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pyllama2c.errors import TokenizerError
-from pyllama2c.gguf_tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from pyllama2c.control_tokens import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, settle
+from pyllama2c.errors import CheckpointWarning, TokenizerError
 
 __all__ = ["BYTE", "CONTROL", "NORMAL", "UNKNOWN", "UNUSED", "USER_DEFINED", "Vocabulary"]
 
@@ -26,21 +27,40 @@ class Vocabulary:
     pieces: dict[int, tuple[str, int, float]] = field(default_factory=dict)
     """id: text, type, score"""
     merges: list[str] = field(default_factory=list)
+    """`llama`: where scores cannot say the same"""
     pre: str | None = None
     """how byte-level BPE splits a text first, by llama.cpp's name for it"""
     bos: int | None = None
     eos: int | None = None
     eot: int | None = None
     """ends a chat's turn, where that is not `eos`"""
+    ends: list[int] = field(default_factory=list)
+    """all that end an answer, as generation_config.json or config.json lists them"""
     unk: int | None = None
     pad: int | None = None
     add_bos: bool = True
     add_eos: bool = False
     add_space: bool = False
+    prepend_scheme: str | None = None
+    """one of gguf_tokenizer.SCHEMES, for a vocabulary of a tokenizer.json"""
+    split_spaces: bool = False
+    """nothing is joined across the front of a space"""
+    unk_surface: str | None = None
+    """what <unk> is decoded to, where that is not SentencePiece's own"""
     chat_template: str | None = None
+    left_out: dict[int, str] = field(default_factory=dict)
+    """tokens that the model has no row for"""
 
     def put(self, number: object, text: object, kind: int, score: float = 0.0) -> None:
-        """A piece; one that is there already is replaced, as added tokens do it."""
+        """A piece; one that is there already is replaced, as added tokens do it.
+
+        A token beyond the model's rows is left out, unless text becomes it: such a tokenizer
+        belongs to another model.
+        """
+        added = isinstance(text, str) and kind in (CONTROL, USER_DEFINED, UNUSED)
+        if added and type(number) is int and number >= self.size:
+            self.left_out[number] = str(text)
+            return
         if type(number) is not int or not 0 <= number < self.size or not isinstance(text, str):
             raise TokenizerError(
                 f"{self.path}: piece {str(text)[:50]!r} has id {str(number)[:50]}; "
@@ -50,9 +70,36 @@ class Vocabulary:
             raise TokenizerError(f"{self.path}: a piece has more than {MAX_PIECE} characters")
         self.pieces[number] = (text, kind, score)
 
+    def add(self, number: object, text: object, special: bool, score: float = 0.0) -> None:
+        """A token that was added to a tokenizer."""
+        self.put(number, text, CONTROL if special else USER_DEFINED, score)
+
+    def warn_of_left_out(self) -> None:
+        """CheckpointWarning that names some of them."""
+        if not self.left_out:
+            return
+        named = [f"{text!r:.50} ({i})" for i, text in sorted(self.left_out.items())]
+        more = f" and {len(named) - 10} more" if len(named) > 10 else ""
+        warnings.warn(
+            f"{self.path.parent}: the model knows ids 0 to {self.size - 1}; its tokenizer's tokens "
+            f"beyond are left out: {', '.join(named[:10])}{more}",
+            CheckpointWarning,
+            stacklevel=4,
+        )
+
     def find(self, text: str) -> int | None:
         """The id of a piece."""
         return next((i for i, piece in self.pieces.items() if piece[0] == text), None)
+
+    def settle(self) -> None:
+        """Makes control tokens of the pieces that are meant as such (see control_tokens)."""
+        texts, types, scores = zip(*self.rows(), strict=True)
+        named = {i for i in (self.bos, self.eos, self.eot) if i is not None}
+        settled, _ = settle(
+            texts, types, template=self.chat_template, named=named, listed=self.ends
+        )
+        for i in self.pieces:
+            self.pieces[i] = (texts[i], settled[i], scores[i])
 
     def rows(self) -> list[tuple[str, int, float]]:
         """(size): pieces by id; ids that no piece has are named and never chosen."""

@@ -5,27 +5,33 @@ The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import NamedTuple
 
 import numpy as np
-from gguf import GGUFWriter, LlamaFileType, RopeScalingType, TokenType
+from gguf import GGUFValueType, GGUFWriter, LlamaFileType, RopeScalingType, TokenType
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import quantize
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from pyllama2c.control_tokens import CONTROL, END_TEXTS
 from pyllama2c.convert.config import ModelConfig
 from pyllama2c.convert.tensors import Given, Tensor
 from pyllama2c.convert.vocabulary import Vocabulary
 from pyllama2c.errors import CheckpointError, TokenizerError
 from pyllama2c.files import whole_file
+from pyllama2c.gguf_tokenizer import END_IDS
 
 _CHUNK = 1 << 22
 """weights at a time: memory does not grow with the model"""
 
 _ALIGNMENT = 32
+
+_NO_TOKEN = 2**32 - 1
+"""how files spell that there is no BOS"""
 
 _F32, _F16 = GGMLQuantizationType.F32, GGMLQuantizationType.F16
 _Q8, _Q4 = GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0
@@ -102,7 +108,7 @@ def _add_config(writer: GGUFWriter, c: ModelConfig, name: str, dtype: str) -> No
         writer.add_rope_scaling_factor(c.rope_linear)
 
 
-def _add_vocabulary(writer: GGUFWriter, v: Vocabulary | None) -> None:
+def add_vocabulary(writer: GGUFWriter, v: Vocabulary | None) -> None:
     if v is None:
         writer.add_tokenizer_model("no_vocab")
         return
@@ -114,16 +120,30 @@ def _add_vocabulary(writer: GGUFWriter, v: Vocabulary | None) -> None:
     writer.add_token_types([TokenType(kind) for kind in types])
     if v.model == "llama":
         writer.add_token_scores(scores)
-    writer.add_token_merges(v.merges)
+    else:
+        writer.add_token_merges(v.merges)
+    _add_own(writer, v)
+    further = sorted(set(v.ends) - {v.eos, v.eot})
+    if further:
+        writer.add_array(END_IDS, further)
+    # llama.cpp, which does not read our key, has two more for control tokens whose text it does
+    # not know as an end.
+    unknown = [i for i in further if types[i] == CONTROL and pieces[i] not in END_TEXTS]
+    eot, eom, *_ = [*unknown, None, None] if v.eot is None else [v.eot, *unknown, None]
     for add, token in (
-        (writer.add_bos_token_id, v.bos),
-        (writer.add_eos_token_id, v.eos),
-        (writer.add_eot_token_id, v.eot),
-        (writer.add_unk_token_id, v.unk),
+        (writer.add_eot_token_id, eot),
+        (writer.add_eom_token_id, eom),
         (writer.add_pad_token_id, v.pad),
     ):
         if token is not None:
             add(token)
+    # A missing key stands for an id.
+    for add, token in (
+        (writer.add_bos_token_id, v.bos),
+        (writer.add_eos_token_id, v.eos),
+        (writer.add_unk_token_id, v.unk),
+    ):
+        add(_NO_TOKEN if token is None else token)
     writer.add_add_bos_token(v.add_bos)
     writer.add_add_eos_token(v.add_eos)
     writer.add_add_space_prefix(v.add_space)
@@ -131,51 +151,87 @@ def _add_vocabulary(writer: GGUFWriter, v: Vocabulary | None) -> None:
         writer.add_chat_template(v.chat_template)
 
 
-def _pad(file: BinaryIO) -> None:
-    file.write(bytes(-file.tell() % _ALIGNMENT))
+def _add_own(writer: GGUFWriter, v: Vocabulary) -> None:
+    """What GGUF has no keys for; other readers do without."""
+    if v.prepend_scheme is not None:
+        writer.add_string("pyllama2c.tokenizer.prepend_scheme", v.prepend_scheme)
+    if v.split_spaces:
+        writer.add_bool("pyllama2c.tokenizer.split_spaces", True)
+    if v.unk_surface is not None:
+        key = "pyllama2c.tokenizer.unk_surface"
+        writer.add_key_value(key, v.unk_surface, GGUFValueType.STRING)  # add_string omits ""
+    if v.model == "llama" and v.merges:
+        writer.add_array("pyllama2c.tokenizer.merges", v.merges)
 
 
-def write_gguf(
-    target: Path,
+class Layout(NamedTuple):
+    """A GGUF file that is still to be written."""
+
+    head: bytes
+    """all that comes before the weights"""
+    tensors: dict[str, Tensor]
+    """by name, in the file's order"""
+    kinds: dict[str, GGMLQuantizationType]
+    size: int
+    """of the whole file, in bytes"""
+
+
+def _padded(n: int) -> int:
+    return -(-n // _ALIGNMENT) * _ALIGNMENT
+
+
+def _head(writer: GGUFWriter) -> bytes:
+    """The package writes to files only, and tensors whole: a 70B's are too large for that."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "head")
+        try:
+            writer.write_header_to_file(path)
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+        finally:
+            writer.close()
+        data = path.read_bytes()
+    return data.ljust(_padded(len(data)), b"\0")
+
+
+def lay_out(
     config: ModelConfig,
     tensors: dict[str, Tensor],
     vocabulary: Vocabulary | None,
     dtype: str,
     *,
     name: str,
-    progress: bool,
-) -> int:
-    """Writes a model of architecture `llama`; returns the bytes written.
-
-    The file appears under its name when it is whole.
-    """
+) -> Layout:
+    """A model of architecture `llama`, all but its weights, which are not read yet."""
     divisors = config.rope_divisors()
     if divisors is not None:
         tensors = {"rope_freqs.weight": Given("rope_freqs", divisors), **tensors}
     kinds = {n: storage_type(n, tensor.shape, dtype) for n, tensor in tensors.items()}
-    total = sum(_bytes(tensor.shape, kinds[n]) for n, tensor in tensors.items())
-    with whole_file(target) as file:
-        # The package writes tensors whole; a 70B's are too large for that.
-        writer = GGUFWriter(file.name, "llama")
-        _add_config(writer, config, name, dtype)
-        _add_vocabulary(writer, vocabulary)
-        for n, tensor in tensors.items():
-            size = _bytes(tensor.shape, kinds[n])
-            writer.add_tensor_info(n, tensor.shape, np.dtype(np.float32), size, kinds[n])
-        try:
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_ti_data_to_file()
-        except UnicodeEncodeError as error:  # JSON can name halves of surrogate pairs
-            raise TokenizerError(f"{name}: its tokenizer has invalid Unicode: {error}") from error
-        finally:
-            writer.close()
-        file.seek(0, 2)
-        with tqdm(total=total, unit="B", unit_scale=True, disable=not progress) as bar:
-            for n, tensor in tensors.items():
-                _pad(file)
-                for rows in _encoded(tensor, kinds[n]):
-                    file.write(rows.data)
-                    bar.update(rows.nbytes)
-        _pad(file)
-    return target.stat().st_size
+    sizes = {n: _bytes(tensor.shape, kinds[n]) for n, tensor in tensors.items()}
+    writer = GGUFWriter(None, "llama")
+    _add_config(writer, config, name, dtype)
+    add_vocabulary(writer, vocabulary)
+    for n, tensor in tensors.items():
+        writer.add_tensor_info(n, tensor.shape, np.dtype(np.float32), sizes[n], kinds[n])
+    try:
+        head = _head(writer)
+    except UnicodeEncodeError as error:  # JSON can name halves of surrogate pairs
+        raise TokenizerError(f"{name}: its tokenizer has invalid Unicode: {error}") from error
+    return Layout(head, tensors, kinds, len(head) + sum(map(_padded, sizes.values())))
+
+
+def write_gguf(target: Path, layout: Layout, *, progress: bool) -> None:
+    """The file appears under its name when it is whole."""
+    total = layout.size - len(layout.head)
+    with (
+        whole_file(target) as file,
+        tqdm(total=total, unit="B", unit_scale=True, disable=not progress) as bar,
+    ):
+        file.write(layout.head)
+        for n, tensor in layout.tensors.items():
+            size = 0
+            for rows in _encoded(tensor, layout.kinds[n]):
+                file.write(rows.data)
+                bar.update(rows.nbytes)
+                size += rows.nbytes
+            file.write(bytes(_padded(size) - size))

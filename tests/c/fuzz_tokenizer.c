@@ -19,7 +19,7 @@ static void *copy_of(const void *data, size_t size) {
 }
 
 static void round_trip(const l2c_tokenizer *t, const char *text, size_t length, int space_first) {
-    int32_t *tokens = malloc((length + 1) * sizeof *tokens);
+    int32_t *tokens = malloc(3 * (length + 1) * sizeof *tokens);
     require(tokens != NULL);
     size_t n, at = 0;
     require(l2c_tokenizer_encode(t, text, length, space_first, tokens, &n, NULL) == L2C_OK);

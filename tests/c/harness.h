@@ -78,6 +78,7 @@ void test_header_fields(void);
 void test_paths(void);
 void test_hostile_tokenizers(void);
 void test_encoding(void);
+void test_vocabularies(void);
 
 void test_same_bits(void);
 void test_row_errors(void);
@@ -102,5 +103,11 @@ void test_cancel(void);
 void test_cancel_while_speculating(void);
 void test_fork(void);
 void test_fork_of_the_same_number(void);
+
+void test_batch_loads(void);
+void test_batch_prompts(void);
+void test_batch_fairness(void);
+void test_batch_refusals(void);
+void test_batch_dropped_from_a_thread(void);
 
 #endif

@@ -1,5 +1,4 @@
-"""Writes seeds for the fuzzers into FOLDER/checkpoint, FOLDER/gguf and FOLDER/tokenizer, always the
-same."""
+"""Writes the fuzzers' seeds into FOLDER/checkpoint, gguf, tokenizer and encode, always the same."""
 
 from __future__ import annotations
 
@@ -9,6 +8,10 @@ import sys
 from pathlib import Path
 
 TEXTS = [" ", "a", "b", "e", "h", "t", "aa", "th", " th", "the", " the", "aaaa", "é", "<s>"]
+
+
+LISTED = [(2, 0, "<unk>"), (3, 0, "<s>"), (4, 0, "~b~"), (1, -9, " "), (1, -9, "a"), (1, -9, "b")]
+LISTED += [(1, -1, "ab"), (1, -2, " ab"), (5, -3, "abb"), (5, 9, "ba")]
 
 
 def floats(rng: random.Random, count: int, center: float = 0.0) -> bytes:
@@ -105,7 +108,7 @@ def gguf_model(
         "llama.embedding_length": (U32, dim),
         "llama.feed_forward_length": (U32, hidden),
         "llama.attention.head_count": (U32, heads),
-        "llama.attention.head_count_kv": (U32, kv_heads),
+        "llama.attention.head_count_kv": (U32, [kv_heads]),
         "llama.attention.key_length": (U32, head),
         "llama.attention.value_length": (U32, head),
         "llama.attention.layer_norm_rms_epsilon": (F32, 1e-5),
@@ -139,6 +142,14 @@ def tokenizer(text: bytes) -> bytes:
     return struct.pack("<H", len(text)) + image + text
 
 
+def vocabulary(flags: int, pieces: list[tuple[int, int, str]], merges: bytes, text: str) -> bytes:
+    """As fuzz_encode.c takes it: type, score and text of each piece; pairs of ids."""
+    data = bytes([flags, len(pieces) - 1, len(merges) // 2])
+    for kind, score, piece in pieces:
+        data += bytes([kind << 4 | len(piece.encode()), score & 255]) + piece.encode()
+    return data + bytes(number + 1 for number in merges) + text.encode()
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     seeds = {
@@ -159,6 +170,10 @@ def main() -> None:
         "tokenizer/run": tokenizer(b"a" * 61),
         "tokenizer/utf8": tokenizer("é\u2581<s> \U0001f642".encode() + b"\xff\xe2\x96\0"),
         "tokenizer/empty": tokenizer(b""),
+        "encode/scores": vocabulary(1, LISTED, b"", "a ab\u2581~b~ab abb\u00e9\u00e9"),
+        "encode/bytes": vocabulary(8, LISTED, b"", "\u00e9 a\u2581\u65e5b" + "ab" * 30),
+        "encode/merges": vocabulary(10, LISTED, bytes([4, 5, 3, 6]), "ab ab aab"),
+        "encode/split": vocabulary(23, LISTED, bytes([4, 5, 3, 6]), " ab  ab"),
     }
     seeds |= {
         name.replace("checkpoint", "gguf"): data for name, data in seeds.items() if "gguf-" in name

@@ -10,8 +10,7 @@ trap 'rm -rf "$build"' EXIT
 
 flags=(-std=c11 -O1 -g -ffp-contract=off -fno-math-errno -fno-omit-frame-pointer -Icsrc -pthread)
 strict=(-Wall -Wextra -Werror)
-shopt -s globstar
-engine=(csrc/**/*.c)
+mapfile -t engine < <(find csrc -name '*.c' | sort)
 harness=(tests/c/harness.c tests/c/images.c tests/c/truth.c tests/c/test_*.c)
 
 # The usage example is compiled from the header itself, so that it cannot go stale.
@@ -41,11 +40,11 @@ emulated=("${flags[@]}" -O3 "${strict[@]}" -I"$build") # -O3 as _build.py has it
 
 echo "== harness: AVX-512 as SIMDe computes it"
 if [[ $(uname -m) == x86_64 && -e $simde ]]; then
-    for part in kernels quantized; do # unrolled, each would take minutes to compile
-        gcc "${emulated[@]}" -O1 -DUNROLL= -Itests/c/simde -Wno-psabi -c "csrc/kernels/${part}_avx512.c" -o "$build/$part.o"
+    for part in avx512 quantized_avx512; do # unrolled, each would take minutes to compile
+        gcc "${emulated[@]}" -O1 -DUNROLL= -Itests/c/simde -Wno-psabi -c "csrc/kernels/$part.c" -o "$build/$part.o"
     done
-    mapfile -t others < <(printf '%s\n' "${engine[@]}" | grep -v _avx512)
-    gcc "${emulated[@]}" -Wl,--wrap=l2c_isa_resolve tests/c/simde/resolve.c "$build"/{kernels,quantized}.o \
+    mapfile -t others < <(printf '%s\n' "${engine[@]}" | grep -v avx512)
+    gcc "${emulated[@]}" -Wl,--wrap=l2c_isa_resolve tests/c/simde/resolve.c "$build"/{avx512,quantized_avx512}.o \
         "${others[@]}" "${harness[@]}" -o "$build/harness_avx512" -lm
     "$build/harness_avx512"
 else
@@ -88,7 +87,7 @@ if [[ -z $clang ]]; then
 fi
 
 python3 tests/c/make_corpus.py "$build/corpus"
-for target in checkpoint gguf tokenizer; do
+for target in checkpoint gguf tokenizer encode; do
     echo "-- fuzz_$target with $clang, ${FUZZ_SECONDS:-30} s"
     "$clang" "${flags[@]}" -DUNROLL= -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
         "tests/c/fuzz_$target.c" "${engine[@]}" -o "$build/fuzz_$target" -lm

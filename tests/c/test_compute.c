@@ -286,7 +286,7 @@ void test_nonfinite_draft(void) {
     int32_t tokens[40] = {5}, expected = 5;
     for (size_t n = 1, more; n + 4 <= (size_t)c->seq_len; n += more) {
         uint64_t states[5];
-        CHECK(l2c_speculate(target, draft, &two, tokens, n, 4, states, &more, NULL) == L2C_OK && more == 1);
+        CHECK(l2c_speculate(target, draft, &two, tokens, n, 4, (int32_t[]){1, 2}, 2, states, &more, NULL) == L2C_OK && more == 1);
         l2c_row row = {0, (int32_t)n - 1, expected, 1};
         CHECK(l2c_session_forward(alone, &row, 1, NULL) == L2C_OK);
         CHECK(l2c_session_sample(alone, 0, &one, NULL, 0, &expected, NULL) == L2C_OK);

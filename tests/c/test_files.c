@@ -172,7 +172,7 @@ void test_hostile_tokenizers(void) {
 /* The pieces of a text are a space and the text, U+2581 being a space. */
 static void check_round_trip(const l2c_tokenizer *t, const char *text, size_t length) {
     image exact = image_copy(text, length);
-    int32_t *tokens = malloc((length + 1) * sizeof *tokens);
+    int32_t *tokens = malloc(3 * (length + 1) * sizeof *tokens);
     CHECK(tokens != NULL);
     size_t n = 12345, at = 0;
     CHECK(l2c_tokenizer_encode(t, (char *)exact.data, length, 1, tokens, &n, NULL) == L2C_OK);
@@ -231,7 +231,47 @@ void test_encoding(void) {
     size_t length;
     static const int32_t outside[] = {-1, INT_MIN, TOKENIZER_VOCAB, INT_MAX};
     for (size_t i = 0; i < 4; i++) CHECK(l2c_tokenizer_piece(t, outside[i], &bytes, &length) == L2C_RANGE);
-    CHECK(l2c_tokenizer_piece(t, L2C_BOS, &bytes, &length) == L2C_OK && length == 0);
+    CHECK(l2c_tokenizer_piece(t, l2c_tokenizer_bos(t), &bytes, &length) == L2C_OK && length == 0);
     l2c_tokenizer_free(t);
     free(file.data);
+}
+
+/* <unk> a b ab ~b~: what lists may say, and what no vocabulary is. */
+void test_vocabularies(void) {
+    const char text[] = "<unk>abab~b~";
+    int32_t lengths[] = {5, 1, 1, 2, 3}, merges[] = {1, 2};
+    int32_t types[] = {L2C_PIECE_UNKNOWN, L2C_PIECE_NORMAL, L2C_PIECE_NORMAL, L2C_PIECE_NORMAL, L2C_PIECE_USER_DEFINED};
+    float scores[5] = {0};
+    const l2c_vocabulary good = {.n_pieces = 5, .text = text, .text_bytes = 12, .lengths = lengths, .types = types,
+                                 .scores = scores, .bos = -1, .eos = 0, .unknown = 0};
+    l2c_vocabulary v = good;
+    l2c_tokenizer *t;
+    int32_t tokens[3 * 16];
+    size_t n;
+    CHECK(l2c_tokenizer_create(&v, &t, NULL) == L2C_OK && l2c_tokenizer_bos(t) == -1 && l2c_tokenizer_eos(t) == 0);
+    CHECK(l2c_tokenizer_encode(t, "ab~b~xyb", 8, 0, tokens, &n, NULL) == L2C_OK && n == 4);
+    CHECK(tokens[0] == 3 && tokens[1] == 4 && tokens[2] == 0 && tokens[3] == 2);
+    l2c_tokenizer_free(t);
+    v.merges = merges, v.n_merges = 1, v.unknown = -1;
+    CHECK(l2c_tokenizer_create(&v, &t, NULL) == L2C_OK);
+    CHECK(l2c_tokenizer_encode(t, "ab", 2, 0, tokens, &n, NULL) == L2C_OK && n == 1 && tokens[0] == 3);
+    CHECK(l2c_tokenizer_encode(t, "xb", 2, 0, tokens, &n, NULL) == L2C_FORMAT && n == 0);
+    l2c_tokenizer_free(t);
+    const int32_t wrong[] = {-1, 5, INT_MIN, INT_MAX};
+    for (size_t i = 0; i < 4; i++) {
+        merges[0] = wrong[i];
+        CHECK(l2c_tokenizer_create(&v, &t, NULL) == L2C_FORMAT);
+        types[2] = wrong[i] < 0 ? wrong[i] : INT_MAX;
+        CHECK(l2c_tokenizer_create(&good, &t, NULL) == L2C_FORMAT);
+        types[2] = L2C_PIECE_NORMAL, lengths[2] = wrong[i] == 5 ? 99 : wrong[i];
+        CHECK(l2c_tokenizer_create(&good, &t, NULL) == L2C_FORMAT);
+        lengths[2] = 1;
+        l2c_vocabulary other = good;
+        other.eos = wrong[i] == -1 ? -2 : wrong[i];
+        CHECK(l2c_tokenizer_create(&other, &t, NULL) == L2C_ARG);
+        other = good, other.n_pieces = wrong[i] == 5 ? 0 : wrong[i];
+        CHECK(l2c_tokenizer_create(&other, &t, NULL) == L2C_ARG);
+    }
+    CHECK(l2c_tokenizer_create(&good, &t, NULL) == L2C_OK);
+    l2c_tokenizer_free(t);
 }

@@ -14,6 +14,7 @@
 #include "files/gguf.h"
 #include "harness.h"
 #include "kernels/quantized.h"
+#include "testing.h"
 
 enum { GGUF_Q4_1 = 3, GGUF_Q4_K = 12 }; /* GGML's numbers */
 enum { LONGEST = 70, MOST_ROWS = 9, ROOM = 16384 /* floats; a multiple of every page's */ };
@@ -90,14 +91,14 @@ static void check_vectors(buffers *m, l2c_isa isa, size_t n) {
 static void check_products(buffers *m, l2c_isa isa, size_t n) {
     const l2c_isa scalar = L2C_ISA_SCALAR;
     for (size_t k = 1; k <= MOST_ROWS; k++) {
-        /* mix: k rows of width n, and n rows of width k */
+        /* weighted sums: k rows of width n, and n rows of width k */
         for (int turned = 0; turned < 2; turned++) {
             size_t rows = turned ? n : k, width = turned ? k : n;
             const float *weights = random_of(m->a, rows, 1.0f, &m->random);
             const float *values = random_of(m->b, rows * width, 1.0f, &m->random);
             float *out = out_of(m->out, width), *expected = out_of(m->expected, width);
-            l2c_kernel_mix(isa, out, weights, 1, 0, values, rows, width);
-            l2c_kernel_mix(scalar, expected, weights, 1, 0, values, rows, width);
+            l2c_kernel_weighted_sum(isa, out, weights, 1, 0, values, rows, width);
+            l2c_kernel_weighted_sum(scalar, expected, weights, 1, 0, values, rows, width);
             check_same(out, expected, width);
         }
         for (size_t d = 1; d <= MOST_ROWS; d++) {
@@ -407,7 +408,7 @@ void test_kernels_at_guard_page(void) {
 void test_kernels_special_values(void) {
     static const float special[] = {
         NAN, INFINITY, -INFINITY, 0.0f, -0.0f, 1e-45f, -1e-45f, 1.17549435e-38f, 3.40282347e38f, -3.40282347e38f,
-        88.72f, 88.73f, 89.0f, 90.0f, -87.3f, -87.4f, -103.9f, -104.0f, -105.0f,
+        88.72f, 88.73f, 89.0f, 90.0f, -87.3365402f, -87.3365479f, -87.4f, -103.9f, -105.0f,
     };
     enum { N = sizeof special / sizeof *special, MOST = 35 };
     l2c_isa isas[MAX_ISAS];
@@ -436,8 +437,8 @@ void test_kernels_special_values(void) {
             l2c_kernel_matmul(isas[i], out, x, 1, up, n, 1);
             l2c_kernel_matmul(L2C_ISA_SCALAR, expected, x, 1, up, n, 1);
             check_same_or_nan(out, expected, 1);
-            l2c_kernel_mix(isas[i], out, x, 1, 0, up, n, 1);
-            l2c_kernel_mix(L2C_ISA_SCALAR, expected, x, 1, 0, up, n, 1);
+            l2c_kernel_weighted_sum(isas[i], out, x, 1, 0, up, n, 1);
+            l2c_kernel_weighted_sum(L2C_ISA_SCALAR, expected, x, 1, 0, up, n, 1);
             check_same_or_nan(out, expected, 1);
         }
 }

@@ -1,5 +1,5 @@
 /*
- * immintrin.h - stands in for the compiler's where kernels_avx512.c and quantized_avx512.c are built
+ * immintrin.h - stands in for the compiler's where kernels/avx512.c and quantized_avx512.c are built
  * for processors without AVX-512: SIMDe computes their instructions with SSE2 or plain C.
  *
  * What Debian's SIMDe 0.7.4 lacks is below, a loop over lanes each, straight from Intel's description;

@@ -1,13 +1,14 @@
 /*
- * kernels_scalar.c - the oracle: kernels.h's definitions in plain C, one statement an operation.
+ * scalar.c - the oracle: kernels.h's definitions in plain C, one statement an operation.
  */
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
 #include "quantized.h"
 
-#include "kernels_plain.h"
+#include "plain.h"
 
 enum { LANES = 16 };
 
@@ -45,8 +46,7 @@ static float power_of_two(int32_t n) {
 }
 
 static float exp_one(float x) {
-    /* Comparisons this way round let NaN through. */
-    x = L2C_EXP_LOW > x ? L2C_EXP_LOW : x;
+    if (x < L2C_EXP_LOW) return 0.0f; /* comparisons this way round let NaN through */
     x = L2C_EXP_HIGH < x ? L2C_EXP_HIGH : x;
     float shifted = fmaf(x, L2C_EXP_LOG2E, L2C_EXP_ROUND);
     uint32_t bits;
@@ -78,16 +78,21 @@ static float scalar_max(const float *x, size_t n) {
 
 static float scalar_exp_sum(float *x, size_t n) {
     float m = scalar_max(x, n), lane[LANES] = {0};
-    for (size_t j = 0; j < n; j++) {
-        x[j] = exp_one(x[j] - m);
-        lane[j % LANES] += x[j];
+    for (size_t begin = 0; begin < n; begin += L2C_SUM_BLOCK) {
+        float block[LANES] = {0};
+        for (size_t j = begin; j < n && j < begin + L2C_SUM_BLOCK; j++) {
+            x[j] = exp_one(x[j] - m);
+            block[j % LANES] += x[j];
+        }
+        for (int i = 0; i < LANES; i++) lane[i] += block[i]; /* 0 + the first is the first: no exp is -0 */
     }
     return sum_lanes(lane);
 }
 
 static void scalar_softmax(float *x, size_t n) {
     float sum = scalar_exp_sum(x, n);
-    for (size_t j = 0; j < n; j++) x[j] /= sum;
+    float least = sum * FLT_MIN;
+    for (size_t j = 0; j < n; j++) x[j] = x[j] < least ? 0.0f : x[j] / sum;
 }
 
 static void scalar_swiglu(float *gate, const float *up, size_t n) {
@@ -97,17 +102,17 @@ static void scalar_swiglu(float *gate, const float *up, size_t n) {
     }
 }
 
-static void mix_row(float *out, const float *weights, const float *rows, size_t n, size_t width) {
-    memset(out, 0, width * sizeof *out);
-    for (size_t t = 0; t < n; t++)
-        for (size_t i = 0; i < width; i++)
-            out[i] = fmaf(weights[t], rows[t * width + i], out[i]);
-}
-
-static void scalar_mix(float *out, size_t out_stride, const float *weights, size_t weights_stride, size_t n_rows,
-                       size_t step, const float *rows, size_t n, size_t width) {
-    for (size_t r = 0; r < n_rows; r++)
-        mix_row(out + r * out_stride, weights + r * weights_stride, rows, n + r * step, width);
+static void scalar_weighted_sum(float *out, size_t out_stride, const float *weights, size_t weights_stride,
+                                size_t n_rows, size_t step, const float *values, ptrdiff_t n, size_t width, int more) {
+    for (size_t r = 0; r < n_rows; r++, out += out_stride, weights += weights_stride) {
+        size_t own = l2c_in_block(n, r, step);
+        if (own == 0) continue;
+        for (size_t i = 0; i < width; i++) {
+            float sum = 0.0f;
+            for (size_t t = 0; t < own; t++) sum = fmaf(weights[t], values[t * width + i], sum);
+            out[i] = more ? out[i] + sum : sum;
+        }
+    }
 }
 
 const l2c_kernels l2c_kernels_scalar = {
@@ -119,10 +124,10 @@ const l2c_kernels l2c_kernels_scalar = {
     .softmax = scalar_softmax,
     .max = scalar_max,
     .swiglu = scalar_swiglu,
-    .mix = scalar_mix,
+    .weighted_sum = scalar_weighted_sum,
     L2C_PLAIN_KERNELS,
-    .narrow = l2c_scalar_narrow,
-    .widen = l2c_scalar_widen,
+    .f32_to_f16 = l2c_scalar_f32_to_f16,
+    .f16_to_f32 = l2c_scalar_f16_to_f32,
     .quantize = l2c_scalar_quantize,
     .matmul_q8 = l2c_scalar_matmul_q8,
     .matmul_q4 = l2c_scalar_matmul_q4,

@@ -1,7 +1,7 @@
 /*
- * kernels_plain.h - the inner loops that compilers turn into vector instructions by themselves.
+ * plain.h - the inner loops that compilers turn into vector instructions by themselves.
  *
- * Every kernels_<isa>.c includes this file once its instruction set is switched on, so that its table
+ * Every <isa>.c includes this file once its instruction set is switched on, so that its table
  * gets these loops in those instructions. Elements do not depend on each other, so the bits are the same.
  */
 

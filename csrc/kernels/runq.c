@@ -1,5 +1,5 @@
 /*
- * kernels_runq.c - llama2.c's runq.c, step by step: int8 products of a file's own layout, sums in one
+ * runq.c - llama2.c's runq.c, step by step: int8 products of a file's own layout, sums in one
  * lane, in order, multiplied and added separately; exp from libm.
  *
  * It is for v2 files whose groups the packed kernels do not take: llama2.c's exporter makes
@@ -14,7 +14,7 @@
 
 #include "quantized.h"
 
-#include "kernels_plain.h"
+#include "plain.h"
 
 static float runq_dot(const float *a, const float *b, size_t n) {
     float sum = 0.0f;
@@ -60,16 +60,15 @@ static void runq_swiglu(float *gate, const float *up, size_t n) {
     }
 }
 
-static void mix_row(float *out, const float *weights, const float *rows, size_t n, size_t width) {
-    memset(out, 0, width * sizeof *out);
-    for (size_t t = 0; t < n; t++)
-        for (size_t i = 0; i < width; i++) out[i] += weights[t] * rows[t * width + i];
-}
-
-static void runq_mix(float *out, size_t out_stride, const float *weights, size_t weights_stride, size_t n_rows,
-                     size_t step, const float *rows, size_t n, size_t width) {
-    for (size_t r = 0; r < n_rows; r++)
-        mix_row(out + r * out_stride, weights + r * weights_stride, rows, n + r * step, width);
+/* Positions one by one, across the blocks. */
+static void runq_weighted_sum(float *out, size_t out_stride, const float *weights, size_t weights_stride, size_t n_rows,
+                              size_t step, const float *values, ptrdiff_t n, size_t width, int more) {
+    for (size_t r = 0; r < n_rows; r++, out += out_stride, weights += weights_stride) {
+        size_t own = l2c_in_block(n, r, step);
+        if (!more) memset(out, 0, width * sizeof *out);
+        for (size_t t = 0; t < own; t++)
+            for (size_t i = 0; i < width; i++) out[i] += weights[t] * values[t * width + i];
+    }
 }
 
 void l2c_runq_quantize(const l2c_quantized *to, size_t row, const float *x, size_t n) {
@@ -127,10 +126,10 @@ const l2c_kernels l2c_kernels_runq = {
     .softmax = runq_softmax,
     .max = runq_max,
     .swiglu = runq_swiglu,
-    .mix = runq_mix,
+    .weighted_sum = runq_weighted_sum,
     L2C_PLAIN_KERNELS,
-    .narrow = l2c_scalar_narrow,
-    .widen = l2c_scalar_widen,
+    .f32_to_f16 = l2c_scalar_f32_to_f16,
+    .f16_to_f32 = l2c_scalar_f16_to_f32,
     .quantize = l2c_runq_quantize,
     .matmul_q8 = l2c_runq_matmul,
 };

@@ -1,0 +1,109 @@
+/*
+ * batch.h - a batch, as batch.c, which takes stories in, and sweep.c, which tells them, share it.
+ */
+#ifndef L2C_BATCH_H
+#define L2C_BATCH_H
+
+#include "internal.h"
+
+typedef enum {
+    FREE,     /* the sequence still holds tokens[0 .. fed) of the story that was here */
+    READING,  /* its prompt */
+    TELLING,  /* all tokens but the last are fed */
+    CHOOSING, /* the next step draws from logits row `row` */
+    ENDED     /* in events that are still to be told */
+} stage;
+
+/* Story and sequence: they have the same number. */
+typedef struct story {
+    stage stage;
+    int64_t id;
+    _Atomic int64_t dropped; /* largest id that l2c_batch_drop was called with */
+    int64_t last_used;       /* the larger, the later */
+    l2c_sampler sampler;
+    int32_t tell;
+    size_t n_top;
+
+    int32_t *tokens;            /* (n_ctx + 1) prompt and story */
+    size_t n_prompt, n, n_most; /* of the prompt; so far; at most */
+    size_t fed;                 /* of them, in the cache */
+    size_t n_rows;              /* of them, in this sweep */
+
+    struct story *ahead; /* while READING: one that will have fed the first n_ahead tokens; or NULL */
+    int64_t ahead_id;
+    size_t n_ahead;
+
+    uint32_t *ends; /* (words) a bit for each token that ends the story */
+    uint32_t *mask; /* (words) and for each that may be chosen next, where `masked` */
+    int masked;
+
+    size_t row;       /* of logits, from which the next token is drawn */
+    float *logits;    /* (vocab) that row as the model computed it, where log-probabilities are told */
+    l2c_logprob chosen;
+    l2c_logprob *top; /* (L2C_MAX_TOP) */
+} story;
+
+enum { BLOCKS = 10 };
+
+struct l2c_batch {
+    l2c_session *session;
+    l2c_pool *pool;
+    const l2c_kernels *kernels;
+    size_t vocab, words, n_ctx, n_stories;
+    story *stories;    /* (n_stories) */
+    story **drawn;     /* (n_stories) those whose next token is being picked */
+    l2c_draw *draws;   /* (n_stories) the same */
+    l2c_event *events; /* (4 * n_stories) to be told by the next step that succeeds */
+    size_t n_drawn, n_events;
+    size_t turn;       /* of this story's prompt */
+    int64_t n_added, clock;
+    l2c_batch_counts counts;
+    l2c_row rows[L2C_MAX_ROWS];
+    atomic_int busy;
+    void *blocks[BLOCKS];
+    int n_blocks;
+};
+
+static inline int enter(l2c_batch *b) { return !atomic_exchange_explicit(&b->busy, 1, memory_order_acquire); }
+static inline void leave(l2c_batch *b) { atomic_store_explicit(&b->busy, 0, memory_order_release); }
+
+static inline l2c_status fail_busy(l2c_error *err) {
+    return l2c_fail(err, L2C_BUSY, "the batch is being used by another thread");
+}
+
+static inline size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
+static inline int bit(const uint32_t *bits, int32_t token) { return bits[token / 32] >> (token % 32) & 1; }
+static inline int under_way(const story *s) { return s->stage == READING || s->stage == TELLING || s->stage == CHOOSING; }
+
+static inline int32_t number(const l2c_batch *b, const story *s) { return (int32_t)(s - b->stories); }
+
+static inline story *find(const l2c_batch *b, int64_t id) {
+    story *s = id > 0 ? &b->stories[(size_t)id % b->n_stories] : NULL;
+    return s != NULL && s->id == id && under_way(s) ? s : NULL;
+}
+
+/* A story has no more than three events between two steps that succeed. */
+static inline l2c_event *tell(l2c_batch *b, const story *s, l2c_event_kind kind) {
+    l2c_event *event = &b->events[b->n_events++];
+    *event = (l2c_event){.story = s->id, .kind = (int32_t)kind, .tokens = s->tokens + s->n_prompt, .n_tokens = s->n - s->n_prompt};
+    return event;
+}
+
+static inline void end(l2c_batch *b, story *s, l2c_end reason) {
+    tell(b, s, L2C_EVENT_END)->reason = (int32_t)reason;
+    s->stage = ENDED;
+    s->last_used = ++b->clock;
+}
+
+static inline void end_dropped(l2c_batch *b, story *s, stage then) {
+    end(b, s, L2C_END_DROPPED);
+    b->events[b->n_events - 1].tokens = NULL;
+    s->stage = then;
+}
+
+static inline int is_dropped(const story *s) { return under_way(s) && atomic_load(&s->dropped) == s->id; }
+
+/* Goes on with stories that waited for one that has read so far, or is no longer there. */
+void l2c_batch_end_waiting(l2c_batch *b);
+
+#endif

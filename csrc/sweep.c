@@ -1,0 +1,189 @@
+/*
+ * sweep.c - many stories in one session: a step of a batch.
+ *
+ * A step makes the choices that waited for the caller, then one sweep: a row of every story that is being
+ * told, and of prompts, in turn, as many rows as keep the others waiting for no more than that sweep. No
+ * story's tokens depend on this order: a row's logits are the same bits whatever else is in the call, and
+ * copied keys and values are those that would have been computed.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "batch.h"
+#include "system/float_env.h"
+
+enum {
+    PROMPT_ROWS = 128, /* rows of prompts in a sweep */
+    TURN = 8           /* of them, for one prompt before the next one has its turn */
+};
+
+/* ---- Choosing -------------------------------------------------------------------------------------- */
+
+static int wants_logprobs(const story *s) { return (s->tell & L2C_TELL_LOGPROBS) != 0; }
+
+static void keep_logits(const l2c_batch *b, story *s) {
+    memcpy(s->logits, l2c_session_logits(b->session, s->row), b->vocab * sizeof(float));
+}
+
+static void prepare_on_thread(void *arg, int thread, int n_threads) {
+    const l2c_batch *b = arg;
+    for (size_t i = (size_t)thread; i < b->n_drawn; i += (size_t)n_threads) {
+        story *s = b->drawn[i];
+        if (wants_logprobs(s) && s->stage != CHOOSING) keep_logits(b, s); /* else kept before it was changed */
+        if (!s->masked) continue;
+        float *logits = l2c_session_logits(b->session, s->row);
+        for (size_t t = 0; t < b->vocab; t++)
+            if (!bit(s->mask, (int32_t)t)) logits[t] = -INFINITY;
+    }
+}
+
+static void measure_on_thread(void *arg, int thread, int n_threads) {
+    const l2c_batch *b = arg;
+    for (size_t i = (size_t)thread; i < b->n_drawn; i += (size_t)n_threads) {
+        story *s = b->drawn[i];
+        if (!wants_logprobs(s) || b->draws[i].status != L2C_OK) continue;
+        l2c_log_total total = l2c_logprob_total(b->kernels, s->logits, b->vocab);
+        s->chosen.logprob = l2c_logprob_of(total, s->logits[b->draws[i].token]);
+        l2c_logprob_top(b->kernels, total, s->logits, b->vocab, s->top, s->n_top);
+    }
+}
+
+static void take(l2c_batch *b, story *s, const l2c_draw *draw) {
+    s->stage = TELLING;
+    s->masked = 0;
+    if (draw->status != L2C_OK) {
+        end(b, s, L2C_END_NONFINITE);
+        return;
+    }
+    if (bit(s->ends, draw->token)) {
+        end(b, s, L2C_END_STOP);
+        return;
+    }
+    s->tokens[s->n++] = s->chosen.token = draw->token;
+    b->counts.tokens++;
+    if (s->tell & L2C_TELL_TOKENS) {
+        l2c_event *event = tell(b, s, L2C_EVENT_TOKEN);
+        event->chosen = s->chosen;
+        if (wants_logprobs(s)) event->top = s->top, event->n_top = s->n_top;
+    }
+    if (s->n == s->n_most) end(b, s, L2C_END_LENGTH);
+}
+
+/* The next token of each story in `drawn`. */
+static l2c_status draw(l2c_batch *b, l2c_error *err) {
+    int prepare = 0, measure = 0;
+    for (size_t i = 0; i < b->n_drawn; i++) {
+        story *s = b->drawn[i];
+        prepare |= s->masked || (wants_logprobs(s) && s->stage != CHOOSING);
+        measure |= wants_logprobs(s);
+        b->draws[i] = (l2c_draw){.row = s->row, .sampler = &s->sampler, .history = s->tokens, .n_history = s->n};
+    }
+    if (b->n_drawn == 0) return L2C_OK;
+    if (prepare) l2c_pool_run(b->pool, prepare_on_thread, b);
+    l2c_status status = l2c_session_sample_many(b->session, b->draws, b->n_drawn, err);
+    if (status != L2C_OK) return status;
+    if (measure) l2c_pool_run(b->pool, measure_on_thread, b);
+    for (size_t i = 0; i < b->n_drawn; i++) take(b, b->drawn[i], &b->draws[i]);
+    return L2C_OK;
+}
+
+static l2c_status draw_waiting(l2c_batch *b, l2c_error *err) {
+    b->n_drawn = 0;
+    for (size_t i = 0; i < b->n_stories; i++)
+        if (b->stories[i].stage == CHOOSING) b->drawn[b->n_drawn++] = &b->stories[i];
+    return draw(b, err);
+}
+
+/* ---- The sweep ------------------------------------------------------------------------------------- */
+
+static void share_rows(l2c_batch *b) {
+    size_t left = L2C_MAX_ROWS;
+    for (size_t i = 0; i < b->n_stories; i++) left -= b->stories[i].n_rows = b->stories[i].stage == TELLING;
+    left = smaller(left, PROMPT_ROWS);
+    for (size_t given = 1, first = b->turn; given > 0;) {
+        given = 0;
+        for (size_t i = 0; i < b->n_stories && left > 0; i++) {
+            story *s = &b->stories[(first + i) % b->n_stories];
+            if (s->stage != READING || s->ahead != NULL) continue;
+            size_t n = smaller(smaller(s->n - s->fed - s->n_rows, TURN), left);
+            if (n > 0) b->turn = (first + i + 1) % b->n_stories;
+            s->n_rows += n;
+            left -= n;
+            given += n;
+        }
+    }
+}
+
+static size_t write_rows(l2c_batch *b) {
+    size_t n = 0;
+    for (size_t i = 0; i < b->n_stories; i++) {
+        const story *s = &b->stories[i];
+        for (size_t p = s->fed; p < s->fed + s->n_rows; p++)
+            b->rows[n++] = (l2c_row){(int32_t)i, (int32_t)p, s->tokens[p], p == s->n - 1};
+    }
+    return n;
+}
+
+/* After a sweep of which no token could be picked: the next one computes the logits again. */
+static void take_back(l2c_batch *b) {
+    for (size_t i = 0; i < b->n_stories; i++) {
+        story *s = &b->stories[i];
+        if (s->n_rows == 0 || s->fed < s->n) continue;
+        s->fed--;
+        s->stage = s->n == s->n_prompt ? READING : TELLING;
+    }
+}
+
+static l2c_status sweep(l2c_batch *b, l2c_error *err) {
+    share_rows(b);
+    size_t n_rows = write_rows(b), n_logits = 0, n_read = 0, n_events = b->n_events;
+    if (n_rows == 0) return L2C_OK;
+    l2c_status status = l2c_session_forward(b->session, b->rows, n_rows, err);
+    if (status != L2C_OK) return status;
+    b->n_drawn = 0;
+    for (size_t i = 0; i < b->n_stories; i++) {
+        story *s = &b->stories[i];
+        s->fed += s->n_rows;
+        if (s->stage == READING) n_read += s->n_rows;
+        if (s->n_rows == 0 || s->fed < s->n) continue;
+        s->row = n_logits++;
+        if (s->tell & L2C_TELL_CHOICES) {
+            if (wants_logprobs(s)) keep_logits(b, s);
+            s->stage = CHOOSING;
+            tell(b, s, L2C_EVENT_CHOOSE);
+        } else {
+            b->drawn[b->n_drawn++] = s;
+        }
+    }
+    l2c_batch_end_waiting(b); /* before a sequence that others waited for is another story's */
+    status = draw(b, err);
+    if (status != L2C_OK) {
+        take_back(b);
+        b->n_events = n_events;
+        return status;
+    }
+    b->counts.sweeps++;
+    b->counts.rows += n_rows;
+    b->counts.prompt_tokens += n_read;
+    return L2C_OK;
+}
+
+l2c_status l2c_batch_step(l2c_batch *b, const l2c_event **events, size_t *n_events, l2c_error *err) {
+    if (!enter(b)) return fail_busy(err);
+    l2c_float_env env = l2c_float_enter();
+    for (size_t i = 0; i < b->n_stories; i++)
+        if (is_dropped(&b->stories[i])) end_dropped(b, &b->stories[i], ENDED);
+    l2c_batch_end_waiting(b);
+    l2c_status status = draw_waiting(b, err);
+    if (status == L2C_OK) status = sweep(b, err);
+    if (status == L2C_OK) {
+        for (size_t i = 0; i < b->n_stories; i++)
+            if (b->stories[i].stage == ENDED) b->stories[i].stage = FREE;
+        *events = b->events;
+        *n_events = b->n_events;
+        b->n_events = 0;
+    }
+    l2c_float_leave(env);
+    leave(b);
+    return status;
+}

@@ -1,0 +1,135 @@
+"""Talking on the terminal: what does not fit, what is no UTF-8, Ctrl-C; and what no chat is."""
+
+from __future__ import annotations
+
+import io
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizer_keys import TEMPLATE, chat_model, sentencepiece_keys
+
+from pyllama2c import ContextLengthError, Llama, chat
+from pyllama2c.cli import main
+from pyllama2c.conversation import Conversation
+
+FULL = "the context of 96 positions is full"
+
+
+def talk(monkeypatch: pytest.MonkeyPatch, path: Path, data: bytes, *flags: str) -> int:
+    stdin = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", stdin)
+    return main(["chat", str(path), "-y", "", "-s", "1", *flags])
+
+
+def test_a_message_that_does_not_fit_is_told(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert talk(monkeypatch, tiny_path, b"ab" * 200 + b"\n") == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "the message does not fit: it makes 216 tokens; the context" in err
+    # the chat goes on, as if it had not been said
+    assert talk(monkeypatch, tiny_path, b"ab" * 200 + b"\nab\n") == 1
+    told, err = capsys.readouterr()
+    assert told and "does not fit" in err
+    assert talk(monkeypatch, tiny_path, b"ab\n") == 0
+    assert capsys.readouterr().out == told
+
+
+def test_what_was_said_before_is_counted(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # answers end at once
+    monkeypatch.setattr(chat, "sampling", lambda _: {"seed": 1, "stop_tokens": range(512)})
+    assert talk(monkeypatch, tiny_path, b"ab\n" + b"cd" * 90 + b"\n") == 1
+    err = capsys.readouterr().err
+    assert "tokens of what was said before; the context has 96 positions" in err
+
+
+def test_a_line_that_is_not_utf8(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert talk(monkeypatch, tiny_path, b"caf\xe9\n", "-n", "40") == 0
+    told = capsys.readouterr().out
+    assert talk(monkeypatch, tiny_path, "caf\ufffd\n".encode(), "-n", "40") == 0
+    assert capsys.readouterr().out == told
+    # and from the shell, which has it in the arguments
+    assert talk(monkeypatch, tiny_path, b"", "-i", "caf\udce9", "-n", "40") == 0
+    assert capsys.readouterr().out == told
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, None], ids=["template", "llama2"])
+def test_ctrl_c_ends_the_answer(
+    template: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Once in the middle of an answer, and the next message has an answer again."""
+    if template is not None:
+        pytest.importorskip("jinja2", reason="chat templates need the jinja2 package")
+    path = tmp_path / "m.gguf"
+    path.write_bytes(chat_model(sentencepiece_keys(), template).build())
+    monkeypatch.setattr(chat, "sampling", lambda _: {"seed": 1, "stop_tokens": ()})
+    pieces: list[str] = []
+
+    def write(text: str) -> None:
+        pieces.append(text)
+        if len(pieces) == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(chat, "write", write)
+    assert talk(monkeypatch, path, b"ab\ncd\n") == 0
+    assert pieces.index("\n", 2) == 3  # nothing more of that answer
+    assert len(pieces) > 5
+    assert capsys.readouterr().err.count("Assistant: ") == 2
+
+
+def test_ctrl_c_at_the_prompt_ends_the_chat(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def readline(self, *_: Any) -> str:
+            signal.raise_signal(signal.SIGINT)
+            return ""
+
+    monkeypatch.setattr("sys.stdin", Terminal())
+    assert main(["chat", str(tiny_path), "-y", ""]) == 130
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, None], ids=["template", "llama2"])
+def test_what_no_chat_is(template: str | None) -> None:
+    """Refused in the same words, whichever format would say it."""
+    with Llama.from_buffer(chat_model(sentencepiece_keys(), template).build()) as llama:
+        for messages, words in (
+            ([], "the last message must be by 'user'; it is missing"),
+            ("hello", "messages is 'hello'; it must be a list of dicts"),
+            ({"role": "user"}, "messages is {'role': 'user'}; it must be a list of dicts"),
+            (["hello"], "message 0 is not a dict with a role and a content"),
+            ([{"content": "hello"}], "message 0 is not a dict with a role and a content"),
+        ):
+            with pytest.raises(ValueError, match="^" + words.replace("{", r"\{")):
+                llama.chat(messages)  # type: ignore[arg-type]
+        if template is not None:
+            pytest.importorskip("jinja2", reason="chat templates need the jinja2 package")
+        with pytest.raises(ContextLengthError, match=r"prompt has .* the model's context is 256"):
+            llama.chat([{"role": "user", "content": "ab" * 300}])
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, None], ids=["template", "llama2"])
+def test_a_message_may_be_asked_again(template: str | None) -> None:
+    if template is not None:
+        pytest.importorskip("jinja2", reason="chat templates need the jinja2 package")
+    with Llama.from_buffer(chat_model(sentencepiece_keys(), template).build()) as llama:
+        conversation = Conversation(llama, "be brief")
+        first = conversation.ask("ab")
+        conversation.ask("something else")
+        assert conversation.ask("ab") == first
+        answer = llama.generate(first, seed=1, max_tokens=4, stop_tokens=[])
+        answer.read()
+        conversation.take(answer)
+        second = conversation.ask("cd")
+        assert second[: len(first) + 4] == first + answer.tokens
+        assert conversation.ask("cd") == second
