@@ -10,10 +10,10 @@
 #include <math.h>
 #include <string.h>
 
-#include "internal.h"
+#include "cpu_session.h"
 
 typedef struct {
-    l2c_session *s;
+    l2c_cpu_session *s;
     const l2c_row *rows; /* (n) */
     size_t n;
     int cancelled;
@@ -34,51 +34,27 @@ static range share(size_t count, size_t grain, int thread, int n_threads) {
 /* ---- The steps ------------------------------------------------------------------------------ */
 
 /* RMSNorm (Zhang & Sennrich 2019): out = weight * x / sqrt(mean(x^2) + eps) */
-static void rmsnorm(const l2c_session *s, float *out, const float *x, const float *weight) {
+static void rmsnorm(const l2c_cpu_session *s, float *out, const float *x, const float *weight) {
     size_t dim = (size_t)s->model->config.dim;
     float scale = 1.0f / sqrtf(s->kernels->dot(x, x, dim) / (float)dim + s->model->config.norm_eps);
     s->kernels->norm(out, x, weight, scale, dim);
 }
 
 /* Where the weights are int8 or int4, a matrix product wants its input rows in int8 as well. */
-static void quantize(const l2c_session *s, const l2c_quantized *to, size_t row, const float *x) {
+static void quantize(const l2c_cpu_session *s, const l2c_quantized *to, size_t row, const float *x) {
     if (to->q != NULL) s->kernels->quantize(to, row, x, to->cols);
 }
 
-/* out (n, w->rows) = x (n, w->cols) times w transposed, for the output columns in `part`. Of many rows, 64 at
- * a time go through as many weights as stay in a core's cache beside them: all rows at once would come from
- * farther away, once for every few weights. */
-static void linear_f32(const l2c_session *s, float *out, const float *x, size_t n, const l2c_matrix *w, range part) {
-    enum { TILE_ROWS = 64, TILE_WEIGHTS = 32768 };
-    size_t columns = n <= TILE_ROWS ? part.end - part.begin : TILE_WEIGHTS / w->cols / 16 * 16;
-    if (columns < 16) columns = 16;
-    for (size_t i = part.begin, end; i < part.end; i = end) {
-        end = part.end - i < columns ? part.end : i + columns;
-        for (size_t r = 0, some; r < n; r += some) {
-            some = n - r < TILE_ROWS ? n - r : TILE_ROWS;
-            s->kernels->matmul(out + r * w->rows, w->rows, x + r * w->cols, w->cols, some, w->data, w->cols, i, end);
-        }
-    }
-}
-
-/* The same for any type of weights: x in float32 and, from row `first` of xq on, in int8, as w needs it */
-static void linear(const l2c_session *s, float *out, const float *x, const l2c_quantized *xq, size_t first, size_t n,
+/* out (n, w->rows) = x (n, w->cols) times w transposed, for the output columns in `part`; x in float32 and, from
+ * row `first` of xq on, in int8, as w needs it */
+static void linear(const l2c_cpu_session *s, float *out, const float *x, const l2c_quantized *xq, size_t first, size_t n,
                    const l2c_matrix *w, range part) {
-    const l2c_kernels *k = s->kernels;
-    if (part.begin == part.end) return;
-    if (w->type == L2C_WEIGHTS_F32)
-        linear_f32(s, out, x, n, w, part);
-    else if (w->type == L2C_WEIGHTS_Q4)
-        k->matmul_q4(out, w->rows, xq, first, n, w, part.begin, part.end);
-    else if (w->type == L2C_WEIGHTS_Q4_1)
-        k->matmul_q4_1(out, w->rows, xq, first, n, w, part.begin, part.end);
-    else
-        k->matmul_q8(out, w->rows, xq, first, n, w, part.begin, part.end);
+    if (part.begin < part.end) l2c_linear(s->kernels, out, x, xq, first, n, w, part.begin, part.end);
 }
 
 /* RoPE (Su et al. 2021): turns each neighbouring pair of a head by position * frequency; pairs
  * [begin, end) of one head. */
-static void rotate(const l2c_session *s, float *pairs, size_t begin, size_t end, int32_t position) {
+static void rotate(const l2c_cpu_session *s, float *pairs, size_t begin, size_t end, int32_t position) {
     size_t per_head = (size_t)s->model->config.head_size / 2, row = (size_t)position % L2C_ROPE_BLOCK;
     const float *cosine = atomic_load_explicit(&s->model->rope[position / L2C_ROPE_BLOCK], memory_order_relaxed);
     const float *sine = cosine + L2C_ROPE_BLOCK * per_head;
@@ -88,7 +64,7 @@ static void rotate(const l2c_session *s, float *pairs, size_t begin, size_t end,
 
 /* The same of the columns in `part` of a row's heads. Parts begin and end between pairs, though not always
  * between heads. */
-static void rotate_heads(const l2c_session *s, float *row, range part, int32_t position) {
+static void rotate_heads(const l2c_cpu_session *s, float *row, range part, int32_t position) {
     size_t head_size = (size_t)s->model->config.head_size;
     for (size_t i = part.begin, end; i < part.end; i = end) {
         size_t within = i % head_size;
@@ -98,20 +74,20 @@ static void rotate_heads(const l2c_session *s, float *row, range part, int32_t p
 }
 
 /* Where a (sequence, layer, kv_head) has its (n_ctx, head_size) keys or values in a cache. */
-static unsigned char *cached(const l2c_session *s, unsigned char *cache, int32_t sequence, size_t layer, size_t kv_head) {
+static unsigned char *cached(const l2c_cpu_session *s, unsigned char *cache, int32_t sequence, size_t layer, size_t kv_head) {
     const l2c_config *c = &s->model->config;
     size_t index = ((size_t)sequence * (size_t)c->n_layers + layer) * (size_t)c->n_kv_heads + kv_head;
-    return cache + index * (size_t)s->n_ctx * (size_t)c->head_size * s->kv_bytes;
+    return cache + index * s->n_ctx * (size_t)c->head_size * s->kv_bytes;
 }
 
 /* n numbers into a cache, where number 0 is at `at`. */
-static void store(const l2c_session *s, unsigned char *at, size_t number, const float *from, size_t n) {
+static void store(const l2c_cpu_session *s, unsigned char *at, size_t number, const float *from, size_t n) {
     if (s->kv == L2C_KV_FLOAT16) s->kernels->f32_to_f16((uint16_t *)at + number, from, n);
     else memcpy((float *)at + number, from, n * sizeof *from);
 }
 
 /* Puts the columns in `part` of a row's keys, rotated, and of its values into the KV cache. */
-static void store_kv(const l2c_session *s, const l2c_row *row, size_t r, size_t layer, range part) {
+static void store_kv(const l2c_cpu_session *s, const l2c_row *row, size_t r, size_t layer, range part) {
     size_t head_size = (size_t)s->model->config.head_size;
     size_t kv_dim = (size_t)s->model->config.n_kv_heads * head_size;
     rotate_heads(s, s->k + r * kv_dim, part, row->position);
@@ -135,7 +111,7 @@ typedef struct {
 } queries;
 
 /* Keys or values of n positions from t on, in float32: as they lie in the cache, or turned into it in `room`. */
-static const float *in_f32(const l2c_session *s, const void *cache, size_t t, size_t n, float *room) {
+static const float *in_f32(const l2c_cpu_session *s, const void *cache, size_t t, size_t n, float *room) {
     size_t head_size = (size_t)s->model->config.head_size;
     if (s->kv == L2C_KV_FLOAT32) return (const float *)cache + t * head_size;
     s->kernels->f16_to_f32(room, (const uint16_t *)cache + t * head_size, n * head_size);
@@ -146,34 +122,34 @@ static const float *in_f32(const l2c_session *s, const void *cache, size_t t, si
 static size_t most_keys(const queries *a) { return a->n_keys + (a->n - 1) * a->step; }
 
 /* scores (n, n_ctx) = query keys^T, of the positions in `part` */
-static void score(const l2c_session *s, const queries *a, float *scores, range part, float *kv_f32) {
+static void score(const l2c_cpu_session *s, const queries *a, float *scores, range part, float *kv_f32) {
     size_t head_size = (size_t)s->model->config.head_size;
     size_t some = s->kv == L2C_KV_FLOAT32 ? part.end - part.begin : L2C_SUM_BLOCK;
     for (size_t t = part.begin, n; t < part.end; t += n) {
         n = part.end - t < some ? part.end - t : some;
-        s->kernels->matmul(scores + t, (size_t)s->n_ctx, a->query, a->stride, a->n, in_f32(s, a->keys, t, n, kv_f32),
+        s->kernels->matmul(scores + t, s->n_ctx, a->query, a->stride, a->n, in_f32(s, a->keys, t, n, kv_f32),
                            head_size, 0, n);
     }
 }
 
 /* scores = softmax(scores / sqrt(head_size)), of query i */
-static void weigh(const l2c_session *s, const queries *a, float *scores, size_t i) {
-    float *own = scores + i * (size_t)s->n_ctx;
+static void weigh(const l2c_cpu_session *s, const queries *a, float *scores, size_t i) {
+    float *own = scores + i * s->n_ctx;
     s->kernels->divide(own, sqrtf((float)s->model->config.head_size), a->n_keys + i * a->step);
     s->kernels->softmax(own, a->n_keys + i * a->step);
 }
 
 /* out (n, head_size) += scores values, of the positions from t on up to L2C_SUM_BLOCK */
-static void add_values(const l2c_session *s, const queries *a, float *out, size_t stride, const float *scores, size_t t,
+static void add_values(const l2c_cpu_session *s, const queries *a, float *out, size_t stride, const float *scores, size_t t,
                        int more, float *kv_f32) {
     size_t left = most_keys(a) - t, n = left < L2C_SUM_BLOCK ? left : L2C_SUM_BLOCK;
-    s->kernels->weighted_sum(out, stride, scores + t, (size_t)s->n_ctx, a->n, a->step,
+    s->kernels->weighted_sum(out, stride, scores + t, s->n_ctx, a->n, a->step,
                              in_f32(s, a->values, t, n, kv_f32), (ptrdiff_t)a->n_keys - (ptrdiff_t)t,
                              (size_t)s->model->config.head_size, more);
 }
 
 /* out (n, head_size) = softmax(query keys^T / sqrt(head_size)) values; scores and kv_f32 are this thread's */
-static void attend(const l2c_session *s, const queries *a, float *scores, float *kv_f32) {
+static void attend(const l2c_cpu_session *s, const queries *a, float *scores, float *kv_f32) {
     score(s, a, scores, (range){0, most_keys(a)}, kv_f32);
     for (size_t i = 0; i < a->n; i++) weigh(s, a, scores, i);
     for (size_t t = 0; t < most_keys(a); t += L2C_SUM_BLOCK)
@@ -182,7 +158,7 @@ static void attend(const l2c_session *s, const queries *a, float *scores, float 
 
 /* Asks for the first keys and values, which another story's since then have driven from the cache. What
  * follows them the processor finds by itself. */
-static void fetch(const l2c_session *s, const queries *a) {
+static void fetch(const l2c_cpu_session *s, const queries *a) {
     enum { LINE = 64, MOST = 8192 };
     size_t bytes = a->n_keys * (size_t)s->model->config.head_size * s->kv_bytes;
     for (size_t i = 0; i < bytes && i < MOST; i += LINE) {
@@ -200,7 +176,7 @@ static size_t run_of_rows(const pass *p, size_t r) {
 
 /* The next tile of these heads of all rows, from row *r and head *h on; 0 after the last. */
 static int next_tile(const pass *p, size_t layer, range heads, size_t *r, size_t *h, queries *tile) {
-    const l2c_session *s = p->s;
+    const l2c_cpu_session *s = p->s;
     const l2c_config *c = &s->model->config;
     size_t n_heads = (size_t)c->n_heads, per_kv = n_heads / (size_t)c->n_kv_heads, head_size = (size_t)c->head_size;
     size_t q_dim = n_heads * head_size;
@@ -257,8 +233,8 @@ static size_t tiles_to_share(const pass *p, int n_threads) {
 /* The same where there are n_tiles, fewer than threads: those whose number is a tile's, modulo n_tiles, share
  * its positions in whole blocks, then add the blocks' sums, each for some of the columns. */
 static void attention_by_blocks(const pass *p, size_t layer, size_t n_tiles, int thread, int n_threads, float *kv_f32) {
-    const l2c_session *s = p->s;
-    size_t head_size = (size_t)s->model->config.head_size, n_ctx = (size_t)s->n_ctx;
+    const l2c_cpu_session *s = p->s;
+    size_t head_size = (size_t)s->model->config.head_size, n_ctx = s->n_ctx;
     size_t number = (size_t)thread % n_tiles, r = 0, h = 0;
     int member = thread / (int)n_tiles, members = (n_threads - (int)number - 1) / (int)n_tiles + 1;
     range heads = {0, (size_t)s->model->config.n_heads};
@@ -286,7 +262,7 @@ static void attention_by_blocks(const pass *p, size_t layer, size_t n_tiles, int
 }
 
 /* x += delta, both (n, dim), for the columns in `part` */
-static void add(const l2c_session *s, float *x, const float *delta, size_t n, range part) {
+static void add(const l2c_cpu_session *s, float *x, const float *delta, size_t n, range part) {
     size_t dim = (size_t)s->model->config.dim;
     for (size_t i = part.begin; i < part.begin + n * dim; i += dim)
         s->kernels->add(x + i, delta + i, part.end - part.begin);
@@ -296,7 +272,7 @@ static void add(const l2c_session *s, float *x, const float *delta, size_t n, ra
 
 static void forward_on_thread(void *arg, int thread, int n_threads) {
     pass *p = arg;
-    l2c_session *s = p->s;
+    l2c_cpu_session *s = p->s;
     const l2c_model *m = s->model;
     const l2c_config *c = &m->config;
     size_t n = p->n, dim = (size_t)c->dim, hidden = (size_t)c->hidden_dim;
@@ -314,7 +290,7 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
      * wait for the others'. */
     int own_heads = n_kv_heads % (size_t)n_threads == 0 && head_size % 16 == 0;
     size_t n_shared = own_heads ? 0 : tiles_to_share(p, n_threads);
-    float *scores = s->scores + (size_t)thread * L2C_TILE * (size_t)s->n_ctx;
+    float *scores = s->scores + (size_t)thread * L2C_TILE * s->n_ctx;
     float *kv_f32 = s->kv_f32 == NULL ? NULL : s->kv_f32 + (size_t)thread * L2C_SUM_BLOCK * head_size;
 
     /* What works on whole rows is split by rows. A single row every thread works out for itself, in
@@ -348,7 +324,7 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
             rotate_heads(s, s->q + r * q_dim, q_part, p->rows[r].position);
             store_kv(s, &p->rows[r], r, l, kv_part);
         }
-        if (thread == 0) p->cancelled = l2c_session_stopping(s);
+        if (thread == 0) p->cancelled = l2c_session_stopping(s->session);
 
         if (own_heads) {
             size_t heads = (size_t)c->n_heads / (size_t)n_threads;
@@ -409,8 +385,8 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
                share((size_t)c->vocab_size, 16, thread, n_threads));
 }
 
-l2c_status l2c_forward(l2c_session *session, const l2c_row *rows, size_t n_rows) {
-    pass p = {.s = session, .rows = rows, .n = n_rows};
-    l2c_pool_run(session->pool, forward_on_thread, &p);
+l2c_status l2c_forward(l2c_cpu_session *s, const l2c_row *rows, size_t n_rows) {
+    pass p = {.s = s, .rows = rows, .n = n_rows};
+    l2c_pool_run(s->pool, forward_on_thread, &p);
     return p.cancelled ? L2C_CANCELLED : L2C_OK;
 }

@@ -21,7 +21,7 @@ __attribute__((format(printf, 3, 4)))
 #endif
 l2c_status l2c_fail(l2c_error *err, l2c_status status, const char *format, ...);
 
-/* ---- platform.c ---------------------------------------------------------------------------- */
+/* ---- system/posix.c ---------------------------------------------------------------------------- */
 
 typedef struct {
     const unsigned char *data;
@@ -62,11 +62,14 @@ l2c_status l2c_file_to_memory(l2c_mapping *mapping, size_t header);
 void *l2c_memory_zeroed(size_t count, size_t size);
 void l2c_memory_free(void *memory);
 
+/* Part of such memory that nobody may touch until it is freed: AddressSanitizer sees to that. */
+void l2c_memory_forbid(void *memory, size_t size);
+
 /* Asks for huge pages for memory of l2c_memory_zeroed's that has not been touched yet: where much of
  * it will be, they save most of the page faults and of the misses in address translation. */
 void l2c_memory_wish_huge(void *memory, size_t size);
 
-/* ---- threads.c ------------------------------------------------------------------------------- */
+/* ---- system/threads.c ------------------------------------------------------------------------------- */
 
 /* Runs task(arg, thread, n_threads) once on each thread of the pool; the caller is thread 0. */
 typedef void (*l2c_task)(void *arg, int thread, int n_threads);
@@ -78,12 +81,12 @@ void l2c_pool_barrier(l2c_pool *pool, int thread);
 /* Threads the pool was made for. */
 int l2c_pool_size(const l2c_pool *pool);
 
-/* ---- cpu.c ------------------------------------------------------------------------------------- */
+/* ---- system/cpu.c ------------------------------------------------------------------------------------- */
 
 /* The kernels of an instruction set that l2c_isa_resolve returned. */
 const l2c_kernels *l2c_kernels_for(l2c_isa isa);
 
-/* ---- checkpoint.c -------------------------------------------------------------------------------- */
+/* ---- files/checkpoint.c -------------------------------------------------------------------------------- */
 
 typedef struct {
     const float *attention_norm; /* (dim) */
@@ -95,6 +98,14 @@ typedef struct {
     l2c_matrix w2;               /* (dim, hidden_dim) */
 } l2c_layer;
 
+/* What the matrices of a model come to together. */
+typedef struct {
+    l2c_dtype dtype; /* of all of them, or mixed */
+    int as_file;     /* they lie as in a v2 file, which kernels_runq.c alone computes */
+    size_t group;    /* of int8 rows that they take, all the same; 0: all are float32 */
+    uint64_t sweep;  /* bytes that decoding a token reads, norms included */
+} l2c_matrices;
+
 struct l2c_model {
     l2c_config config;
     l2c_matrix token_embedding; /* (vocab_size, dim) */
@@ -103,7 +114,7 @@ struct l2c_model {
     l2c_matrix classifier;      /* (vocab_size, dim); the embedding itself when shared */
     double *rope_divisors;      /* (head_size / 2) of RoPE's frequencies; NULL: all 1 */
     _Atomic(float *) *rope;     /* (seq_len / L2C_ROPE_BLOCK, rounded up) cosines and sines (rope.c) */
-    size_t group;               /* of int8 rows that packed matrices take, all the same; 0: all are float32 */
+    l2c_matrices matrices;
     l2c_mapping mapping;        /* the file; nothing once the weights are packed */
     l2c_mapping packed;         /* packed weights and the norms, or nothing */
 };
@@ -114,8 +125,9 @@ l2c_status l2c_model_load(l2c_model *model, const unsigned char *data, size_t si
 /* Where the weights begin in a file that holds only float32; 0 for all others, and for what is no model. */
 size_t l2c_model_float32_start(const unsigned char *data, size_t size);
 
-/* What the matrices together are, from their types: config.dtype and group. */
-void l2c_model_sum_up(l2c_model *model);
+/* Begins a sum of the model's matrices, and adds one of its matrices, in the shape that it has or would have. */
+l2c_matrices l2c_matrices_begin(const l2c_model *model);
+void l2c_matrices_add(l2c_matrices *sum, const l2c_model *model, const l2c_matrix *matrix, const l2c_matrix *shape);
 
 /* ---- rope.c -------------------------------------------------------------------------------------------- */
 
@@ -128,7 +140,7 @@ void l2c_rope_free(l2c_model *model);
 /* Sees to it that a position's block is there; L2C_OK or L2C_NOMEM. From any thread. */
 l2c_status l2c_rope_extend(const l2c_model *model, int32_t position);
 
-/* ---- pack.c -------------------------------------------------------------------------------------------- */
+/* ---- files/pack.c -------------------------------------------------------------------------------------------- */
 
 /* Turns an open model's matrices into those of a dtype (auto: each into what is nearest to it), in
  * memory of its own, and gives the file back; leaves all as it is where there is nothing to turn.
@@ -136,9 +148,10 @@ l2c_status l2c_rope_extend(const l2c_model *model, int32_t position);
  * kernels do not take. */
 l2c_status l2c_model_pack(l2c_model *model, l2c_dtype dtype, l2c_pool *pool, l2c_error *err);
 
-/* The bytes that it would take of memory, and the matrices it would leave, without data; 0 bytes where there
- * is nothing to turn. Fails as l2c_model_pack does. */
-l2c_status l2c_model_pack_shapes(l2c_model *model, l2c_dtype dtype, uint64_t *bytes, l2c_error *err);
+/* The bytes that it would take of memory (0 where there is nothing to turn), and what the matrices would come
+ * to. Fails as l2c_model_pack does. */
+l2c_status l2c_model_pack_measure(const l2c_model *model, l2c_dtype dtype, uint64_t *bytes, l2c_matrices *matrices,
+                                  l2c_error *err);
 
 /* Calls visit for every matrix of the model; a shared classifier is the embedding. */
 #define EACH_MATRIX(m, visit)                                              \
@@ -152,7 +165,7 @@ l2c_status l2c_model_pack_shapes(l2c_model *model, l2c_dtype dtype, uint64_t *by
         if (!(m)->config.shared_classifier) visit(&(m)->classifier);       \
     } while (0)
 
-/* ---- quantize.c -------------------------------------------------------------------------------------- */
+/* ---- files/quantize.c -------------------------------------------------------------------------------------- */
 
 /* A packed matrix of this shape, without its data; and the bytes of any matrix. */
 l2c_matrix l2c_matrix_packed(l2c_weights type, size_t rows, size_t cols, size_t group);
@@ -168,60 +181,35 @@ void l2c_matrix_row(float *x, const l2c_matrix *matrix, size_t row);
 
 /* ---- session.c --------------------------------------------------------------------------------------- */
 
-enum {
-    L2C_SESSION_BLOCKS = 40, /* at most */
-    L2C_TILE = 4 /* queries that go through the same keys and values side by side */
-};
+typedef struct l2c_backend l2c_backend;
 
 struct l2c_session {
     const l2c_model *model;
+    const l2c_backend *backend;
+    void *state; /* the backend's own: caches, scratch, logits */
     l2c_pool *pool;
-    const l2c_kernels *kernels;
+    const l2c_kernels *kernels; /* for what is computed on the host, whatever computes the rows */
     int32_t n_sequences, n_ctx;
 
-    l2c_kv kv;
-    size_t kv_bytes;            /* of a number in the cache */
-    unsigned char *key_cache;   /* (n_sequences, n_layers, n_kv_heads, n_ctx, head_size) of those */
-    unsigned char *value_cache; /* the same shape */
-    int32_t *lengths;   /* (n_sequences) positions that are in the cache */
-    int32_t *next;      /* (n_sequences) scratch of the checks on rows, all 0 between calls */
+    int32_t *lengths; /* (n_sequences) positions that are in the cache */
+    int32_t *next;    /* (n_sequences) scratch of the checks on rows, all 0 between calls */
 
-    float *x;            /* (L2C_MAX_ROWS, dim) the residual stream */
-    float *xb;           /* the same shape: normed rows */
-    float *hb;           /* (L2C_MAX_ROWS, hidden_dim) the feed-forward network's inner rows */
-    float *att;          /* (L2C_MAX_ROWS, n_heads * head_size) the heads' outputs */
-    l2c_quantized xq;    /* xb in int8; q is NULL where all weights are float32 */
-    l2c_quantized aq;    /* att in int8 */
-    l2c_quantized hq;    /* hb in int8 */
-    float *q;            /* (L2C_MAX_ROWS, n_heads * head_size) queries */
-    float *delta;        /* (L2C_MAX_ROWS, dim) what a block adds to x */
-    float *k, *v;        /* (L2C_MAX_ROWS, n_kv_heads * head_size) */
-    float *up;           /* (L2C_MAX_ROWS, hidden_dim) w3's output */
-    float *scores;       /* (pool threads, L2C_TILE, n_ctx) attention weights of a few queries */
-    float *value_sums;   /* (pool threads - 1, n_ctx / 64 rounded up, L2C_TILE, head_size) or more; NULL with one thread */
-    float *kv_f32;       /* (pool threads, L2C_SUM_BLOCK, head_size) of a float16 cache, else NULL */
-    float *logits;       /* (L2C_MAX_ROWS, vocab_size) */
-    size_t n_logits;     /* rows of logits that are valid */
+    size_t n_logits;                  /* rows of the last call that have logits */
     unsigned char used[L2C_MAX_ROWS]; /* of those, the ones that were sampled, and are logits no more */
-    void *candidates;    /* (pool threads, 2 * vocab_size) l2c_candidate, for the sampler */
-    unsigned char *seen; /* (pool threads, vocab_size) marks for the repetition penalty, all 0 between calls */
 
     atomic_int busy;
-    atomic_int cancel;   /* asked to stop, and no call has yet */
+    atomic_int cancel;    /* asked to stop, and no call has yet */
     l2c_session *partner; /* whose request to stop counts here as well: draft and target while they speculate */
-
-    /* All memory of the above, once more: a garbage collector may free a session after its model,
-     * so freeing must not ask the model what there is. */
-    void *blocks[L2C_SESSION_BLOCKS];
-    int n_blocks;
 };
 
 /* What a session takes: `fixed` bytes and `per_position` for each position of its context, of which
- * `cache` are keys and values. Of one sequence, with a pool of n_threads. UINT64_MAX where it does not fit. */
+ * `cache` are keys and values; parts of a session begin on cache lines, which may add some hundred bytes. Of one
+ * sequence, with a pool of n_threads, for a model of this shape. UINT64_MAX where it does not fit. */
 typedef struct {
     uint64_t fixed, per_position, cache;
 } l2c_session_size;
-l2c_session_size l2c_session_measure(const l2c_model *model, l2c_kv kv, int32_t n_threads);
+l2c_session_size l2c_session_measure(const l2c_config *config, const l2c_matrices *matrices, l2c_kv kv,
+                                     int32_t n_threads);
 
 /* What the public functions of these names do, by a caller that has entered the session. A call that
  * finds a request to stop returns L2C_CANCELLED and leaves the request. */
@@ -232,11 +220,6 @@ l2c_status l2c_session_pick(l2c_session *session, size_t i, l2c_sampler *sampler
                             size_t n_history, int32_t *token, l2c_error *err);
 int l2c_session_stopping(const l2c_session *session);
 l2c_status l2c_session_fail_busy(l2c_error *err);
-
-/* ---- forward.c --------------------------------------------------------------------------------------- */
-
-/* Runs validated rows through the model; returns L2C_OK or L2C_CANCELLED. */
-l2c_status l2c_forward(l2c_session *session, const l2c_row *rows, size_t n_rows);
 
 /* ---- sampler.c --------------------------------------------------------------------------------------- */
 

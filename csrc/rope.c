@@ -55,7 +55,7 @@ l2c_status l2c_rope_extend(const l2c_model *m, int32_t position) {
     float *block = l2c_memory_zeroed(2 * pairs * L2C_ROPE_BLOCK, sizeof *block), *nobody = NULL;
     if (block == NULL) return L2C_NOMEM;
     float *sine = block + pairs * L2C_ROPE_BLOCK;
-    if (m->classifier.type == L2C_WEIGHTS_FILE) fill_as_runq(m, b * L2C_ROPE_BLOCK, block, sine);
+    if (m->matrices.as_file) fill_as_runq(m, b * L2C_ROPE_BLOCK, block, sine);
     else fill(m, b * L2C_ROPE_BLOCK, block, sine);
     if (!atomic_compare_exchange_strong(&m->rope[b], &nobody, block)) l2c_memory_free(block);
     return L2C_OK;

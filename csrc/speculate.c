@@ -10,8 +10,8 @@
  */
 #include <string.h>
 
-#include "float_env.h"
 #include "internal.h"
+#include "system/float_env.h"
 
 enum { MAX_DRAFT = 32, PREFILL_ROWS = 64 };
 

@@ -10,7 +10,7 @@
 #include <string.h>
 
 #include "batch.h"
-#include "float_env.h"
+#include "system/float_env.h"
 
 enum {
     PROMPT_ROWS = 128, /* rows of prompts in a sweep */

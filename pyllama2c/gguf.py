@@ -1,4 +1,4 @@
-"""GGUF files: metadata and tensors, through the engine's own reader (csrc/gguf.c)."""
+"""GGUF files: metadata and tensors, through the engine's own reader (csrc/files/gguf.c)."""
 
 from __future__ import annotations
 

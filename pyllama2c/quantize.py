@@ -27,7 +27,7 @@ _CHUNK = 1 << 22
 def quantize_groups(
     x: NDArray[np.float32], size: int
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """int8 values and a float32 scale for each `size` of them, as the engine's csrc/quantize.c."""
+    """int8 values and a float32 scale for each `size` of them, as csrc/files/quantize.c."""
     groups = x.reshape(-1, size)
     largest = np.abs(groups).max(axis=1)
     if not np.isfinite(largest).all():

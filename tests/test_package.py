@@ -40,7 +40,7 @@ def test_every_global_c_name_is_prefixed(tmp_path: Path) -> None:
         pytest.skip("a C compiler and nm are needed")
     for source in CSRC.rglob("*.c"):
         target = tmp_path / "object.o"
-        command = [compiler, "-std=c11", "-O0", "-c", str(source), "-o", str(target)]
+        command = [compiler, "-std=c11", "-O0", "-c", f"-I{CSRC}", str(source), "-o", str(target)]
         subprocess.run(command, check=True)
         listing = subprocess.run(
             ["nm", "-g", "--defined-only", str(target)], capture_output=True, text=True, check=True

@@ -72,7 +72,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     unsigned char *copy = malloc(size + (size == 0)); /* aligned, and of exactly the size */
     require(copy != NULL);
     if (size > 0) memcpy(copy, data, size);
-    for (l2c_dtype dtype = L2C_DTYPE_AUTO; dtype <= L2C_DTYPE_INT4; dtype++) {
+    for (l2c_dtype dtype = L2C_DTYPE_AUTO; dtype <= L2C_DTYPE_FILE; dtype++) {
+        if (dtype == L2C_DTYPE_MIXED) continue;
         l2c_model *model;
         l2c_status opened = l2c_model_open_memory(copy, size, dtype, NULL, &model, NULL);
         l2c_plan plan = {.parameters = 0};

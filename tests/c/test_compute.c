@@ -7,8 +7,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "float_env.h"
+#include "cpu_session.h"
 #include "harness.h"
+#include "system/float_env.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
 
 /* ---- Forward ---------------------------------------------------------------------------------- */
 
@@ -223,6 +228,41 @@ void test_shared_by_sessions(void) {
     }
     l2c_pool_free(pool);
     truth_free(&t);
+}
+
+/* A session is one block: its parts lie in it on cache lines, apart, and nobody may touch what is between. */
+void test_session_memory(void) {
+    for (size_t i = 0; i < n_shapes; i++) {
+        truth t = truth_make(&shapes[i]);
+        const l2c_config *c = l2c_model_config(t.model);
+        l2c_pool *pool;
+        l2c_session *session;
+        CHECK(l2c_pool_create(3, &pool, NULL) == L2C_OK);
+        CHECK(l2c_session_create(t.model, pool, 2, 7 % c->seq_len + 1, L2C_KV_FLOAT16, L2C_ISA_AUTO, &session, NULL) == L2C_OK);
+        const l2c_cpu_session *s = session->state;
+        const struct {
+            const void *at;
+            size_t bytes;
+        } parts[] = {
+            {s->x, (size_t)(L2C_MAX_ROWS * c->dim) * 4},
+            {s->hb, (size_t)(L2C_MAX_ROWS * c->hidden_dim) * 4},
+            {s->logits, (size_t)(L2C_MAX_ROWS * c->vocab_size) * 4},
+            {s->scores, (size_t)3 * L2C_TILE * (size_t)session->n_ctx * 4},
+            {s->seen, (size_t)(3 * c->vocab_size)},
+            {s->hq.q, L2C_MAX_ROWS * s->hq.width},
+        };
+        for (size_t k = 0; k < sizeof parts / sizeof *parts - (s->hq.q == NULL); k++) {
+            CHECK((uintptr_t)parts[k].at % 64 == 0);
+#if defined(__SANITIZE_ADDRESS__)
+            const char *end = (const char *)parts[k].at + parts[k].bytes;
+            CHECK(!__asan_address_is_poisoned(end - 1));
+            for (int j = 0; j < 64; j++) CHECK(__asan_address_is_poisoned(end + j));
+#endif
+        }
+        l2c_session_free(session);
+        l2c_pool_free(pool);
+        truth_free(&t);
+    }
 }
 
 /* A draft with a NaN among its weights proposes nothing; the story is the one without it. */

@@ -11,7 +11,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "gguf.h"
+#include "files/gguf.h"
 #include "harness.h"
 #include "kernels/quantized.h"
 #include "testing.h"

@@ -1,5 +1,5 @@
 /*
- * platform.c - the operating system: mapped files and aligned memory (POSIX).
+ * posix.c - the operating system: mapped files and aligned memory (POSIX).
  */
 #define _GNU_SOURCE /* madvise */
 #include <errno.h>
@@ -187,6 +187,11 @@ void *l2c_memory_zeroed(size_t count, size_t size) {
     ((origin *)(void *)memory)[-1] = (origin){block, mapped};
     FORBID(memory + bytes, (size_t)(block + room - (memory + bytes)));
     return memory;
+}
+
+void l2c_memory_forbid(void *memory, size_t size) {
+    FORBID(memory, size);
+    (void)memory, (void)size;
 }
 
 void l2c_memory_wish_huge(void *memory, size_t size) {

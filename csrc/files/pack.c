@@ -73,11 +73,12 @@ static const float *copy_norm(unsigned char **at, const float *norm, size_t dim)
     return copy;
 }
 
-/* The bytes of memory for all matrices and norms; 0 where there is nothing to turn. */
-static l2c_status measure(l2c_model *model, l2c_dtype dtype, size_t *total, l2c_error *err) {
+l2c_status l2c_model_pack_measure(const l2c_model *model, l2c_dtype dtype, uint64_t *total, l2c_matrices *matrices,
+                                  l2c_error *err) {
     const l2c_config *c = &model->config;
-    size_t bytes = (2 * (size_t)c->n_layers + 1) * whole_lines((size_t)c->dim * sizeof(float));
+    uint64_t bytes = (2 * (uint64_t)c->n_layers + 1) * whole_lines((size_t)c->dim * sizeof(float));
     int possible = 1, needed = 0;
+    *matrices = l2c_matrices_begin(model);
     /* Some tens of times the file at most, as its matrices do not overlap: no sum wraps around. */
 #define MEASURE(m)                                              \
     do {                                                        \
@@ -85,6 +86,7 @@ static l2c_status measure(l2c_model *model, l2c_dtype dtype, size_t *total, l2c_
         bytes += whole_lines(l2c_matrix_bytes(&shape));         \
         possible &= packable(m);                                \
         needed |= shape.type != (m)->type;                      \
+        l2c_matrices_add(matrices, model, m, &shape);           \
     } while (0)
     EACH_MATRIX(model, MEASURE);
 #undef MEASURE
@@ -94,26 +96,16 @@ static l2c_status measure(l2c_model *model, l2c_dtype dtype, size_t *total, l2c_
     return L2C_OK;
 }
 
-l2c_status l2c_model_pack_shapes(l2c_model *model, l2c_dtype dtype, uint64_t *bytes, l2c_error *err) {
-    size_t total = 0;
-    l2c_status status = measure(model, dtype, &total, err);
-    *bytes = total;
-    if (status != L2C_OK || total == 0) return status;
-#define SHAPE(m) *(m) = packed_shape(m, dtype)
-    EACH_MATRIX(model, SHAPE);
-#undef SHAPE
-    if (model->config.shared_classifier) model->classifier = model->token_embedding;
-    return L2C_OK;
-}
-
 l2c_status l2c_model_pack(l2c_model *model, l2c_dtype dtype, l2c_pool *pool, l2c_error *err) {
     const l2c_config *c = &model->config;
-    size_t dim = (size_t)c->dim, bytes = 0;
-    l2c_status status = measure(model, dtype, &bytes, err);
+    size_t dim = (size_t)c->dim;
+    uint64_t bytes = 0;
+    l2c_matrices matrices;
+    l2c_status status = l2c_model_pack_measure(model, dtype, &bytes, &matrices, err);
     if (status != L2C_OK || bytes == 0) return status;
     l2c_mapping memory;
-    if (l2c_memory_map(bytes, &memory) != L2C_OK)
-        return l2c_fail(err, L2C_NOMEM, "out of memory for packed weights of %zu bytes", bytes);
+    if (bytes > SIZE_MAX || l2c_memory_map((size_t)bytes, &memory) != L2C_OK)
+        return l2c_fail(err, L2C_NOMEM, "out of memory for packed weights of %llu bytes", (unsigned long long)bytes);
     unsigned char *at = (unsigned char *)(uintptr_t)memory.data;
 #define PACK(m)                                                        \
     do {                                                               \

@@ -3,8 +3,8 @@
  */
 #include <string.h>
 
-#include "float_env.h"
 #include "gguf.h"
+#include "system/float_env.h"
 
 int32_t l2c_gguf_version(const l2c_gguf *gguf) { return (int32_t)gguf->version; }
 

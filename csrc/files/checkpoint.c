@@ -9,9 +9,9 @@
 #include <limits.h>
 #include <string.h>
 
-#include "float_env.h"
 #include "gguf.h"
 #include "internal.h"
+#include "system/float_env.h"
 
 enum {
     MAGIC = 0x616b3432, /* "ak42" read as a little-endian integer */
@@ -201,16 +201,26 @@ static l2c_dtype dtype_of(const l2c_matrix *m) {
     }
 }
 
-void l2c_model_sum_up(l2c_model *m) {
-    l2c_dtype dtype = dtype_of(&m->token_embedding);
-#define COMPARE(m1)                                                   \
-    do {                                                              \
-        if (dtype_of(m1) != dtype) dtype = L2C_DTYPE_MIXED;           \
-        if ((m1)->type != L2C_WEIGHTS_F32) m->group = (m1)->group;    \
-    } while (0)
-    EACH_MATRIX(m, COMPARE);
-#undef COMPARE
-    m->config.dtype = (int32_t)dtype;
+l2c_matrices l2c_matrices_begin(const l2c_model *m) {
+    return (l2c_matrices){.dtype = L2C_DTYPE_AUTO,
+                          .sweep = 4 * (2 * (uint64_t)m->config.n_layers + 1) * (uint64_t)m->config.dim};
+}
+
+void l2c_matrices_add(l2c_matrices *sum, const l2c_model *m, const l2c_matrix *matrix, const l2c_matrix *shape) {
+    l2c_dtype dtype = dtype_of(shape);
+    if (sum->dtype == L2C_DTYPE_AUTO) sum->dtype = dtype;
+    else if (sum->dtype != dtype) sum->dtype = L2C_DTYPE_MIXED;
+    if (shape->type != L2C_WEIGHTS_F32) sum->group = shape->group;
+    sum->as_file |= shape->type == L2C_WEIGHTS_FILE;
+    if (matrix != &m->token_embedding || m->config.shared_classifier) sum->sweep += l2c_matrix_bytes(shape); /* else a row */
+}
+
+static void sum_up(l2c_model *m) {
+    m->matrices = l2c_matrices_begin(m);
+#define ADD(matrix) l2c_matrices_add(&m->matrices, m, matrix, matrix)
+    EACH_MATRIX(m, ADD);
+#undef ADD
+    m->config.dtype = (int32_t)m->matrices.dtype;
 }
 
 /* Packs what is not to be computed as it lies. */
@@ -225,7 +235,7 @@ static l2c_status convert(l2c_model *m, l2c_dtype dtype, l2c_pool *pool, l2c_err
     l2c_status status = dtype == L2C_DTYPE_FILE ? L2C_OK : l2c_model_pack(m, dtype, pool, err);
     /* A v2 file that cannot be packed is computed as it lies. */
     if (status == L2C_UNSUPPORTED && dtype != L2C_DTYPE_INT4) status = L2C_OK;
-    if (status == L2C_OK) l2c_model_sum_up(m);
+    if (status == L2C_OK) sum_up(m);
     return status;
 }
 
@@ -336,14 +346,7 @@ uint64_t l2c_model_parameters(const l2c_model *model) {
 
 uint64_t l2c_model_bytes(const l2c_model *model) { return model->mapping.size + model->packed.size; }
 
-uint64_t l2c_model_sweep_bytes(const l2c_model *model) {
-    const l2c_config *c = &model->config;
-    uint64_t bytes = 4 * (2 * (uint64_t)c->n_layers + 1) * (uint64_t)c->dim;
-#define ADD(m) bytes += l2c_matrix_bytes(m)
-    EACH_MATRIX(model, ADD);
-#undef ADD
-    return bytes - (c->shared_classifier ? 0 : l2c_matrix_bytes(&model->token_embedding)); /* but for a row */
-}
+uint64_t l2c_model_sweep_bytes(const l2c_model *model) { return model->matrices.sweep; }
 
 void l2c_model_free(l2c_model *model) {
     if (model == NULL) return;

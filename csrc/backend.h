@@ -1,0 +1,52 @@
+/*
+ * backend.h - what computes a session's rows: one table of functions for each kind of device.
+ *
+ * session.c checks what it is given and keeps what no device changes: how long sequences are, which rows have
+ * logits, who is in the session and who wants it to stop. Everything else is the backend's, behind `state`.
+ * Rows and sequences that reach a backend are valid, and one thread at a time is in a session.
+ */
+#ifndef L2C_BACKEND_H
+#define L2C_BACKEND_H
+
+#include "internal.h"
+
+/* What a session is to be. */
+typedef struct {
+    int32_t n_sequences, n_ctx;
+    l2c_kv kv;
+    l2c_isa isa;
+    int32_t n_threads; /* of the pool */
+} l2c_session_options;
+
+struct l2c_backend {
+    const char *name;
+
+    /* Bytes of a session for a model of this shape; UINT64_MAX when they do not fit 64 bits. */
+    uint64_t (*session_bytes)(const l2c_config *config, const l2c_matrices *matrices, const l2c_session_options *options);
+
+    /* Makes session->state and kernels; frees it, which must not look at the model: that may be gone. */
+    l2c_status (*session_open)(l2c_session *session, const l2c_session_options *options, l2c_error *err);
+    void (*session_close)(l2c_session *session);
+
+    /* The transformer; leaves logits for the rows that want them. L2C_CANCELLED, soon, when
+     * l2c_session_stopping(session). */
+    l2c_status (*forward)(l2c_session *session, const l2c_row *rows, size_t n_rows, l2c_error *err);
+
+    /* The i-th row of logits, on the host. */
+    float *(*logits)(l2c_session *session, size_t i);
+
+    /* Fills token and status of draws from different rows; err, which may be NULL, is the last failed one's. */
+    void (*sample)(l2c_session *session, l2c_draw *draws, size_t n, l2c_error *err);
+
+    /* log p of a token under row i; NaN where the logits are not finite */
+    double (*logprob)(l2c_session *session, size_t i, int32_t token);
+
+    /* The cache of a sequence's first n positions: (n_layers, n_kv_heads, n, head_size) keys, then values. */
+    void (*cache_read)(l2c_session *session, int32_t sequence, size_t n, void *state);
+    void (*cache_write)(l2c_session *session, int32_t sequence, size_t n, const void *state);
+    void (*cache_copy)(l2c_session *session, int32_t from, int32_t to, size_t n);
+};
+
+extern const l2c_backend l2c_backend_cpu;
+
+#endif
