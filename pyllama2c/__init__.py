@@ -5,6 +5,8 @@
 ...     print(piece, end="", flush=True)
 """
 
+__version__ = "0.1.0"
+
 from pyllama2c.batch import Completion
 from pyllama2c.config import Config
 from pyllama2c.errors import (
@@ -30,8 +32,6 @@ from pyllama2c.generation import Generation, GenerationStats
 from pyllama2c.model import Llama
 from pyllama2c.score import Score
 from pyllama2c.tokenizer import BaseTokenizer, Tokenizer
-
-__version__ = "0.1.0"
 
 __all__ = [
     "BaseTokenizer",

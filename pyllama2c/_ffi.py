@@ -3,18 +3,48 @@
 from __future__ import annotations
 
 import os
+import pkgutil
+import sys
 from errno import ENOENT
+from pathlib import Path
 from typing import Any
+from zlib import crc32
 
+import pyllama2c
 from pyllama2c import errors
 
 try:
     from pyllama2c._llama2c import ffi, lib
-except ModuleNotFoundError as error:
-    raise ImportError(
-        "pyllama2c's C extension is not built here. In a source folder that was installed with "
-        "`pip install .`, use another working directory, or install with `pip install -e .`"
-    ) from error
+except ImportError:
+    # The source folder, from which `pip install .` put the built package elsewhere.
+    pyllama2c.__path__ = pkgutil.extend_path(pyllama2c.__path__, pyllama2c.__name__)
+    try:
+        from pyllama2c._llama2c import ffi, lib
+    except ImportError as error:
+        raise ImportError(
+            "pyllama2c's C engine is not built for this Python: pip install . (or -e .) in its "
+            "source folder"
+        ) from error
+
+
+def _check_engine() -> None:
+    """The engine is the one that this code was written for: its version and, where the source lies
+    beside the code, its header."""
+    header = Path(__file__).resolve().parents[1] / "csrc" / "llama2c.h"
+    built_from = getattr(lib, "PYLLAMA2C_HEADER_CRC", None)
+    version = getattr(lib, "PYLLAMA2C_VERSION", None)
+    same = version is not None and ffi.string(version).decode() == pyllama2c.__version__
+    if same and header.is_file():
+        same = built_from == crc32(header.read_bytes())
+    if not same:
+        engine = sys.modules["pyllama2c._llama2c"].__file__
+        raise ImportError(
+            f"the installed engine is older: pip install . again ({engine} was not "
+            f"built from the source that {Path(__file__).parent} belongs to)"
+        )
+
+
+_check_engine()
 
 __all__ = [
     "check",
@@ -93,8 +123,8 @@ def resolve_isa(name: str | None) -> int:
     """The instruction set that `name` (default: $PYLLAMA2C_ISA, else auto) means here."""
     wanted = name or os.environ.get("PYLLAMA2C_ISA") or "auto"
     if wanted not in ISA_NAMES:
-        known = ", ".join(ISA_NAMES)
-        raise ValueError(f"unknown instruction set {wanted!r}; known: {known}")
+        known, source = ", ".join(ISA_NAMES), "" if name else " in PYLLAMA2C_ISA"
+        raise ValueError(f"unknown instruction set {wanted!r}{source}; known: {known}")
     isa, err = ffi.new("l2c_isa *"), new_error()
     check(lib.l2c_isa_resolve(ISA_NAMES[wanted], isa, err), err)
     return int(isa[0])

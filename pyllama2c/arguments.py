@@ -3,15 +3,58 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, ClassVar, NoReturn
 
 COMMANDS = ("generate", "chat", "bench", "info", "download", "quantize", "convert", "eval")
+
+
+_TAKE_TEXT = ("-t", "-p", "-s", "-n", "-i", "-z", "-y", "--prompt", "--system-prompt")
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+class _RunC(argparse.Action):
+    """run.c's own flags mean what they do there; their long names take the library's values."""
+
+    _RULES: ClassVar[dict[str, Callable[[Any], Any]]] = {
+        "-t": lambda t: 0.0 if t < 0 else t,
+        "-p": lambda p: 0.9 if p < 0 or p > 1 else p,
+        "-s": lambda s: s % 2**64 if s < 0 else s,  # atoi's int, as an unsigned long long
+        "-n": lambda n: max(n, 0),
+    }
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        rule = self._RULES.get(option_string or "")
+        setattr(namespace, self.dest, values if rule is None else rule(values))
+
+
+def as_run_c_pairs(words: Sequence[str]) -> list[str]:
+    """What stands behind one of run.c's flags is its value, even where it begins with a dash, which
+    argparse would take for a flag: prompts are any text."""
+    joined: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == "--":
+            return [*joined, word, *rest]
+        value = next(rest, None) if word in _TAKE_TEXT else None
+        if value is None:
+            joined.append(word)
+        elif value.startswith("-"):
+            joined.append(f"{word}={value}" if word.startswith("--") else word + value)
+        else:
+            joined += [word, value]
+    return joined
 
 
 def _add_model(parser: argparse.ArgumentParser, *name: str) -> None:
@@ -52,9 +95,28 @@ def _add_model(parser: argparse.ArgumentParser, *name: str) -> None:
 
 def _add_story(parser: argparse.ArgumentParser, steps: int) -> None:
     add = parser.add_argument
-    add("-t", "--temperature", type=float, default=1.0, metavar="T", help="0 is greedy [1.0]")
-    add("-p", "--top-p", type=float, default=0.9, metavar="P", help="nucleus; 0 and 1: off [0.9]")
-    add("-s", "--seed", type=int, default=0, metavar="N", help="0: a new one each time [0]")
+    run_c: dict[str, Any] = {"action": _RunC}
+    add(
+        "-t",
+        "--temperature",
+        type=float,
+        default=1.0,
+        metavar="T",
+        help="0 is greedy [1.0]",
+        **run_c,
+    )
+    add(
+        "-p",
+        "--top-p",
+        type=float,
+        default=0.9,
+        metavar="P",
+        help="nucleus; 0 and 1: off [0.9]",
+        **run_c,
+    )
+    add(
+        "-s", "--seed", type=int, default=0, metavar="N", help="0: a new one each time [0]", **run_c
+    )
     add(
         "-n",
         "--steps",
@@ -62,6 +124,7 @@ def _add_story(parser: argparse.ArgumentParser, steps: int) -> None:
         default=steps,
         metavar="N",
         help=f"positions, prompt included; 0: the whole context [{steps}]",
+        **run_c,
     )
     add("-i", "--prompt", default=None, metavar="TEXT", help="what the story begins with")
     add("-m", "--mode", choices=("generate", "chat"), help="as in llama2.c")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from pyllama2c._ffi import check, ffi, lib, new_error
 from pyllama2c.errors import NonFiniteLogitsError
-from pyllama2c.request import Request
+from pyllama2c.request import Request, process_logits
 from pyllama2c.session import Computing
 from pyllama2c.text import StoryText
 from pyllama2c.tokenizer import BaseTokenizer
@@ -164,9 +164,7 @@ class Batch:
         row = ffi.buffer(lib.l2c_batch_row(self._handle, event.story), 4 * vocab_size)
         logits = np.frombuffer(row, np.float32).copy()  # which the processor may keep
         tokens = request.prompt_tokens + ffi.unpack(event.tokens, event.n_tokens)
-        changed = request.logits_processor(tokens, logits)
-        if changed is not None:
-            logits[:] = changed
+        process_logits(request.logits_processor, tokens, logits)
         row[:] = logits.tobytes()
 
     def _end(

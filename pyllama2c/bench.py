@@ -154,30 +154,30 @@ def read_bandwidth(size: int, threads: int, seconds: float = 0.5) -> float:
 def measure(
     llama: Llama, *, prompt: int, tokens: int, rounds: int, temperature: float
 ) -> dict[str, Any]:
-    """Medians over `rounds` stories of `tokens` new tokens after `prompt` random prompt tokens."""
+    """Medians over `rounds` stories of `tokens` new tokens after `prompt` random prompt tokens,
+    however many of them are BOS or EOS."""
     c = llama.config
-    if min(prompt, tokens, rounds) < 1:
-        raise ValueError("--prompt, --tokens and --rounds must be 1 or more")
+    for name, value, low in (("prompt", prompt, 1), ("tokens", tokens, 2), ("rounds", rounds, 1)):
+        if value < low:  # the first token belongs to prefill
+            raise ValueError(f"--{name} is {value}; it must be {low} or more")
     if prompt + tokens > c.seq_len:
         raise ValueError(f"{prompt} prompt and {tokens} new tokens; the context is {c.seq_len}")
     rng = np.random.default_rng(7)
     decode, prefill = [], []
     for i in range(rounds + 1):
         ids = rng.integers(3, c.vocab_size, prompt).tolist()
-        story = llama.generate(ids, max_tokens=tokens, temperature=temperature, seed=i + 1)
+        # Nothing ends a story early: all tokens that were asked for are computed.
+        story = llama.generate(
+            ids, max_tokens=tokens, temperature=temperature, seed=i + 1, stop_tokens=()
+        )
         started = perf_counter()
-        next(story)
-        first = perf_counter()
-        for _ in story:
-            pass
+        story.read()
         ended = perf_counter()
         if i == 0:
             continue  # memory and caches warm up
-        prefill.append(prompt / (first - started))
-        if len(story.tokens) > 1:
-            decode.append((len(story.tokens) - 1) / (ended - first))
-    if not decode:
-        raise ValueError("every story ended with its first token; try other settings")
+        first = story.stats.time_to_first_token
+        prefill.append(prompt / first)
+        decode.append((tokens - 1) / (ended - started - first))
     bandwidth = read_bandwidth(llama.sweep_bytes, llama.threads)
     return {
         "model": llama.path,

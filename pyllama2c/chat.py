@@ -7,8 +7,9 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from pyllama2c.cli import sampling, steps_of, write
+from pyllama2c.cli import sampling, steps_of
 from pyllama2c.conversation import Conversation
+from pyllama2c.streams import say, write
 
 if TYPE_CHECKING:
     from pyllama2c.model import Llama
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 def _ask(label: str) -> str | None:
     """A line from standard input; None at its end. The label is not part of the answer's text."""
-    print(label, end="", file=sys.stderr, flush=True)
-    line = sys.stdin.readline() if sys.stdin is not None else ""
+    say(label, end="")
+    line = sys.stdin.readline()
     return line.rstrip("\n") if line else None
 
 
@@ -45,15 +46,15 @@ def chat(llama: Llama, arguments: argparse.Namespace) -> int:
         if user is None:
             user = _ask("User: ")
         if user is None:
-            print(file=sys.stderr)
+            say("")
             return status
         tokens, user = conversation.ask(_text(user)), None
         room = steps - len(tokens) + 1
         if room < 1:
-            print(_too_long(len(tokens), len(conversation.tokens), steps), file=sys.stderr)
+            say(_too_long(len(tokens), len(conversation.tokens), steps))
             status = 1
             continue
-        print("Assistant: ", end="", file=sys.stderr, flush=True)
+        say("Assistant: ", end="")
         answer = llama.generate(tokens, max_tokens=room, **options)  # type: ignore[arg-type]
         try:
             for piece in answer:
@@ -66,7 +67,7 @@ def chat(llama: Llama, arguments: argparse.Namespace) -> int:
             options["seed"] = answer.rng_state
         if answer.finish_reason == "length":
             break
-    print(f"the context of {steps} positions is full", file=sys.stderr)
+    say(f"the context of {steps} positions is full")
     return status
 
 

@@ -9,16 +9,13 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pyllama2c.arguments import COMMANDS, build_parser
+from pyllama2c.arguments import COMMANDS, as_run_c_pairs, build_parser
 from pyllama2c.errors import Llama2cError, in_words
 from pyllama2c.progress import watched
+from pyllama2c.streams import give_up_stdout, open_closed, say, show, write
 
 if TYPE_CHECKING:
     from pyllama2c.model import Llama
-
-
-# Control characters that a model could use to play with the terminal; run.c leaves them out, too.
-_CONTROL = dict.fromkeys([*range(9), *range(14, 32), 127, *range(128, 160)])
 
 
 def _load(arguments: argparse.Namespace) -> Llama:
@@ -36,12 +33,6 @@ def _load(arguments: argparse.Namespace) -> Llama:
     )
 
 
-def write(text: str) -> None:
-    """Story text, as soon as it is there."""
-    sys.stdout.write(text.translate(_CONTROL))
-    sys.stdout.flush()
-
-
 def sampling(arguments: argparse.Namespace) -> dict[str, float | int | None]:
     """The keyword arguments of Llama.generate that the flags stand for."""
     return {
@@ -50,7 +41,7 @@ def sampling(arguments: argparse.Namespace) -> dict[str, float | int | None]:
         "top_k": arguments.top_k,
         "min_p": arguments.min_p,
         "repetition_penalty": arguments.repetition_penalty,
-        "seed": arguments.seed or None,  # as run.c: 0 asks for a new one
+        "seed": arguments.seed or None,  # as run.c: 0 asks for a new one; -1 does in the library
     }
 
 
@@ -58,7 +49,7 @@ def steps_of(arguments: argparse.Namespace, seq_len: int) -> int:
     """-n by run.c's rule: 0 and too many mean the whole context."""
     steps: int = arguments.steps
     if steps < 0:
-        raise ValueError(f"-n is {steps}; it must be 0 or more")
+        raise ValueError(f"--steps is {steps}; it must be 0 or more")
     return seq_len if steps == 0 else min(steps, seq_len)
 
 
@@ -68,20 +59,32 @@ def _generate(arguments: argparse.Namespace) -> int:
     llama = _load(arguments)
     if arguments.stories is not None or arguments.jsonl is not None:
         return _stories(llama, arguments)
+    return _story(llama, arguments)
+
+
+def _story(llama: Llama, arguments: argparse.Namespace) -> int:
     # As bytes: the shell's text need not be valid UTF-8.
     prompt = llama.tokenizer.encode_prompt(os.fsencode(arguments.prompt or ""))
     steps = steps_of(arguments, llama.config.seq_len)
+    options = sampling(arguments)
+    if len(prompt) > steps:  # as run.c: of the prompt, what the steps show
+        write(llama.tokenizer.decode(prompt[: steps + 1]) + "\n")
+        say(
+            f"pyllama2c: warning: the prompt has {len(prompt)} tokens, which leave no room for a "
+            f"story in {steps} positions"
+        )
+        return 0
     story = llama.generate(
-        prompt[: steps + 1],
-        max_tokens=max(0, steps - len(prompt) + 1),
-        **sampling(arguments),  # type: ignore[arg-type]
+        prompt,
+        max_tokens=steps - len(prompt) + 1,
+        **options,  # type: ignore[arg-type]
     )
     write(llama.tokenizer.decode(story.prompt_tokens))
     for piece in story:
         write(piece)
     write("\n")
     if story.stats.decode_seconds > 0:
-        print(f"achieved tok/s: {story.stats.tokens_per_second:f}", file=sys.stderr)
+        say(f"achieved tok/s: {story.stats.tokens_per_second:f}")
     return 0
 
 
@@ -95,13 +98,13 @@ def _stories(llama: Llama, arguments: argparse.Namespace) -> int:
     steps = steps_of(arguments, llama.config.seq_len)
     options = sampling(arguments) | {"max_tokens": max(0, steps - used + 1)}
     count, path = arguments.stories, arguments.jsonl
-    print(write_stories(llama, path, count, prompt, arguments.batch, options), file=sys.stderr)
+    say(write_stories(llama, path, count, prompt, arguments.batch, options))
     return 0
 
 
 def _chat(arguments: argparse.Namespace) -> int:
     if arguments.mode == "generate":
-        return _generate(arguments)
+        return _story(_load(arguments), arguments)
     from pyllama2c.chat import chat
 
     return chat(_load(arguments), arguments)
@@ -131,7 +134,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         rounds=arguments.rounds,
         temperature=0.0 if arguments.greedy else 1.0,
     )
-    print(bench.to_json(result) if arguments.json else bench.to_text(result))
+    show(bench.to_json(result) if arguments.json else bench.to_text(result))
     return 0
 
 
@@ -147,7 +150,7 @@ def _info(arguments: argparse.Namespace) -> int:
         isa=arguments.isa,
         device=arguments.device,
     )
-    print(info.to_json(facts) if arguments.json else info.to_text(facts))
+    show(info.to_json(facts) if arguments.json else info.to_text(facts))
     return 0
 
 
@@ -155,7 +158,7 @@ def _download(arguments: argparse.Namespace) -> int:
     from pyllama2c.hub import download_model
 
     for path in download_model(arguments.name):
-        print(path)
+        show(path)
     return 0
 
 
@@ -163,7 +166,7 @@ def _quantize(arguments: argparse.Namespace) -> int:
     from pyllama2c.quantize import quantize_file
 
     size = quantize_file(arguments.source, arguments.target)
-    print(f"{arguments.target}: {size:,} bytes")
+    show(f"{arguments.target}: {size:,} bytes")
     return 0
 
 
@@ -177,7 +180,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         tokenizer=not arguments.no_tokenizer,
         progress=watched(),
     )
-    print(f"{arguments.target}: {size:,} bytes")
+    show(f"{arguments.target}: {size:,} bytes")
     return 0
 
 
@@ -188,7 +191,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     passages = read_passages(arguments.text)  # before the model is opened
     result = evaluate(_load(arguments), passages)
-    print(json.dumps(result._asdict(), indent=2) if arguments.json else to_text(result))
+    show(json.dumps(result._asdict(), indent=2) if arguments.json else to_text(result))
     return 0
 
 
@@ -205,7 +208,7 @@ _RUN = {
 
 
 def _warn(message: Warning | str, *_: object) -> None:
-    print(f"pyllama2c: warning: {message}", file=sys.stderr)
+    say(f"pyllama2c: warning: {message}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -213,22 +216,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or (argv[0] not in COMMANDS and argv[0] not in ("-h", "--help")):
         argv.insert(0, "generate")
-    arguments = build_parser().parse_args(argv)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+    open_closed()
     with warnings.catch_warnings():
         warnings.showwarning = _warn  # type: ignore[assignment]
         try:
+            arguments = build_parser().parse_args([argv[0], *as_run_c_pairs(argv[1:])])
             return _RUN[arguments.command](arguments)
         except KeyboardInterrupt:
-            sys.stderr.write("\n")
+            say("")
             return 130
         except BrokenPipeError:
-            # The reader has gone (`| head`): say nothing, now or when Python flushes at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 141
+            return 141  # the reader has gone (`| head`): nothing to say
         except (Llama2cError, OSError, ValueError, MemoryError) as error:
             message = " ".join(in_words(error).split()) or type(error).__name__
-            print(f"pyllama2c: error: {message}", file=sys.stderr)
+            say(f"pyllama2c: error: {message}")
             return 1
+        finally:
+            give_up_stdout()

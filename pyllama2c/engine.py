@@ -20,7 +20,8 @@ from pyllama2c._ffi import (
 )
 from pyllama2c.config import read_config
 from pyllama2c.draft import WORTH_DRAFTING, Draft
-from pyllama2c.errors import ClosedError, ContextLengthError, OutOfMemoryError
+from pyllama2c.errors import CheckpointError, ClosedError, ContextLengthError, OutOfMemoryError
+from pyllama2c.handle import Handle
 from pyllama2c.plan import (
     RUNQ,
     Plan,
@@ -100,6 +101,17 @@ def open_file(
     return _open(plan_file(path, threads), path, dtype, context, kv_dtype, threads, isa, call)
 
 
+def aligned(checkpoint: Any) -> Any:
+    """A buffer that begins where floats may, with something in it: the same one, or a copy."""
+    with memoryview(checkpoint) as view:
+        if view.nbytes == 0:
+            raise CheckpointError("<memory>: checkpoint is empty")
+        buffer = ffi.from_buffer(checkpoint)
+        if int(ffi.cast("uintptr_t", buffer)) % 4 == 0:
+            return checkpoint
+        return view.tobytes()
+
+
 def open_buffer(
     checkpoint: Any,
     dtype: str,
@@ -121,7 +133,7 @@ def open_buffer(
     return opened
 
 
-class Engine:
+class Engine(Handle):
     """An open model with its threads."""
 
     def __init__(self, opened: Opened, speculative: bool | str):
@@ -139,8 +151,6 @@ class Engine:
             self.draft = Draft(handle, self.pool, self.computing)
 
     def _drafts(self, speculative: bool | str, room: bool) -> bool:
-        if speculative not in (True, False, "auto"):
-            raise ValueError(f"speculative is {speculative!r}; it must be True, False or 'auto'")
         if speculative == "auto":
             worth = self.config.dtype == "float32" and self.sweep_bytes >= WORTH_DRAFTING
             return worth and room
@@ -154,11 +164,14 @@ class Engine:
             )
         return bool(speculative)
 
+    def check_open(self) -> None:
+        if self._model is None:
+            raise ClosedError("the model is closed")
+
     @property
     def model(self) -> Any:
         """The l2c_model handle."""
-        if self._model is None:
-            raise ClosedError("the model is closed")
+        self.check_open()
         return self._model
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import os
@@ -18,11 +19,12 @@ SEPARATOR = "<|endoftext|>"
 
 
 class Evaluation(NamedTuple):
-    """Sums over all passages, each from BOS on; a passage longer than the context is cut there."""
+    """Sums over all passages, each from BOS on, and whole: in one longer than the context, each
+    token is predicted from half a context or more before it (see Llama.score)."""
 
     passages: int
-    cut: int
-    """passages of which only a beginning fits the context"""
+    long: int
+    """of those, longer than the context"""
     tokens: int
     """tokens predicted"""
     bytes: int
@@ -36,13 +38,37 @@ def read_passages(path: str | os.PathLike[str]) -> list[str]:
     """The passages of a file: JSON (a list of strings, or an object with a list "passages"), or
     text with `<|endoftext|>` between them. ValueError where there is none."""
     expect(path, PROSE, ValueError)
-    text = Path(path).read_text(encoding="utf-8")
+    text = _read_text(Path(path))
     passages = _from_json(path, text) if Path(path).suffix == ".json" else text.split(SEPARATOR)
     passages = [passage.strip() for passage in passages]
     passages = [passage for passage in passages if passage]
     if not passages:
         raise ValueError(f"{path}: there is no text in it")
     return passages
+
+
+_ENCODINGS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+"""other than UTF-8, that a file may begin with the mark of; UTF-16's begins UTF-32's"""
+
+
+def _read_text(path: Path) -> str:
+    """UTF-8, whose byte order mark is no text."""
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        found = next((name for mark, name in _ENCODINGS if data.startswith(mark)), None)
+        if found is None:
+            at = error.start
+            raise ValueError(
+                f"{path}: not UTF-8 text: byte 0x{data[at]:02x} at offset {at:,}"
+            ) from None
+        raise ValueError(f"{path}: {found} text; only UTF-8 is read") from None
 
 
 def _from_json(path: str | os.PathLike[str], text: str) -> list[str]:
@@ -59,22 +85,21 @@ def _from_json(path: str | os.PathLike[str], text: str) -> list[str]:
 
 def evaluate(llama: Llama, passages: Iterable[str]) -> Evaluation:
     """Scores every passage; see Evaluation."""
-    n = cut = n_tokens = n_bytes = 0
+    n = long = n_tokens = n_bytes = 0
     totals: list[float] = []
     for passage in passages:
         tokens = llama.tokenizer.encode_prompt(passage)
-        fitting = tokens[: llama.config.seq_len]
-        score = llama.score(fitting)
+        score = llama.score(tokens)
         n += 1
-        cut += len(fitting) < len(tokens)
-        n_tokens += len(fitting) - 1
-        scored = fitting if fitting[0] == llama.tokenizer.bos_id else fitting[1:]
+        long += len(tokens) > llama.config.seq_len + 1
+        n_tokens += len(tokens) - 1
+        scored = tokens if tokens[0] == llama.tokenizer.bos_id else tokens[1:]
         n_bytes += len(llama.tokenizer.decode_bytes(scored))
         totals.append(score.total)
     total = -math.fsum(totals)
     return Evaluation(
         passages=n,
-        cut=cut,
+        long=long,
         tokens=n_tokens,
         bytes=n_bytes,
         bits_per_byte=total / math.log(2) / n_bytes if n_bytes else math.nan,
@@ -83,9 +108,9 @@ def evaluate(llama: Llama, passages: Iterable[str]) -> Evaluation:
 
 
 def to_text(result: Evaluation) -> str:
-    cut = f", {result.cut} of them cut at the end of the context" if result.cut else ""
+    long = f", {result.long:,} of them longer than the context" if result.long else ""
     return (
-        f"passages       {result.passages:,}{cut}\n"
+        f"passages       {result.passages:,}{long}\n"
         f"tokens         {result.tokens:,} for {result.bytes:,} bytes\n"
         f"bits per byte  {result.bits_per_byte:.4f}\n"
         f"perplexity     {result.perplexity:.4f} a token"

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from pyllama2c._ffi import ffi
 from pyllama2c.draft import Draft, DraftLength
 from pyllama2c.errors import BusyError, CancelledError
-from pyllama2c.request import Request
+from pyllama2c.handle import Handle
+from pyllama2c.request import Request, process_logits
 from pyllama2c.session import PREFILL_ROWS, Session, Sessions
 from pyllama2c.text import StoryText
 from pyllama2c.tokenizer import BaseTokenizer
@@ -39,7 +40,7 @@ class GenerationStats(NamedTuple):
     """of those, the ones that the model itself picked as well"""
 
 
-class Generation(Iterator[str]):
+class Generation(Handle, Iterator[str]):
     """A story, told while it is iterated; nothing is computed before the first step.
 
     Yields pieces of text that never split a character. The prompt is not part of them:
@@ -241,9 +242,9 @@ class Generation(Iterator[str]):
     def _sample(self, session: Session) -> None:
         if self._logits_processor is not None:
             logits = session.logits(1, self._vocab_size)[0]
-            changed = self._logits_processor(self.prompt_tokens + self.tokens, logits)
-            if changed is not None:
-                logits[:] = changed
+            own = logits.copy()  # which the processor may keep; the row is the session's
+            process_logits(self._logits_processor, self.prompt_tokens + self.tokens, own)
+            logits[:] = own
         n = len(self.prompt_tokens) + len(self.tokens)
         token = session.sample(self._sampler, self._history, n)
         self._ready.append((token, int(self._sampler.rng_state)))

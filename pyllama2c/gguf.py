@@ -6,8 +6,10 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pyllama2c import validate
 from pyllama2c._ffi import check, ffi, lib, new_error
 from pyllama2c.errors import CheckpointError, ClosedError
+from pyllama2c.handle import Handle
 from pyllama2c.recognize import GGUF_FILE, expect
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ class Tensor(NamedTuple):
     bytes: int
 
 
-class Gguf:
+class Gguf(Handle):
     """A GGUF file of version 2 or 3, of any architecture; checked as a whole when it is opened.
 
     A mapping from keys to values for its metadata, and `tensors`.
@@ -41,6 +43,7 @@ class Gguf:
     _buffer: Any = None
 
     def __init__(self, path: str | os.PathLike[str]):
+        validate.file_path("path", path)
         self.path = os.fspath(path)
         expect(self.path, GGUF_FILE, CheckpointError)
         out, err = ffi.new("l2c_gguf **"), new_error()
@@ -53,7 +56,7 @@ class Gguf:
         errors call it."""
         self = cls.__new__(cls)
         self.path = path
-        buffer = ffi.from_buffer(data)
+        buffer = ffi.from_buffer(validate.contiguous("data", data))
         out, err = ffi.new("l2c_gguf **"), new_error()
         check(lib.l2c_gguf_open_memory(buffer, len(buffer), out, err), err, self.path)
         self._buffer = buffer  # which keeps the memory

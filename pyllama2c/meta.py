@@ -159,7 +159,7 @@ class Llama:
             temperature=0.0 if top_p == 0 else temperature,  # to the engine, top_p 0 means off
             top_p=top_p,
             seed=self._seeds.getrandbits(64),
-            stop_tokens=[self.tokenizer.eos_id],
+            stop_tokens=[i for i in (self.tokenizer.eos_id,) if i >= 0],
         )
         whole: list[list[int]] = [[] for _ in prompts]
         for story in stories:

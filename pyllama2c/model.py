@@ -7,15 +7,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pyllama2c import cache_file, hub
+from pyllama2c import cache_file, hub, validate
 from pyllama2c._ffi import lib
 from pyllama2c.batch import Batch, Completion, in_turn, run_batch
 from pyllama2c.config import warn_of_groups
 from pyllama2c.conversation import chat_tokens
-from pyllama2c.engine import Engine, open_buffer, open_file
-from pyllama2c.errors import TokenizerError, TokenizerNotFoundError
+from pyllama2c.engine import Engine, aligned, open_buffer, open_file
+from pyllama2c.errors import TokenizerNotFoundError
 from pyllama2c.generation import Generation
 from pyllama2c.gguf import Gguf
+from pyllama2c.handle import Handle
 from pyllama2c.opening import Companions
 from pyllama2c.request import batch_requests, make_request
 from pyllama2c.score import Score, score_texts
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from pyllama2c.request import LogitsProcessor
 
 
-class Llama:
+class Llama(Handle):
     """A language model.
 
     `model` is the path of a llama2.c checkpoint (.bin, version 0, 1 or 2) or a GGUF file of
@@ -67,6 +68,9 @@ class Llama:
         threads: int | None = None,
         isa: str | None = None,
     ):
+        validate.model_options(
+            model, tokenizer, dtype, context, kv_dtype, speculative, threads, isa
+        )
         files = hub.find_model(model, tokenizer)
         self.path = str(files.checkpoint)
         opened = open_file(self.path, dtype, context, kv_dtype, threads, isa)
@@ -89,10 +93,14 @@ class Llama:
         threads: int | None = None,
         isa: str | None = None,
     ) -> Llama:
-        """A model from a checkpoint in memory: any contiguous buffer, kept as long as the model.
+        """A model from a checkpoint in memory: any contiguous buffer, kept as long as the model, or
+        copied where it does not begin at a multiple of 4 bytes.
 
         Without a `tokenizer` only what works on token ids can be asked for.
         """
+        options = (dtype, context, kv_dtype, speculative, threads, isa)
+        validate.model_options(None, tokenizer, *options)
+        checkpoint = aligned(validate.contiguous("checkpoint", checkpoint))
         self = cls.__new__(cls)
         self.path = "<memory>"
         opened = open_buffer(checkpoint, dtype, context, kv_dtype, threads, isa)
@@ -118,13 +126,13 @@ class Llama:
     @property
     def tokenizer(self) -> BaseTokenizer:
         """The model's tokenizer, loaded on first use."""
-        assert self._engine.model  # raises once it is closed
+        self._engine.check_open()
         return self._companions.tokenizer
 
     @property
     def chat_template(self) -> str | None:
         """The Jinja template of its conversations, where the file has one (GGUF)."""
-        assert self._engine.model
+        self._engine.check_open()
         return self._companions.chat_template
 
     def generate(
@@ -138,7 +146,7 @@ class Llama:
         min_p: float = 0.0,
         repetition_penalty: float = 1.0,
         seed: int | None = None,
-        stop: str | Iterable[str] = (),
+        stop: str | Iterable[str] | None = (),
         stop_tokens: Iterable[int] | None = None,
         logits_processor: LogitsProcessor | None = None,
     ) -> Generation:
@@ -148,14 +156,14 @@ class Llama:
         max_tokens: new tokens at most, clipped to what the context leaves (None: all of that).
         temperature: 0 is greedy. top_p: 0 and 1 mean off, as in llama2.c. top_k, min_p: 0 is off.
         repetition_penalty: CTRL's rule over prompt and story; 1 is off.
-        seed: the same seed tells llama2.c's story; None draws one (`Generation.seed`).
+        seed: the same seed tells llama2.c's story; None and -1 draw one (`Generation.seed`).
         stop: strings that end the story; they are not part of it. stop_tokens: ids that do, and are
         not either (None: the tokenizer's `ends`; BOS and EOS, as in llama2.c).
         logits_processor: called as f(token ids so far, logits) with a float32 array (vocab_size),
         which it changes in place or replaces; minus infinity forbids a token.
 
-        Nothing runs until the result is iterated, but wrong arguments raise at once: ValueError,
-        ContextLengthError for a prompt that does not fit, TokenizerError for ids out of range.
+        Nothing runs until the result is iterated, but wrong arguments raise at once: TypeError or
+        ValueError; ContextLengthError for a prompt that does not fit, TokenizerError for wrong ids.
         """
         engine = self._engine
         request = make_request(
@@ -202,10 +210,10 @@ class Llama:
         a list with one value a prompt, where prompts have a length. Story number k uses seed + k,
         where `seed` is one number; the j-th of prompt i uses seed[i] + j, where it is a list. A
         prompt that is wrong fails alone, as does a story whose logits_processor raises: its
-        Completion has the `error`, and the finish reason "error".
+        Completion has the `error`, and the finish reason "error". A wrong parameter raises at once.
         """
-        if not 1 <= max_batch <= MAX_ROWS:
-            raise ValueError(f"max_batch is {max_batch}; it must be 1 to {MAX_ROWS}")
+        max_batch = validate.integer("max_batch", max_batch, 1, MAX_ROWS)
+        in_order = validate.flag("in_order", in_order)
         engine = self._engine
         requests = batch_requests(prompts, n, parameters, self._tokens, self.config.seq_len)
         new_batch = partial(
@@ -216,10 +224,12 @@ class Llama:
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """float32 (len(tokens), vocab_size): row i scores what may follow token i."""
-        return self._engine.logits(self._checked(tokens))
+        self._engine.check_open()
+        return self._engine.logits(validate.token_ids("tokens", tokens, self.config.vocab_size))
 
     def score(self, text: str | bytes | Sequence[int]) -> Score:
-        """Log-probabilities of a text (as `generate` begins it) or of token ids (as they are)."""
+        """Log-probabilities of a text (as `generate` begins it) or of token ids (as they are). Of a
+        text longer than the context each token is scored once, after half a context or more."""
         return self.score_batch([text])[0]
 
     def score_batch(
@@ -232,11 +242,12 @@ class Llama:
         or begin alike.
 
         `starts` tells for each text which token is the first to be scored (1 or more; by default
-        1): those before it are context. A text may have one token more than the model's context.
+        1): those before it are context.
         """
-        if isinstance(texts, (str, bytes)):
+        if validate.is_text(texts):
             raise ValueError("texts is one text; give a list of texts")
-        tokens = [self._tokens(text) for text in texts]
+        needed = "a list of texts, or of lists of token ids"
+        tokens = [self._tokens(text) for text in validate.values("texts", texts, needed)]
         return score_texts(self._engine, tokens, starts, self._count_bytes)
 
     def _count_bytes(self, tokens: list[int]) -> int:
@@ -248,6 +259,7 @@ class Llama:
     def save_cache(self, path: str | os.PathLike[str], prompt: str | bytes | Sequence[int]) -> None:
         """Writes a prompt's keys and values to a file; CacheFileError where that is, say, a model.
         The first save or load reads all weights, for their fingerprint (0.1 s a gigabyte)."""
+        validate.file_path("path", path)
         tokens, engine = self._tokens(prompt), self._engine
         with engine.computed(tokens) as session:
             cache_file.save(path, session, len(tokens), self.config, engine.fingerprint)
@@ -257,6 +269,7 @@ class Llama:
 
         CacheFileError for a file that is damaged or was made by another model.
         """
+        validate.file_path("path", path)
         with self._engine.sessions.lent() as session:
             cache_file.load(path, session, self.config, self._engine.fingerprint)
             return list(session.fed)
@@ -265,16 +278,7 @@ class Llama:
         """Text as its ids, after BOS as the tokenizer has it; ids as they are, checked."""
         if isinstance(text, (str, bytes)):
             return self.tokenizer.encode_prompt(text)
-        return self._checked(text)
-
-    def _checked(self, tokens: Sequence[int]) -> list[int]:
-        ids = [int(token) for token in tokens]
-        for token in ids:
-            if not 0 <= token < self.config.vocab_size:
-                raise TokenizerError(
-                    f"token {token} is outside the vocabulary of {self.config.vocab_size}"
-                )
-        return ids
+        return validate.token_ids("prompt", text, self.config.vocab_size)
 
     # ---- life ----
 

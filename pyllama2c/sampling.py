@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import math
 import random
 from typing import Any
 
+from pyllama2c import validate
 from pyllama2c._ffi import ffi, lib
 
 _FLOAT_MAX = 3.4e38
+_FLOAT_MIN = 1.1754944e-38
+"""float32's largest and smallest normal number: a smaller penalty would be 0 in C"""
 
-
-def _number(name: str, value: float, low: float, high: float) -> float:
-    value = float(value)
-    if not (math.isfinite(value) and low <= value <= high):
-        limits = f"{low:g} to {high:g}" if high < _FLOAT_MAX else f"{low:g} or more"
-        raise ValueError(f"{name} is {value}; it must be {limits}")
-    return value
+_MAX_SEED = 2**64 - 1
 
 
 def fresh_seed() -> int:
     """A seed that llama2.c's -s takes as well: 1 to 2**31 - 1."""
     return random.SystemRandom().randint(1, 2**31 - 1)
+
+
+def seed_or_none(name: str, seed: Any) -> int | None:
+    """A seed as the library takes it: None and -1 ask for a fresh one (None)."""
+    if seed is None:
+        return None
+    seed = validate.integer(name, seed, -1, _MAX_SEED, "0 to 2**64 - 1, or -1 for a fresh one")
+    return None if seed == -1 else seed
 
 
 def new_sampler(
@@ -33,18 +37,15 @@ def new_sampler(
     repetition_penalty: float,
     seed: int,
 ) -> Any:
-    """An `l2c_sampler`; raises ValueError for what is not finite or out of range."""
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed is {seed}; it must be 0 to 2**64 - 1")
-    if not 0 <= top_k < 2**31:
-        raise ValueError(f"top_k is {top_k}; it must be 0 to 2**31 - 1")
-    if repetition_penalty <= 0:
-        raise ValueError(f"repetition_penalty is {repetition_penalty}; it must be more than 0")
+    """An `l2c_sampler`; TypeError or ValueError for what is no number, not finite, out of range."""
     sampler = ffi.new("l2c_sampler *")
-    lib.l2c_sampler_init(sampler, seed)
-    sampler.temperature = _number("temperature", temperature, 0.0, _FLOAT_MAX)
-    sampler.top_p = _number("top_p", top_p, 0.0, 1.0)
-    sampler.top_k = top_k
-    sampler.min_p = _number("min_p", min_p, 0.0, 1.0)
-    sampler.repetition_penalty = _number("repetition_penalty", repetition_penalty, 0.0, _FLOAT_MAX)
+    lib.l2c_sampler_init(sampler, validate.integer("seed", seed, 0, _MAX_SEED, "0 to 2**64 - 1"))
+    number = validate.number
+    sampler.temperature = number("temperature", temperature, 0.0, _FLOAT_MAX, "0 or more")
+    sampler.top_p = number("top_p", top_p, 0.0, 1.0, "0 to 1")
+    sampler.top_k = validate.integer("top_k", top_k, 0, 2**31 - 1, "0 to 2**31 - 1")
+    sampler.min_p = number("min_p", min_p, 0.0, 1.0, "0 to 1")
+    sampler.repetition_penalty = number(
+        "repetition_penalty", repetition_penalty, _FLOAT_MIN, _FLOAT_MAX, "1.2e-38 to 3.4e38"
+    )
     return sampler

@@ -7,8 +7,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pyllama2c import validate
 from pyllama2c._ffi import check, ffi, lib, new_error
-from pyllama2c.errors import ContextLengthError, NonFiniteLogitsError
+from pyllama2c.errors import NonFiniteLogitsError
 from pyllama2c.sampling import new_sampler
 from pyllama2c.session import PREFILL_ROWS, Computing, new_session
 
@@ -52,9 +53,12 @@ def make_score(
 
 
 class _Text(NamedTuple):
-    """Tokens of which those from `start` (1 or more) on are scored."""
+    """Tokens of which those from `start` (1 or more) on are scored: a text, or a window of one."""
 
     number: int
+    """of the text"""
+    begin: int
+    """where in the text the tokens are"""
     tokens: list[int]
     start: int
 
@@ -197,28 +201,53 @@ def score_texts(
     count_bytes: Callable[[list[int]], int],
 ) -> list[Score]:
     """Llama.score_batch; `count_bytes` tells the length of the text that tokens stand for."""
-    if starts is None:
-        starts = [1] * len(texts)
-    if len(starts) != len(texts):
-        raise ValueError(f"starts has {len(starts)} values for {len(texts)} texts")
     n_ctx = engine.config.seq_len
-    for i, (tokens, start) in enumerate(zip(texts, starts, strict=True)):
-        if not 1 <= start <= max(1, len(tokens)):
-            raise ValueError(f"text {i}: start is {start}; it must be 1 to {len(tokens)}")
-        if len(tokens) > n_ctx + 1:
-            raise ContextLengthError(
-                f"text {i}: {len(tokens)} tokens; the model's context is {n_ctx}, and one more fits"
-            )
-    scores = [make_score(tokens, [None] * len(tokens), True, 0) for tokens in texts]
-    work = [
-        _Text(i, tokens, start)
-        for i, (tokens, start) in enumerate(zip(texts, starts, strict=True))
-        if start < len(tokens)
-    ]
+    work: list[_Text] = []
+    for i, (tokens, start) in enumerate(zip(texts, _starts(texts, starts), strict=True)):
+        work += _windows(i, tokens, start, n_ctx)
+    logprobs: list[list[float | None]] = [[None] * len(tokens) for tokens in texts]
+    greedy = [True] * len(texts)
+    first = [len(tokens) for tokens in texts]  # token that is scored
     if work:
         pool = engine.batch_pool() if len(work) > 1 else engine.pool
-        for text, logprobs, greedy in _run(engine.model, pool, engine.computing, work):
-            tokens = text.tokens
-            n_bytes = count_bytes(tokens) - count_bytes(tokens[: text.start])
-            scores[text.number] = make_score(tokens, logprobs, greedy, n_bytes)
-    return scores
+        for window, values, likeliest in _run(engine.model, pool, engine.computing, work):
+            number, at = window.number, window.begin + window.start
+            logprobs[number][at : window.begin + len(values)] = values[window.start :]
+            greedy[number] &= likeliest
+            first[number] = min(first[number], at)
+    return [
+        make_score(
+            tokens,
+            logprobs[i],
+            greedy[i],
+            count_bytes(tokens) - count_bytes(tokens[: first[i]]) if first[i] < len(tokens) else 0,
+        )
+        for i, tokens in enumerate(texts)
+    ]
+
+
+def _starts(texts: Sequence[list[int]], starts: Sequence[int] | None) -> Sequence[int]:
+    """Checked, one for each text."""
+    if starts is None:
+        return [1] * len(texts)
+    listed = list(validate.values("starts", starts, "a list of integers, one for each text"))
+    if len(listed) != len(texts):
+        raise ValueError(f"starts has {len(listed)} values for {len(texts)} texts")
+    return [
+        validate.integer(f"text {i}: start", start, 1, max(1, len(tokens)))
+        for i, (tokens, start) in enumerate(zip(texts, listed, strict=True))
+    ]
+
+
+def _windows(number: int, tokens: list[int], start: int, n_ctx: int) -> Iterator[_Text]:
+    """A text cut into what fits the context, and one token more, which is not fed: each token from
+    `start` on is scored once; the first of a window after half a context or more, as far as the
+    text has that."""
+    before = (n_ctx + 1) // 2
+    begin, first = max(0, min(start - before, len(tokens) - n_ctx - 1)), start
+    if start <= n_ctx:  # the text's beginning is within reach
+        begin = 0
+    while first < len(tokens):
+        end = min(len(tokens), begin + n_ctx + 1)
+        yield _Text(number, begin, tokens[begin:end], first - begin)
+        begin, first = end - before, end

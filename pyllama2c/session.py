@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from pyllama2c._ffi import check, ffi, lib, new_error
 from pyllama2c.errors import ClosedError
+from pyllama2c.handle import Handle
 
 MAX_ROWS: int = lib.L2C_MAX_ROWS
 PREFILL_ROWS = 64
@@ -38,7 +39,7 @@ def new_session(model: Any, pool: Any, computing: Computing, n_sequences: int, n
     return ffi.gc(out[0], lib.l2c_session_free)
 
 
-class Session:
+class Session(Handle):
     """One sequence of a model. Not to be shared between threads while it computes."""
 
     def __init__(self, model: Any, pool: Any, computing: Computing):
@@ -126,7 +127,7 @@ class Session:
         lib.l2c_session_cancel(self.handle)
 
 
-class Sessions:
+class Sessions(Handle):
     """Lends the sessions of a model, each to one computation at a time."""
 
     def __init__(self, model: Any, pool: Any, computing: Computing):

@@ -9,8 +9,10 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
+from pyllama2c import validate
 from pyllama2c._ffi import TOKENIZER, check, ffi, lib, new_error
 from pyllama2c.errors import ClosedError, TokenizerError
+from pyllama2c.handle import Handle
 from pyllama2c.recognize import TOKENIZER_FILE, expect
 
 NONE = -1
@@ -19,7 +21,7 @@ NONE = -1
 _Self = TypeVar("_Self", bound="BaseTokenizer")
 
 
-class BaseTokenizer(ABC):
+class BaseTokenizer(Handle, ABC):
     """What a model's tokenizer offers, wherever it is from."""
 
     path: str
@@ -64,6 +66,8 @@ class BaseTokenizer(ABC):
         valid UTF-8. TokenizerError for lone surrogates in a str, and for characters that a
         vocabulary has no tokens for, nor an <unk>.
         """
+        for name, value in (("bos", bos), ("eos", eos), ("special", special)):
+            validate.flag(name, value)
         parts = self.split(text) if special else [_as_text(text)]
         first = [self._asked_for(self.bos_id, "BOS")] if bos else []
         last = [self._asked_for(self.eos_id, "EOS")] if eos else []
@@ -99,6 +103,8 @@ class BaseTokenizer(ABC):
     def piece(self, token: int) -> bytes:
         """The bytes that one token stands for: none for a control token, maybe half a character."""
         self._check_open()
+        if type(token) is not int:
+            (token,) = validate.token_ids("token", [token], self.vocab_size)
         known = self._pieces.get(token)
         if known is not None:
             return known
@@ -111,7 +117,7 @@ class BaseTokenizer(ABC):
         """The bytes that `tokens` stand for, without the space that `encode` put in front."""
         parts: list[bytes] = []
         at_start = self.adds_space
-        for token in tokens:
+        for token in validate.values("tokens", tokens, "a sequence of integers: token ids"):
             piece = self.piece(token)
             parts.append(self.opening(token) if at_start else piece)
             opens = token == self.bos_id or (at_start and not piece)
@@ -180,6 +186,9 @@ class Tokenizer(BaseTokenizer):
 
     def __init__(self, path: str | os.PathLike[str], vocab_size: int | None = None):
         super().__init__()
+        validate.file_path("path", path)
+        if vocab_size is not None:
+            validate.integer("vocab_size", vocab_size, 1, 2**31 - 1)
         self.path = os.fspath(path)
         expect(self.path, TOKENIZER_FILE, TokenizerError)
         out, err = ffi.new("l2c_tokenizer **"), new_error()
@@ -225,6 +234,8 @@ class Tokenizer(BaseTokenizer):
 def _as_text(text: str | bytes) -> str:
     if isinstance(text, bytes):
         return text.decode("utf-8", "surrogateescape")
+    if not isinstance(text, str):
+        raise validate.wrong("text", text, "text: str or bytes", TypeError)
     try:
         text.encode()
     except UnicodeEncodeError as error:

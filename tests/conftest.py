@@ -11,11 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from tiny import Shape, TinyLlama, tokenizer_file
 
 from pyllama2c import Llama, UnsupportedError
 from pyllama2c._ffi import resolve_isa
 from pyllama2c.hub import Registry, cache_folder
+
+# No test is decided by how busy the machine is.
+settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no clock")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 DATA = Path(__file__).resolve().parent / "data"
@@ -37,7 +42,7 @@ def real_file(name: str) -> Path:
 
 
 def run_python(
-    *arguments: str | bytes, timeout: float = 120, **options: Any
+    *arguments: str | bytes, timeout: float = 600, **options: Any
 ) -> subprocess.CompletedProcess[str]:
     """A fresh interpreter, away from the source folder, whose `pyllama2c` may not be built."""
     command = [sys.executable, *arguments]

@@ -104,7 +104,7 @@ def test_one_failure_is_alone(llama: Llama) -> None:
     stories = list(
         llama.generate_batch(
             ["ab", [1, 999], [5] * 200, "cd", "ab", [], "ab"],
-            seed=[1, 2, 3, 4, 5, 6, -1],
+            seed=[1, 2, 3, 4, 5, 6, 2**64 - 1],
             logits_processor=[None, None, None, bad, None, None, None],
             max_tokens=9,
             in_order=True,
@@ -115,7 +115,9 @@ def test_one_failure_is_alone(llama: Llama) -> None:
         type(None), TokenizerError, ContextLengthError, NonFiniteLogitsError, type(None),
         ValueError, type(None),
     ]  # fmt: skip
-    assert stories[6].seed == 2**64 - 1  # seeds count modulo 2**64
+    assert stories[6].seed == 2**64 - 1
+    around = llama.generate_batch(["ab"], n=2, seed=2**64 - 1, max_tokens=1, in_order=True)
+    assert [story.seed for story in around] == [2**64 - 1, 0]  # seeds count modulo 2**64
     assert [s.finish_reason == "error" for s in stories] == [k is not type(None) for k in kinds]
     assert told(stories[4]) == alone(llama, "ab", seed=5, max_tokens=9)
 

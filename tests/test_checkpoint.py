@@ -151,12 +151,6 @@ def test_a_huge_context_costs_no_memory_before_it_is_used() -> None:
         assert llama.logits([1, 2, 3]).shape == (3, 10)
 
 
-def test_unaligned_memory() -> None:
-    block = bytearray(b"\0" + GOOD[0])
-    with pytest.raises(ValueError, match="aligned to 4 bytes"):
-        Llama.from_buffer(memoryview(block)[1:])
-
-
 @settings(max_examples=300, deadline=None)
 @given(
     version=st.sampled_from([0, 1, 2]),

@@ -85,14 +85,14 @@ def test_prompts_that_are_not_utf8(tiny_path: Path) -> None:
         (["no-such-model"], 1, "no file and no known model is called 'no-such-model'"),
         (["./no-such.bin"], 1, "error: no-such.bin: No such file or directory"),
         (["/"], 1, "checkpoint is a directory"),
-        (["-t", "-1"], 1, "temperature is -1.0; it must be 0 or more"),
+        (["--temperature", "-1"], 1, "temperature is -1.0; it must be 0 or more"),
         (["-t", "nan"], 1, "temperature is nan"),
-        (["-p", "2"], 1, "top_p is 2.0; it must be 0 to 1"),
-        (["-s", "-3"], 1, "seed is -3"),
-        (["-n", "-1"], 1, "-n is -1"),
+        (["--top-p", "2"], 1, "top_p is 2.0; it must be 0 to 1"),
+        (["--seed", "-3"], 1, "seed is -3"),
+        (["--steps", "-1"], 1, "--steps is -1"),
         (["--threads", "0"], 1, "threads is 0; it must be 1 to 256"),
         (["bench", "--synthetic", "gpt"], 1, "unknown shape 'gpt'; known: stories15M"),
-        (["bench", "--tokens", "0"], 1, "must be 1 or more"),
+        (["bench", "--tokens", "1"], 1, "--tokens is 1; it must be 2 or more"),
         (["bench", "--tokens", "9999"], 1, "the context is 512"),
         (["download", "gpt"], 1, "no known model is called 'gpt'"),
     ],
@@ -128,7 +128,7 @@ def test_ctrl_c_is_130(tiny_path: Path) -> None:
         process.stderr.read(5)  # "Enter"
         time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+        process.communicate(timeout=600)
     assert process.returncode == 130
 
 
@@ -181,3 +181,96 @@ def test_bench(tiny_path: Path) -> None:
     assert result["share_of_read_bandwidth"] > 0
     text = pyllama2c("bench", "--synthetic", "stories15M", *arguments, "--greedy").stdout
     assert text.startswith("synthetic stories15M: ") and "of the" in text
+
+
+def shell(command: str, *words: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """A line of sh, in which $PY is the command, and $1 and so on are the words."""
+    line = command.replace("$PY", f"{sys.executable} -m pyllama2c")
+    arguments = ["sh", "-c", line, "sh", *map(str, words)]
+    options = {"cwd": DATA, "capture_output": True, "text": True, **options}
+    return subprocess.run(arguments, **options)
+
+
+STORY = "$PY $1 -s 3 -n 20 -i ab"
+
+
+def test_closed_and_full_streams(tiny_path: Path) -> None:
+    told = shell(STORY, tiny_path).stdout
+    assert len(told) > 5
+    for closed in ("<&-", "2>&-", "2>/dev/full", "<&- 2>&-"):
+        done = shell(f"{STORY} {closed}", tiny_path)
+        assert (done.returncode, done.stdout) == (0, told), closed
+    for command in (STORY, "$PY info $1", "$PY bench $1 --prompt 3 --tokens 3 --rounds 1"):
+        for lost, reason in ((">&-", "Bad file descriptor"), (">/dev/full", "No space left")):
+            done = shell(f"{command} {lost}", tiny_path)
+            assert done.returncode == 1, done.stderr
+            assert reason in done.stderr and "'standard output'" in done.stderr
+            assert done.stderr.count("\n") == 1
+    assert shell(f"{STORY} >&- 2>&- <&-", tiny_path).returncode == 1
+    ended = shell("$PY chat $1 -y '' <&-", tiny_path)
+    assert (ended.returncode, ended.stdout) == (0, "") and "Traceback" not in ended.stderr
+    assert shell("$PY --help >/dev/full").stderr.count("Traceback") == 0
+
+
+def test_the_other_commands_mode(tiny_path: Path) -> None:
+    one = pyllama2c("chat", tiny_path, "-m", "generate", "-s", "3", "-n", "20", "-i", "ab")
+    assert one.returncode == 0 and one.stdout == shell(STORY, tiny_path).stdout
+
+
+def test_prompts_that_fill_the_context(tiny_path: Path) -> None:
+    """run.c forwards the prompt as far as its steps go, and shows it so far."""
+    with Llama(tiny_path) as llama:
+        for words, steps in ((200, 0), (200, 50), (30, 10)):
+            prompt = " ".join(["abc"] * words)
+            tokens = llama.tokenizer.encode(prompt, bos=True)
+            limit = min(steps or 96, 96)
+            assert len(tokens) > limit
+            done = pyllama2c(tiny_path, "-i", prompt, "-n", steps, "-s", "1")
+            assert done.returncode == 0
+            assert done.stdout == llama.tokenizer.decode(tokens[: limit + 1]) + "\n"
+            assert f"the prompt has {len(tokens)} tokens" in done.stderr
+            assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("prompt", ["-Once", "-i", "-n", "-a=b", "--help", "-1e3"])
+def test_prompts_are_any_text(tiny_path: Path, prompt: str) -> None:
+    shown = Llama(tiny_path).tokenizer.encode(prompt, bos=True)
+    for flag in ("-i", "--prompt"):
+        done = pyllama2c(tiny_path, flag, prompt, "-n", len(shown) + 3, "-s", "1")
+        assert done.returncode == 0 and done.stdout.startswith(prompt), done.stderr
+
+
+def test_run_c_reads_its_flags_like_this(tiny_path: Path) -> None:
+    def told(*flags: object) -> str:
+        done = pyllama2c(tiny_path, "-n", "40", "-i", "ab", *flags)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert told("-s", "-1") == told("--seed", 2**64 - 1)
+    assert told("-s-1") == told("-s", "-1")
+    for p in ("-0.1", "2", "-1e3"):
+        assert told("-s", "5", "-p", p) == told("-s", "5", "-p", "0.9")
+    assert told("-s", "5", "-t", "-2") == told("-s", "5", "-t", "0")
+    assert told("-s", "5", "-n", "-7") == told("-s", "5", "-n", "0")
+    assert len({told("-s", "0") for _ in range(3)}) > 1
+    assert len({told("--seed", "-1") for _ in range(3)}) > 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int4"])
+def test_bench_computes_what_was_asked_for(tiny_path: Path, dtype: str) -> None:
+    """Whatever ends a story elsewhere: here the likeliest token is one of the ends."""
+    from pyllama2c.bench import measure
+
+    with Llama(tiny_path, dtype=dtype) as llama:
+        counted: list[int] = []
+        generate = llama.generate
+
+        def counting(*arguments: Any, **options: Any) -> Any:
+            story = generate(*arguments, **options)
+            counted.append(len(story.read() and story.tokens))
+            return generate(*arguments, **options)
+
+        llama.tokenizer.ends = frozenset(range(300))
+        llama.generate = counting  # type: ignore[method-assign]
+        measure(llama, prompt=5, tokens=60, rounds=2, temperature=1.0)
+        assert counted == [60] * 3

@@ -177,10 +177,10 @@ def nested_keys() -> bytes:
     ids=["memo", "bytearray", "string", "string4", "long", "keys", "nested", "marks"],
 )
 def test_no_bomb(value: bytes, tmp_path: Path, resident_kilobytes: Any) -> None:
-    before, started = resident_kilobytes(), time.perf_counter()
+    before, started = resident_kilobytes(), time.process_time()
     with pytest.raises(CheckpointError):
         opened(tmp_path, value)
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
     assert resident_kilobytes() - before < 100_000
 
 

@@ -14,18 +14,16 @@ from pyllama2c.evaluate import evaluate, read_passages
 
 
 def test_sums_over_passages(llama: Llama) -> None:
-    passages = ["abc de", "日本 é abc", "cd " * 80]  # the last one is longer than the context
+    passages = ["abc de", "日本 é abc", "cd " * 80]  # the last is longer than the context
     result = evaluate(llama, passages)
     total = n_tokens = n_bytes = 0
     for passage in passages:
-        tokens = llama.tokenizer.encode(passage, bos=True)[: llama.config.seq_len]
-        logits = llama.logits(tokens).astype(float)
-        for i, token in enumerate(tokens[1:]):
-            row = logits[i] - logits[i].max()
-            total -= row[token] - math.log(sum(math.exp(v) for v in row))
-        n_tokens += len(tokens) - 1
-        n_bytes += len(llama.tokenizer.decode_bytes(tokens))
-    assert (result.passages, result.cut) == (3, 1)
+        score = llama.score(passage)
+        assert None not in score.logprobs[1:]
+        total -= score.total
+        n_tokens += len(score.tokens) - 1
+        n_bytes += len(passage.encode())
+    assert (result.passages, result.long) == (3, 1)
     assert (result.tokens, result.bytes) == (n_tokens, n_bytes)
     assert result.bits_per_byte == pytest.approx(total / math.log(2) / n_bytes, rel=1e-6)
     assert result.perplexity == pytest.approx(math.exp(total / n_tokens), rel=1e-6)
@@ -48,6 +46,23 @@ def test_files(tmp_path: Path) -> None:
         file.write_text(wrong)
         with pytest.raises(ValueError, match=message):
             read_passages(file)
+
+
+def test_encodings(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    for name in ("a.txt", "a.json"):
+        file = tmp_path / name
+        text = "één" if name == "a.txt" else '["één"]'
+        file.write_text(text, encoding="utf-8-sig")
+        assert read_passages(file) == ["één"]
+        for encoding, message in (
+            ("latin-1", "not UTF-8 text: byte 0xe9 at offset"),
+            ("utf-16", "UTF-16 text; only UTF-8"),
+            ("utf-32", "UTF-32 text; only UTF-8"),
+        ):
+            file.write_text(text, encoding=encoding)
+            with pytest.raises(ValueError, match=f"{name}: {message}"):
+                read_passages(file)
 
 
 def test_command(tiny_path: Path, tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_wrong_sessions(llama: Llama) -> None:
         Sequences(llama, 2**31 - 1)
     with pytest.raises(ValueError, match="threads is 0; it must be 1 to 256"):
         model(Shape(), threads=0)
-    with pytest.raises(ValueError, match="unknown instruction set 'mmx'"):
+    with pytest.raises(ValueError, match="unknown isa 'mmx'"):
         model(Shape(), isa="mmx")
 
 

@@ -281,7 +281,7 @@ def test_as_a_command(folder: Path, tasks: Path, tmp_path: Path) -> None:
         [sys.executable, "-m", "pyllama2c.harness", "run", "--model", "pyllama2c", "--model_args",
          arguments, "--tasks", "tiny_choice", "--include_path", str(tasks), "--batch_size", "auto",
          "--output_path", str(tmp_path), "--limit", "4"],
-        cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, timeout=300,
+        cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert "|tiny_choice|" in done.stdout

@@ -218,7 +218,7 @@ def test_two_processes_at_once(registry: hub.Registry, tmp_path: Path) -> None:
     """
     command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "registry.json")]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, cwd=DATA) for _ in range(4)]
-    assert [process.communicate(timeout=60)[0] for process in running] == [CHECKPOINT] * 4
+    assert [process.communicate(timeout=600)[0] for process in running] == [CHECKPOINT] * 4
     assert [process.returncode for process in running] == [0] * 4
     assert [p.name for p in hub.cache_folder().iterdir()] == ["tiny.bin"]
 

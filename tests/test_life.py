@@ -121,23 +121,23 @@ def test_ctrl_c_in_the_middle(tiny_path: Path) -> None:
         assert process.stdout.readline() == "ready\n"
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=60)[0] == "usable\n"
+        assert process.communicate(timeout=600)[0] == "usable\n"
     assert process.returncode == 0
 
 
 def test_cancel_from_another_thread(tiny_path: Path) -> None:
     with Llama(tiny_path) as llama:
 
-        def slow(tokens: list[int], logits: object) -> None:
-            time.sleep(0.02)
+        def cancel_at_the_fifth(tokens: list[int], logits: np.ndarray) -> None:
+            logits[1:3] = -np.inf
+            if len(tokens) == 7:
+                other = threading.Thread(target=story.cancel)
+                other.start()
+                other.join()
 
-        story = llama.generate([1, 5], logits_processor=slow, seed=1)
-        timer = threading.Timer(0.05, story.cancel)
-        timer.start()
+        story = llama.generate([1, 5], logits_processor=cancel_at_the_fifth, seed=1)
         story.read()
-        timer.join()
-        assert story.finish_reason in ("cancelled", "stop")
-        assert len(story.tokens) < 60
+        assert story.finish_reason == "cancelled" and len(story.tokens) <= 6
 
 
 def test_cancel_at_any_moment(tiny_path: Path) -> None:

@@ -97,6 +97,57 @@ def test_the_embedded_model_travels() -> None:
     assert sizes["storyteller.bin"] + sizes["tokenizer.bin"] < 3_000_000
 
 
+def in_a_clone(tmp_path: Path, header: bytes, version: str) -> subprocess.CompletedProcess[str]:
+    """`import pyllama2c` where the source has another folder than the engine, as in a clone after
+    `pip install .`."""
+    clone, site = tmp_path / "clone", tmp_path / "site"
+    shutil.copytree(ROOT / "pyllama2c", clone / "pyllama2c", ignore=shutil.ignore_patterns("*.so"))
+    shutil.copytree(Path(pyllama2c.__file__).parent, site / "pyllama2c")
+    shutil.copy(_llama2c.__file__, site / "pyllama2c")
+    shutil.copytree(ROOT / "models", site / "pyllama2c" / "models", dirs_exist_ok=True)
+    (clone / "csrc").mkdir()
+    (clone / "csrc" / "llama2c.h").write_bytes(header)
+    code = clone / "pyllama2c" / "__init__.py"
+    code.write_text(code.read_text().replace(f'"{pyllama2c.__version__}"', f'"{version}"'))
+    told = (
+        "import pyllama2c, pyllama2c.models, sys; print(pyllama2c.__file__)\n"
+        "print(len(pyllama2c.Llama().generate(seed=1, max_tokens=9).read()) > 9)"
+    )
+    # No installation but that one: neither this environment's own nor an editable one.
+    paths = [str(site), *(path for path in sys.path if path.endswith("-packages"))]
+    command = [sys.executable, "-S", "-c", told]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    return subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True)
+
+
+def test_import_in_the_clone(tmp_path: Path) -> None:
+    header, version = (CSRC / "llama2c.h").read_bytes(), pyllama2c.__version__
+    done = in_a_clone(tmp_path / "same", header, version)
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path / "same" / "clone") in done.stdout and "True" in done.stdout
+    for name, older in (("header", (header + b"/* */", version)), ("version", (header, "9.9"))):
+        refused = in_a_clone(tmp_path / name, *older)
+        assert refused.returncode == 1
+        assert "the installed engine is older: pip install . again" in refused.stderr
+
+
+@pytest.mark.parametrize("free_threaded", [0, 1])
+def test_the_limited_api(free_threaded: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Free-threaded Python has none."""
+    import runpy
+    import sysconfig
+
+    setuptools = pytest.importorskip("setuptools")
+    asked: list[dict[str, object]] = []
+    real = sysconfig.get_config_var
+    fake = {"Py_GIL_DISABLED": free_threaded}
+    monkeypatch.setattr(sysconfig, "get_config_var", lambda name: fake.get(name, real(name)))
+    monkeypatch.setattr(setuptools, "setup", lambda **options: asked.append(options))
+    runpy.run_path(str(ROOT / "setup.py"))
+    options = {} if free_threaded else {"bdist_wheel": {"py_limited_api": "cp310"}}
+    assert asked[0]["options"] == options
+
+
 @pytest.mark.skipif(not os.environ.get("CI"), reason="builds a wheel; set CI=1 to run it")
 def test_wheel_and_sdist(tmp_path: Path) -> None:
     done = subprocess.run(

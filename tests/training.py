@@ -65,7 +65,7 @@ def stories() -> list[str]:
 
 def script(name: str, run: Path, *arguments: str) -> str:
     """Runs a command of the recipe; returns what it printed."""
-    done = run_python(str(TRAINING / name), str(run), *arguments, timeout=300)
+    done = run_python(str(TRAINING / name), str(run), *arguments, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

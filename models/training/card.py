@@ -44,11 +44,11 @@ def told(llama: Llama, count: int, seed: int) -> list[Completion]:
 
 
 def rows_of_bits(models: list[tuple[str, Llama]], passages: list[str]) -> Iterator[str]:
-    yield "| model | parameters | bits per byte | passages cut |"
+    yield "| model | parameters | bits per byte | longer than the context |"
     yield "|---|---:|---:|---:|"
     for name, llama in models:
         result = evaluate(llama, passages)
-        yield f"| {name} | {llama.n_parameters:,} | {result.bits_per_byte:.4f} | {result.cut} |"
+        yield f"| {name} | {llama.n_parameters:,} | {result.bits_per_byte:.4f} | {result.long} |"
 
 
 def rows_of_variety(sampled: list[str], real: list[str]) -> Iterator[str]:

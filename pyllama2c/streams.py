@@ -1,0 +1,67 @@
+"""Standard streams of the commands, which may be closed, full, or read by nobody."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+# Control characters that a model could use to play with the terminal; run.c leaves them out, too.
+_CONTROL = dict.fromkeys([*range(9), *range(14, 32), 127, *range(128, 160)])
+
+
+def open_closed() -> None:
+    """Where the shell closed a stream (`>&-`), Python has none, and the next file that is opened
+    takes its number. Instead: an input that is at its end, an output that fails to be written,
+    messages that nobody sees."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # the lowest number that is free is the one that open gives
+            os.open(os.devnull, os.O_WRONLY if number == 2 else os.O_RDONLY)
+            os.set_inheritable(number, True)
+    if sys.stdin is None:
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # still a BrokenPipeError, if it is one: by its number
+        raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+def write(text: str) -> None:
+    """Story text, as soon as it is there."""
+    with _named():
+        sys.stdout.write(text.translate(_CONTROL))
+        sys.stdout.flush()
+
+
+def show(text: object) -> None:
+    """A command's result. What cannot be written is the command's error, not Python's at exit."""
+    with _named():
+        print(text, flush=True)
+
+
+def say(text: str, end: str = "\n") -> None:
+    """To standard error; no story fails because nobody can be told about it."""
+    with suppress(OSError):
+        print(text, end=end, file=sys.stderr, flush=True)
+
+
+def give_up_stdout() -> None:
+    """What it still holds cannot be written: Python need not try when it exits."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
