@@ -80,11 +80,10 @@ class Layout:
 
     def through_convert(self, folder: Path) -> BaseTokenizer:
         from pyllama2c.convert.sentencepiece_model import read_sentencepiece
-        from pyllama2c.convert.writer import check_vocabulary
 
         path = folder / "tokenizer.model"
         path.write_bytes(self.proto())
-        return check_vocabulary(read_sentencepiece(path, len(self.pieces)))
+        return as_opened(read_sentencepiece(path, len(self.pieces)))
 
     def tokenizer_bin(self) -> bytes:
         """As llama2.c's tokenizer.py exports it."""

@@ -58,7 +58,7 @@ def write_gguf(model: Llama, run: Run, target: Path) -> None:
     from pyllama2c.convert.layout import weights
     from pyllama2c.convert.sentencepiece_model import read_sentencepiece
     from pyllama2c.convert.tensors import Given, Tensor
-    from pyllama2c.convert.writer import write_gguf
+    from pyllama2c.convert.writer import lay_out, write_gguf
 
     c: LlamaConfig = model.config
     config = ModelConfig(
@@ -81,7 +81,8 @@ def write_gguf(model: Llama, run: Run, target: Path) -> None:
         name = weight_name(weight.meta)
         tensors[f"{weight.gguf}.weight"] = Given(name, _array(state[name]))
     vocabulary = read_sentencepiece(run.tokenizer / "tokenizer.model", c.vocab_size)
-    write_gguf(target, config, tensors, vocabulary, "int8", name=run.out.name, progress=True)
+    layout = lay_out(config, tensors, vocabulary, "int8", name=run.out.name)
+    write_gguf(target, layout, progress=True)
 
 
 def main() -> None:
