@@ -142,7 +142,8 @@ def alternatives(
     plan: Plan, against: list[Limit], dtype: str, kv_dtype: str, n_ctx: int
 ) -> Iterator[dict[str, Any]]:
     """Options of Llama that fit, the ones that change least first: a smaller cache, a shorter
-    context, smaller weights."""
+    context, smaller weights. They still fit when the process has grown a little since."""
+    against = [limit._replace(free=limit.free - limit.free // _NOT_COUNTED) for limit in against]
     smaller = () if dtype == RUNQ else ("int8", "int4")
     wanted = [name for name in (dtype, *smaller) if (name, kv_dtype) in plan.needs]
     shortened = False  # which a smaller dtype need not be as well

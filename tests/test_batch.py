@@ -275,7 +275,7 @@ PARTS: dict[str, st.SearchStrategy[Any]] = {
     "temperature": st.sampled_from([0.0, 0.7, 1.0]),
     "repetition_penalty": st.sampled_from([1.0, 1.3]),
     "stop": st.lists(st.sampled_from(["a", "b", "ab", "é", " "]), max_size=2),
-    "stop_tokens": st.one_of(st.none(), st.lists(st.integers(-1, 400), max_size=30)),
+    "stop_tokens": st.one_of(st.none(), st.lists(st.integers(0, 400), max_size=30)),
     "logits_processor": st.sampled_from([0, 0, 0, 1, 2, 3, 4]).map(_processor),
 }
 

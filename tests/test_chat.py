@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,14 @@ from pyllama2c.cli import main
 from pyllama2c.conversation import Conversation
 
 FULL = "the context of 96 positions is full"
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard() -> Iterator[None]:
+    """A shell's script has what it puts in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def talk(monkeypatch: pytest.MonkeyPatch, path: Path, data: bytes, *flags: str) -> int:

@@ -247,11 +247,11 @@ def test_llama_2(tmp_path: Path) -> None:
     """Llama 2's tokenizer.model as GGUF has the ids of its tokenizer.bin."""
     gguf = pytest.importorskip("gguf", reason="needs the gguf package")
     from pyllama2c.convert.sentencepiece_model import read_sentencepiece
-    from pyllama2c.convert.writer import _add_vocabulary
+    from pyllama2c.convert.writer import add_vocabulary
 
     path = tmp_path / "vocabulary.gguf"
     writer = gguf.GGUFWriter(path, "llama")
-    _add_vocabulary(writer, read_sentencepiece(real_file("llama2_tokenizer.model"), 32000))
+    add_vocabulary(writer, read_sentencepiece(real_file("llama2_tokenizer.model"), 32000))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()

@@ -118,6 +118,7 @@ try:
 except MemoryError as error:
     assert isinstance(error, OutOfMemoryError)
     message = str(error)
+more = bytearray(2 << 20)  # what is recommended is true a moment later as well
 context = int(message.split("context=")[1].split(";")[0])
 with Llama(path, context=context) as llama:
     llama.logits([1, 5, 6])

@@ -219,6 +219,7 @@ def test_a_forked_child_has_its_own() -> None:
         # a rendering that is under way in another thread
         "from pyllama2c import chat_template; import threading\n"
         "from test_chat_template import parts\n"
+        "threading.excepthook = lambda _: None\n"  # it may yet hear that its process ended
         "threading.Thread(target=parts, args=('{{ 7**10**9 }}',), daemon=True).start()\n"
         "while not PROCESS._lock.locked(): pass",
     ],
