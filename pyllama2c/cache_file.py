@@ -100,5 +100,6 @@ def load(path: str | os.PathLike[str], session: Session, config: Config, fingerp
     if len(state) != _state_bytes(config, n, version):
         raise CacheFileError(f"{path}: changed while it was read")
     err = new_error()
+    session.fed = []  # Ctrl-C may come as the call ends
     check(lib.l2c_session_load(session.handle, n, state, err), err)
     session.fed = list(tokens)

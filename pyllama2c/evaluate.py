@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyllama2c.recognize import PROSE, expect
+from pyllama2c.score import perplexity
 
 if TYPE_CHECKING:
     from pyllama2c.model import Llama
@@ -74,7 +75,7 @@ def _read_text(path: Path) -> str:
 def _from_json(path: str | os.PathLike[str], text: str) -> list[str]:
     try:
         data: Any = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
     if isinstance(data, dict):
         data = data.get("passages")
@@ -103,7 +104,7 @@ def evaluate(llama: Llama, passages: Iterable[str]) -> Evaluation:
         tokens=n_tokens,
         bytes=n_bytes,
         bits_per_byte=total / math.log(2) / n_bytes if n_bytes else math.nan,
-        perplexity=math.exp(total / n_tokens) if n_tokens else math.nan,
+        perplexity=perplexity(total, n_tokens),
     )
 
 

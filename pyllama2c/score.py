@@ -36,6 +36,14 @@ class Score(NamedTuple):
     """whether every token that has a logprob is the likeliest one, as temperature 0 picks it"""
 
 
+def perplexity(surprise: float, n_tokens: int) -> float:
+    """Of `n_tokens` that surprise by so many nats together; infinite beyond what a float holds."""
+    try:
+        return math.exp(surprise / n_tokens) if n_tokens else math.nan
+    except OverflowError:
+        return math.inf
+
+
 def make_score(
     tokens: list[int], logprobs: list[float | None], greedy: bool, n_bytes: int
 ) -> Score:
@@ -46,7 +54,7 @@ def make_score(
         tokens=tokens,
         logprobs=logprobs,
         total=total,
-        perplexity=math.exp(-total / len(scored)) if scored else math.nan,
+        perplexity=perplexity(-total, len(scored)),
         bits_per_byte=-total / math.log(2) / n_bytes if scored and n_bytes else math.nan,
         greedy=greedy,
     )

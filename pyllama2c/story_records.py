@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pyllama2c.model import Llama
 
 _BEGINNING = b'{"index": '
+_NUMBERS = re.compile(rb'\{"index": \d+, "seed": \d+')
 _LONGEST_LINE = 1 << 26
 _DEFAULTS: dict[str, Any] = json.loads(
     json.dumps({**(make_request.__kwdefaults__ or {}), "kv_dtype": "float32"})
@@ -99,8 +101,22 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return record if record["index"] >= 0 and 0 <= record["seed"] < 2**64 else None
 
 
-def _begins_like_ours(line: bytes, after_others: bool) -> bool:
-    return line.startswith(_BEGINNING) or (after_others and _BEGINNING.startswith(line))
+def _is_cut(line: bytes, prompt: str, after_others: bool) -> bool:
+    """Whether a last line is one of ours that a kill cut short: no JSON yet, and as far as it goes
+    what we write. Alone in its file it must say enough."""
+    try:
+        json.loads(line)
+        return False
+    except (ValueError, RecursionError):
+        pass
+    if len(line) < len(_BEGINNING) and not after_others:
+        return False
+    numbers = _NUMBERS.match(line)
+    if numbers is None:
+        return b'{"index": 0, "seed": '.startswith(re.sub(rb"\d+", b"0", line))
+    said = json.dumps(prompt, ensure_ascii=False).encode()
+    rest, ours = line[numbers.end() :], b', "prompt": ' + said + b', "'
+    return ours.startswith(rest) or rest.startswith(ours)
 
 
 class Held(NamedTuple):
@@ -124,7 +140,7 @@ def read_stories(file: BinaryIO, path: str, expected: dict[str, Any]) -> Held:
         record = _parse(line)
         if record is None:
             cut = not line.endswith(b"\n") and not file.read(1)
-            if cut and _begins_like_ours(line, after_others=number > 1):
+            if cut and _is_cut(line, expected["prompt"], after_others=number > 1):
                 break
             kind = kind_of_file(path)
             if number == 1 and kind is not None and kind not in JSON:

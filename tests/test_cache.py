@@ -6,12 +6,14 @@ import os
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gguf_files import model_file
 from tiny import MATRICES, Shape, TinyLlama
 
 from pyllama2c import CacheFileError, Llama
+from pyllama2c._ffi import check
 from pyllama2c.engine import Engine, open_buffer
 
 
@@ -60,6 +62,26 @@ def test_saved_and_loaded(llama: Llama, tmp_path: Path) -> None:
         assert story.read() == expected.read()
         assert story.stats.cached_tokens >= len(tokens) - 1
     assert [p.name for p in tmp_path.iterdir()] == ["prompt.cache"]
+
+
+def test_interrupted_while_it_loads(
+    llama: Llama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python hears of Ctrl-C when the C call is over: the session holds other keys by then."""
+    path = tmp_path / "prompt.cache"
+    llama.save_cache(path, "bcd a bcd a bcd a")
+    fresh = Llama(llama.path)
+    first = fresh.generate("abc de abc de", seed=3, max_tokens=9).read()
+
+    def interrupted(*arguments: Any) -> None:
+        check(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pyllama2c.cache_file.check", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fresh.load_cache(path)
+    again = fresh.generate("abc de abc de", seed=3, max_tokens=9)
+    assert again.read() == first and again.stats.cached_tokens == 0
 
 
 def test_hostile_files(llama: Llama, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from conftest import SHARED, real_file, run_python
 
 from pyllama2c import Llama
 from pyllama2c.evaluate import evaluate, read_passages
+from pyllama2c.score import make_score
 
 
 def test_sums_over_passages(llama: Llama) -> None:
@@ -39,6 +40,7 @@ def test_files(tmp_path: Path) -> None:
         assert read_passages(file) == ["one", "two"]
     for wrong, message in (
         ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
         ("[1]", "neither a list of strings"),
         ("{}", "neither a list of strings"),
         ("[]", "no text in it"),
@@ -63,6 +65,11 @@ def test_encodings(tmp_path: Path) -> None:
             file.write_text(text, encoding=encoding)
             with pytest.raises(ValueError, match=f"{name}: {message}"):
                 read_passages(file)
+
+
+def test_a_model_that_is_surer_than_a_float_can_say() -> None:
+    score = make_score([1, 2], [None, -1e5], False, 1)
+    assert score.perplexity == math.inf and score.bits_per_byte == pytest.approx(1e5 / math.log(2))
 
 
 def test_command(tiny_path: Path, tmp_path: Path) -> None:
