@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pyllama2c import validate
 from pyllama2c.arguments import COMMANDS, as_run_c_pairs, build_parser
 from pyllama2c.errors import Llama2cError, in_words
 from pyllama2c.progress import watched
@@ -16,6 +17,9 @@ from pyllama2c.streams import give_up_stdout, open_closed, say, show, write
 
 if TYPE_CHECKING:
     from pyllama2c.model import Llama
+
+_MOST_STORIES = 10_000_000
+"""of one file; a list of those that are missing is kept in memory"""
 
 
 def _load(arguments: argparse.Namespace) -> Llama:
@@ -90,9 +94,12 @@ def _story(llama: Llama, arguments: argparse.Namespace) -> int:
 
 def _stories(llama: Llama, arguments: argparse.Namespace) -> int:
     from pyllama2c.jsonl import write_stories
+    from pyllama2c.session import MAX_ROWS
 
-    if arguments.stories is None or arguments.jsonl is None or arguments.stories < 1:
-        raise ValueError("-N (1 or more) and --jsonl belong together")
+    if arguments.stories is None or arguments.jsonl is None:
+        raise ValueError("-N and --jsonl belong together")
+    validate.integer("-N", arguments.stories, 1, _MOST_STORIES)
+    validate.integer("--batch", arguments.batch, 1, MAX_ROWS)
     prompt = arguments.prompt or ""
     used = len(llama.tokenizer.encode_prompt(os.fsencode(prompt)))
     steps = steps_of(arguments, llama.config.seq_len)
@@ -166,7 +173,7 @@ def _quantize(arguments: argparse.Namespace) -> int:
     from pyllama2c.quantize import quantize_file
 
     size = quantize_file(arguments.source, arguments.target)
-    show(f"{arguments.target}: {size:,} bytes")
+    say(f"{arguments.target}: {size:,} bytes")  # the target may be standard output
     return 0
 
 
@@ -180,7 +187,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         tokenizer=not arguments.no_tokenizer,
         progress=watched(),
     )
-    show(f"{arguments.target}: {size:,} bytes")
+    say(f"{arguments.target}: {size:,} bytes")  # the target may be standard output
     return 0
 
 

@@ -6,6 +6,7 @@ import codecs
 import json
 import math
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -59,7 +60,10 @@ _ENCODINGS = (
 
 def _read_text(path: Path) -> str:
     """UTF-8, whose byte order mark is no text."""
-    data = path.read_bytes()
+    with path.open("rb") as file:
+        if stat.S_ISCHR(os.fstat(file.fileno()).st_mode) and not file.isatty():
+            raise ValueError(f"{path}: a device, which may have no end; name a file of text")
+        data = file.read()
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

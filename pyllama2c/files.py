@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -22,7 +23,8 @@ def whole_file(target: Path) -> Iterator[BinaryIO]:
     stays. Others may write the same target meanwhile: the last one to end wins, whole.
 
     It gets the permissions that `open` would give. A symbolic link stays one, and what it leads to
-    is written. A pipe or device gets the bytes at the end, all or none. OSError names the target.
+    is written. A pipe, a device or an open stream (/dev/stdout) gets the bytes at the end, all or
+    none, behind what it has. OSError names the target.
     """
     try:
         there = os.stat(target)
@@ -30,7 +32,7 @@ def whole_file(target: Path) -> Iterator[BinaryIO]:
         there = None
     if there is not None and stat.S_ISDIR(there.st_mode):
         raise IsADirectoryError(errno.EISDIR, "is a folder; name the file to write", str(target))
-    if there is not None and not stat.S_ISREG(there.st_mode):
+    if there is not None and (not stat.S_ISREG(there.st_mode) or _is_a_stream(target)):
         with _through(target) as file:
             yield file
     else:
@@ -38,12 +40,24 @@ def whole_file(target: Path) -> Iterator[BinaryIO]:
             yield file
 
 
+def _is_a_stream(target: Path) -> bool:
+    """Whether this is /dev/stdout, /dev/fd/3 or the like, and not the file that it leads to."""
+    path = target
+    for _ in range(40):  # links, as many as Linux follows
+        if re.fullmatch(r"/proc/\d+(/task/\d+)?/fd", os.path.realpath(path.parent)):
+            return True
+        if not path.is_symlink():
+            return False
+        path = path.parent / os.readlink(path)
+    return False
+
+
 @contextmanager
 def _through(target: Path) -> Iterator[BinaryIO]:
     with tempfile.NamedTemporaryFile() as file:
         yield file  # type: ignore[misc]  # a wrapper that does what a BinaryIO does
         file.seek(0)
-        with _errors_of(target, target), target.open("wb") as pipe:
+        with _errors_of(target, target), target.open("ab") as pipe:
             shutil.copyfileobj(file, pipe)
 
 

@@ -41,7 +41,9 @@ def new_sampler(
     sampler = ffi.new("l2c_sampler *")
     lib.l2c_sampler_init(sampler, validate.integer("seed", seed, 0, _MAX_SEED, "0 to 2**64 - 1"))
     number = validate.number
-    sampler.temperature = number("temperature", temperature, 0.0, _FLOAT_MAX, "0 or more")
+    sampler.temperature = number(
+        "temperature", temperature, 0.0, _FLOAT_MAX, f"0 to {_FLOAT_MAX:.2g}"
+    )
     sampler.top_p = number("top_p", top_p, 0.0, 1.0, "0 to 1")
     sampler.top_k = validate.integer("top_k", top_k, 0, 2**31 - 1, "0 to 2**31 - 1")
     sampler.min_p = number("min_p", min_p, 0.0, 1.0, "0 to 1")

@@ -85,7 +85,7 @@ def test_prompts_that_are_not_utf8(tiny_path: Path) -> None:
         (["no-such-model"], 1, "no file and no known model is called 'no-such-model'"),
         (["./no-such.bin"], 1, "error: no-such.bin: No such file or directory"),
         (["/"], 1, "checkpoint is a directory"),
-        (["--temperature", "-1"], 1, "temperature is -1.0; it must be 0 or more"),
+        (["--temperature", "-1"], 1, "temperature is -1.0; it must be 0 to 3.4e+38"),
         (["-t", "nan"], 1, "temperature is nan"),
         (["--top-p", "2"], 1, "top_p is 2.0; it must be 0 to 1"),
         (["--seed", "-3"], 1, "seed is -3"),

@@ -96,3 +96,8 @@ def test_held_out_stories() -> None:
     assert exact.passages == 283
     assert exact.bits_per_byte == pytest.approx(0.857, abs=0.001)
     assert rounded.perplexity < 1.005 * exact.perplexity
+
+
+def test_a_device_without_an_end_is_refused() -> None:
+    with pytest.raises(ValueError, match="/dev/zero: a device, which may have no end"):
+        read_passages("/dev/zero")

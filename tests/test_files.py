@@ -275,3 +275,16 @@ def test_the_command_names_files_without_noise(tmp_path: Path) -> None:
         assert shown.returncode == 1
         assert shown.stderr.startswith(f"pyllama2c: error: {message}"), shown.stderr
         assert "Errno" not in shown.stderr and ".part" not in shown.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs Linux's /proc")
+def test_an_open_stream_is_added_to(tmp_path: Path) -> None:
+    """`quantize model.bin /dev/stdout >> file`: it keeps what it had, then has the model."""
+    source, target = tmp_path / "model.bin", tmp_path / "all.txt"
+    source.write_bytes(TinyLlama.random(Shape(dim=32, hidden_dim=64)).v0())
+    quantize_file(source, tmp_path / "alone.bin")
+    target.write_bytes(b"keep\n")
+    command = [sys.executable, "-m", "pyllama2c", "quantize", str(source), "/dev/stdout"]
+    with target.open("ab") as file:
+        subprocess.run(command, stdout=file, check=True, timeout=600)
+    assert target.read_bytes() == b"keep\n" + (tmp_path / "alone.bin").read_bytes()

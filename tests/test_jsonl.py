@@ -397,3 +397,19 @@ def test_a_progress_bar_on_a_terminal(tiny_path: Path, tmp_path: Path) -> None:
         shown += part
     os.close(master)
     assert process.wait(timeout=60) == 0 and b"3/3" in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["-N", "99999999999999999999"], "-N is 99999999999999999999; it must be 1 to 10000000"),
+        (["-N", "0"], "-N is 0"),
+        (["-N", "3", "--batch", "0"], "--batch is 0; it must be 1 to 256"),
+    ],
+)
+def test_numbers_are_checked_before_the_file_is_made(
+    flags: list[str], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "new.jsonl"
+    done = run_python("-m", "pyllama2c", "generate", "--jsonl", str(path), *flags, check=False)
+    assert (done.returncode, path.exists()) == (1, False) and message in done.stderr
