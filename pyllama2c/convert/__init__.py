@@ -80,6 +80,6 @@ def convert(
     vocabulary = read_vocabulary(source, config.vocab_size) if tokenizer else None
     name = os.fsencode(source.resolve().name).decode("utf-8", "replace")
     layout = lay_out(config, tensors, vocabulary, dtype, name=name)
-    check_opens(layout, target, source)
+    check_opens(layout, target, source, source if vocabulary is None else vocabulary.path)
     write_gguf(target, layout, progress=progress)
     return layout.size

@@ -37,8 +37,9 @@ def check_target(target: Path, source: Path) -> None:
             raise FileExistsError(errno.EEXIST, "is a file of the model's folder", str(target))
 
 
-def check_opens(layout: Layout, target: Path, source: Path) -> None:
-    """The errors that opening the file would raise, and using its tokenizer and chat template.
+def check_opens(layout: Layout, target: Path, source: Path, tokenizer_file: Path) -> None:
+    """The errors that opening the file would raise, and using its tokenizer and chat template; they
+    name what those were read from.
 
     OSError where the disk has no room for it.
     """
@@ -46,7 +47,7 @@ def check_opens(layout: Layout, target: Path, source: Path) -> None:
     config = plan_buffer(ffi.from_buffer(image), path=str(source)).config
 
     def open_gguf() -> Gguf:
-        return Gguf.from_buffer(image, str(source))
+        return Gguf.from_buffer(image, str(tokenizer_file))
 
     if not has_tokenizer(open_gguf()):
         return
