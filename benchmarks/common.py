@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -78,13 +79,16 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def processor() -> str:
-    """The processor's name as the system has it."""
+    """The processor's name, with the family and model that tell generations apart."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        pairs = re.findall(r"^([^\t:]+)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+        pairs = []
+    facts = dict(reversed(pairs))
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" not in facts:
+        return name
+    return f"{name} (family {facts['cpu family']}, model {facts.get('model')})"
 
 
 def about() -> dict[str, Any]:

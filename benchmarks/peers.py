@@ -18,15 +18,11 @@ its infer request. Ratios are taken round by round, so that drift of the machine
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import multiprocessing
 import os
-import platform
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from importlib import metadata
@@ -38,9 +34,10 @@ from typing import Any
 
 import convert
 import numpy as np
+from common import finish, model_files, parser, processor
 
 from pyllama2c import Llama
-from pyllama2c.bench import SHAPES, read_bandwidth, synthetic_files
+from pyllama2c.bench import SHAPES, read_bandwidth
 from pyllama2c.quantize import quantize_file
 
 FIRST_BYTE, SPACE, FIRST_WORD = 3, 259, 260
@@ -501,8 +498,8 @@ def measure(a: argparse.Namespace, s: Setup, result: dict[str, Any]) -> None:
 
 def to_text(r: dict[str, Any]) -> str:
     lines = [
-        f"{r['shape']}, {r['threads']} thread(s), {r['cpu']}, {r['isa']}, median of {r['rounds']} "
-        "round(s)",
+        f"{r['shape']}, {r['threads']} thread(s), {processor()}, {r['isa']}, "
+        f"median of {r['rounds']} round(s)",
         NOTE,
     ]
     for mode, figures in r["scenarios"].items():
@@ -526,17 +523,6 @@ def to_text(r: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def cpu() -> str:
-    """The processor's name, and the family and model that tell generations apart."""
-    try:
-        pairs = re.findall(r"^([^\t:]+)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        return platform.processor() or platform.machine()
-    facts = dict(reversed(pairs))
-    name = facts.get("model name", platform.machine())
-    return f"{name} (family {facts.get('cpu family')}, model {facts.get('model')})"
-
-
 def versions() -> dict[str, str]:
     names = "pyllama2c numpy llama_cpp_python gguf openvino optimum-intel nncf ctranslate2"
     out = {}
@@ -553,32 +539,23 @@ def words(text: str) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--run", action="append", default=[], metavar="NAME=PATH")
-    parser.add_argument("--runq", action="append", default=[], metavar="NAME=PATH")
-    parser.add_argument("--shape", choices=SHAPES, default="stories15M")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", type=words, default=["decode", "batch", "prefill"])
-    parser.add_argument("--engines", type=words, metavar="PART,...", help="parts of their names")
-    parser.add_argument("--tokens", type=int, default=200, help="of a decoded story")
-    parser.add_argument("--batch", type=int, default=64, help="stories of a batch")
-    parser.add_argument("--batch-tokens", type=int, default=100, help="of each story of a batch")
-    parser.add_argument("--prompt", type=int, default=200, help="tokens of a prefill")
-    parser.add_argument("--limit", type=float, default=120, help="seconds a turn may take")
-    parser.add_argument("--json", metavar="PATH")
-    a = parser.parse_args()
+    made = parser(__doc__, rounds=5)
+    made.add_argument("--run", action="append", default=[], metavar="NAME=PATH")
+    made.add_argument("--runq", action="append", default=[], metavar="NAME=PATH")
+    made.add_argument("--threads", type=int, default=2)
+    made.add_argument("--only", type=words, default=["decode", "batch", "prefill"])
+    made.add_argument("--engines", type=words, metavar="PART,...", help="parts of their names")
+    made.add_argument("--tokens", type=int, default=200, help="of a decoded story")
+    made.add_argument("--batch", type=int, default=64, help="stories of a batch")
+    made.add_argument("--batch-tokens", type=int, default=100, help="of each story of a batch")
+    made.add_argument("--prompt", type=int, default=200, help="tokens of a prefill")
+    made.add_argument("--limit", type=float, default=120, help="seconds a turn may take")
+    a = made.parse_args()
     if unknown := set(a.only) - {"decode", "batch", "prefill"}:
-        parser.error(f"--only: {', '.join(unknown)}?")
+        made.error(f"--only: {', '.join(unknown)}?")
     os.environ |= {"OMP_NUM_THREADS": str(a.threads), "HF_HUB_OFFLINE": "1"}
-    now = datetime.datetime.now(datetime.timezone.utc)
     result: dict[str, Any] = {
-        "machine": platform.platform(),
-        "cpu": cpu(),
         "isa": "",
-        "date": now.isoformat(timespec="seconds"),
         "shape": a.shape,
         "threads": a.threads,
         "rounds": a.rounds,
@@ -592,13 +569,10 @@ def main() -> None:
         "skipped": {},
         "versions": versions(),
     }
-    with tempfile.TemporaryDirectory() as folder:
-        model, tokenizer = synthetic_files(a.shape, Path(folder))
+    with model_files(a.shape) as (model, tokenizer):
         positions = max(a.tokens, a.batch_tokens + 1, a.prompt, 50) + 1
         measure(a, Setup(model, tokenizer, a.threads, positions), result)
-    print(to_text(result))
-    if a.json:
-        Path(a.json).write_text(json.dumps(result, indent=2) + "\n")
+    finish(a, result, to_text(result))
 
 
 if __name__ == "__main__":
