@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pyllama2c import Llama
 from pyllama2c.config import Config
-from pyllama2c.quantize import _tensors
+from pyllama2c.quantize import stored_tensors
 
 PIECE = "w%d"
 RMS_EPS, ROPE_THETA = 1e-5, 10000.0  # run.c's constants
@@ -25,7 +25,12 @@ Array = NDArray[np.float32]
 
 def _read(model: Path) -> tuple[Config, dict[str, Array]]:
     with Llama(model, speculative=False) as llama:
-        return llama.config, _tensors(model, llama.config)
+        c = llama.config
+    stored = stored_tensors(c).items()
+    return c, {
+        name: np.memmap(model, np.float32, "r", at, (n_layers, size))
+        for name, (at, n_layers, size) in stored
+    }
 
 
 def _pieces(c: Config) -> list[str]:

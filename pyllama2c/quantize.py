@@ -39,7 +39,7 @@ def quantize_groups(
     return q.reshape(-1), largest / np.float32(127)
 
 
-class _Stored(NamedTuple):
+class Stored(NamedTuple):
     """Where a tensor's float32 weights are in the file, layer after layer."""
 
     at: int
@@ -48,7 +48,8 @@ class _Stored(NamedTuple):
     """of a layer, weights"""
 
 
-def _layout(c: Config) -> dict[str, _Stored]:
+def stored_tensors(c: Config) -> dict[str, Stored]:
+    """The tensors of a float32 checkpoint, in file order."""
     kv, layers = c.n_kv_heads * c.head_size, c.n_layers
     shapes = {
         "embedding": (1, c.vocab_size * c.dim),
@@ -71,11 +72,11 @@ def _layout(c: Config) -> dict[str, _Stored]:
         order = [*norms, *(name for name in order if name not in [*norms, "rope"])]
     if c.shared_classifier:
         order.remove("classifier")
-    out: dict[str, _Stored] = {}
+    out: dict[str, Stored] = {}
     at = _HEADER[c.version]
     for name in order:
         n_layers, size = shapes[name]
-        out[name] = _Stored(at, n_layers, size)
+        out[name] = Stored(at, n_layers, size)
         at += 4 * n_layers * size
     return out
 
@@ -94,7 +95,7 @@ def _pieces(file: BinaryIO, c: Config, size: int) -> Iterator[bytes]:
     fields = (c.dim, c.hidden_dim, c.n_layers, c.n_heads, c.n_kv_heads, c.vocab_size, c.seq_len)
     header = struct.pack("<Ii7iBi", _MAGIC, 2, *fields, c.shared_classifier, size)
     yield header.ljust(256, b"\0")
-    tensors = _layout(c)
+    tensors = stored_tensors(c)
     for name in ("attention_norm", "ffn_norm", "final_norm"):
         norm = tensors[name]
         yield _read(file, norm.at, norm.n_layers * norm.size).tobytes()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import os
 import re
 import shutil
@@ -173,3 +175,16 @@ def test_wheel_and_sdist(tmp_path: Path) -> None:
         "csrc/forward.c",
         "models/storyteller.bin",
     } <= source
+
+
+@pytest.mark.skipif(not (ROOT / "benchmarks").exists(), reason="needs the source folder")
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.stem)
+def test_benchmarks_can_be_imported(path: Path) -> None:
+    """What they take from the package is there; packages that they measure may be missing."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pyllama2c"):
+            source = importlib.import_module(str(node.module))
+            for name in node.names:
+                assert hasattr(source, name.name) or importlib.import_module(
+                    f"{node.module}.{name.name}"
+                )
