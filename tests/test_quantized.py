@@ -163,7 +163,7 @@ def test_command(tmp_path: Path) -> None:
     source.write_bytes(TinyLlama.random(Shape()).v0())
     (tmp_path / "tokenizer.bin").write_bytes(tokenizer_file())
     done = run_python("-m", "pyllama2c", "quantize", str(source), str(target))
-    assert done.returncode == 0 and str(target) in done.stdout, done.stderr
+    assert done.returncode == 0 and str(target) in done.stderr, done.stderr
     told = [
         run_python("-m", "pyllama2c", str(path), "--dtype", "int8", "-t", "0", "-n", "20").stdout
         for path in (source, target)
