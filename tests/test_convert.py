@@ -363,7 +363,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "tokenizer.model" in error and "--no-tokenizer" in error
     assert main([*command, "--no-tokenizer"]) == 0
-    assert capsys.readouterr().out == f"{target}: {target.stat().st_size:,} bytes\n"
+    assert capsys.readouterr().err == f"{target}: {target.stat().st_size:,} bytes\n"
 
 
 def test_without_the_packages(tmp_path: Path) -> None:
