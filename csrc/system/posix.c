@@ -54,8 +54,8 @@ static l2c_status open_file(const char *path, const char *what, int *file, size_
 }
 
 l2c_status l2c_file_map(const char *path, const char *what, l2c_mapping *mapping, l2c_error *err) {
-    int fd;
-    size_t size;
+    int fd = -1;
+    size_t size = 0;
     l2c_status status = open_file(path, what, &fd, &size, err);
     if (status != L2C_OK) return status;
     void *data = mmap(NULL, size, PROT_READ, MAP_PRIVATE, fd, 0);
@@ -71,7 +71,7 @@ l2c_status l2c_file_map(const char *path, const char *what, l2c_mapping *mapping
 
 l2c_status l2c_file_read(const char *path, const char *what, size_t limit, unsigned char **data, size_t *size,
                          l2c_error *err) {
-    int fd;
+    int fd = -1;
     l2c_status status = open_file(path, what, &fd, size, err);
     if (status != L2C_OK) return status;
     unsigned char *bytes = *size > limit ? NULL : l2c_memory_zeroed(*size, 1);
