@@ -16,9 +16,9 @@ from typing import Any
 from common import DTYPES, ISAS, finish, interleaved, model_files, parser, spread, table
 
 from pyllama2c import Llama
-from pyllama2c import batch as batch_module
-from pyllama2c.session import MAX_ROWS
-from pyllama2c.workers import available_cpus
+from pyllama2c.engine.session import MAX_ROWS
+from pyllama2c.engine.workers import available_cpus
+from pyllama2c.generation import batch as batch_module
 
 
 class TimedLibrary:

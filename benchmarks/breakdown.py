@@ -20,11 +20,11 @@ from common import finish, interleaved, model_files, parser, table
 from common import thread_counts as all_thread_counts
 
 from pyllama2c import Llama
-from pyllama2c import session as session_module
 from pyllama2c._ffi import lib
-from pyllama2c.bench import SHAPES
-from pyllama2c.session import Session
-from pyllama2c.text import StoryText
+from pyllama2c.cli.bench import SHAPES
+from pyllama2c.engine import session as session_module
+from pyllama2c.engine.session import Session
+from pyllama2c.generation.text import StoryText
 
 PARTS = ("forward", "sample", "feed()", "sample()", "text")
 

@@ -21,8 +21,8 @@ from statistics import median
 from typing import Any, TypeVar
 
 from pyllama2c import __version__
-from pyllama2c.bench import SHAPES, synthetic_files
-from pyllama2c.workers import available_cpus
+from pyllama2c.cli.bench import SHAPES, synthetic_files
+from pyllama2c.engine.workers import available_cpus
 
 DTYPES = ("float32", "int8", "int4")
 ISAS = ("auto", "scalar", "avx2", "avx512", "neon")

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllama2c import Llama
-from pyllama2c.config import Config
-from pyllama2c.quantize import stored_tensors
+from pyllama2c.convert.quantize import stored_tensors
+from pyllama2c.engine.config import Config
 
 PIECE = "w%d"
 RMS_EPS, ROPE_THETA = 1e-5, 10000.0  # run.c's constants

@@ -21,7 +21,7 @@ from common import DTYPES, ISAS, finish, interleaved, model_files, parser, sprea
 from common import thread_counts as all_thread_counts
 
 from pyllama2c import Llama
-from pyllama2c.bench import SHAPES, read_bandwidth
+from pyllama2c.cli.bench import SHAPES, read_bandwidth
 
 WINDOW = 8
 """tokens timed at a position"""

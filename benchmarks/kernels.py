@@ -33,7 +33,7 @@ from common import (
 
 from pyllama2c import Llama
 from pyllama2c._ffi import ffi, isa_name, lib, resolve_isa
-from pyllama2c.bench import SHAPES, read_bandwidth
+from pyllama2c.cli.bench import SHAPES, read_bandwidth
 
 ROWS = (1, 64)
 

@@ -22,8 +22,8 @@ import numpy as np
 from common import finish, parser, table
 from gguf import GGMLQuantizationType, GGUFWriter
 
-from pyllama2c.bench import _tokenizer_image
-from pyllama2c.info import describe
+from pyllama2c.cli.bench import _tokenizer_image
+from pyllama2c.cli.info import describe
 
 # dim, hidden_dim, layers, heads, key heads, vocabulary, context
 SHAPES = {

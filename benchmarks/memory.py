@@ -19,7 +19,7 @@ from typing import Any
 from common import finish, interleaved, model_files, parser, table
 
 from pyllama2c import Llama
-from pyllama2c.quantize import quantize_file
+from pyllama2c.convert.quantize import quantize_file
 
 CHILD = """
 import json, sys

@@ -37,8 +37,8 @@ import numpy as np
 from common import finish, model_files, parser, processor
 
 from pyllama2c import Llama
-from pyllama2c.bench import SHAPES, read_bandwidth
-from pyllama2c.quantize import quantize_file
+from pyllama2c.cli.bench import SHAPES, read_bandwidth
+from pyllama2c.convert.quantize import quantize_file
 
 FIRST_BYTE, SPACE, FIRST_WORD = 3, 259, 260
 """ids of synthetic_files' pieces: of byte 0, of " " and of " w0" """

@@ -14,7 +14,7 @@ from typing import Any
 
 from common import RESULTS
 
-from pyllama2c.files import whole_file
+from pyllama2c.files.whole import whole_file
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN, END = "<!-- speed table -->", "<!-- /speed table -->"

@@ -16,7 +16,7 @@ from time import perf_counter
 
 from common import finish, interleaved, model_files, parser, spread, table
 
-from pyllama2c.quantize import quantize_file
+from pyllama2c.convert.quantize import quantize_file
 
 
 def first_byte(command: list[str]) -> float:

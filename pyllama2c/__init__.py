@@ -7,31 +7,36 @@
 
 __version__ = "0.1.0"
 
-from pyllama2c.batch import Completion
-from pyllama2c.config import Config
-from pyllama2c.errors import (
-    BusyError,
-    CacheFileError,
-    CancelledError,
-    ChatTemplateError,
-    ChatTemplateWarning,
-    CheckpointError,
-    CheckpointWarning,
-    ClosedError,
-    ContextLengthError,
-    DownloadError,
-    Llama2cError,
-    NonFiniteLogitsError,
-    OutOfMemoryError,
-    StoryFileError,
-    TokenizerError,
-    UnknownModelError,
-    UnsupportedError,
-)
-from pyllama2c.generation import Generation, GenerationStats
-from pyllama2c.model import Llama
-from pyllama2c.score import Score
-from pyllama2c.tokenizer import BaseTokenizer, Tokenizer
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyllama2c.engine.config import Config
+    from pyllama2c.errors import (
+        BusyError,
+        CacheFileError,
+        CancelledError,
+        ChatTemplateError,
+        ChatTemplateWarning,
+        CheckpointError,
+        CheckpointWarning,
+        ClosedError,
+        ContextLengthError,
+        DownloadError,
+        Llama2cError,
+        NonFiniteLogitsError,
+        OutOfMemoryError,
+        StoryFileError,
+        TokenizerError,
+        UnknownModelError,
+        UnsupportedError,
+    )
+    from pyllama2c.generation.batch import Completion
+    from pyllama2c.generation.score import Score
+    from pyllama2c.generation.story import Generation, GenerationStats
+    from pyllama2c.model import Llama
+    from pyllama2c.tokenizers.base import BaseTokenizer
+    from pyllama2c.tokenizers.llama2c import Tokenizer
 
 __all__ = [
     "BaseTokenizer",
@@ -60,3 +65,30 @@ __all__ = [
     "UnknownModelError",
     "UnsupportedError",
 ]
+
+_MODULES = (
+    "pyllama2c.errors",
+    "pyllama2c.model",
+    "pyllama2c.engine.config",
+    "pyllama2c.generation.batch",
+    "pyllama2c.generation.score",
+    "pyllama2c.generation.story",
+    "pyllama2c.tokenizers.base",
+    "pyllama2c.tokenizers.llama2c",
+)
+
+
+if not TYPE_CHECKING:  # which would then take every name for one that is there
+
+    def __getattr__(name):
+        # Imported when it is asked for: --help need not wait for NumPy, nor Ctrl-C.
+        if name in __all__:
+            for module in map(import_module, _MODULES):
+                if hasattr(module, name):
+                    globals()[name] = getattr(module, name)
+                    return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from pyllama2c import model as engine
-from pyllama2c.dialog import (
+from pyllama2c.chat.llama2 import (
     Dialog,
     Message,
     Role,
@@ -22,8 +22,8 @@ from pyllama2c.dialog import (
     dialog_tokens,
     has_special_tags,
 )
+from pyllama2c.engine.session import MAX_ROWS
 from pyllama2c.errors import CheckpointError, ContextLengthError
-from pyllama2c.session import MAX_ROWS
 
 __all__ = ["ChatPrediction", "CompletionPrediction", "Dialog", "Llama", "Message", "Role"]
 

@@ -7,28 +7,30 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pyllama2c import cache_file, hub, validate
+from pyllama2c import validate
 from pyllama2c._ffi import lib
-from pyllama2c.batch import Batch, Completion, in_turn, run_batch
-from pyllama2c.config import warn_of_groups
-from pyllama2c.conversation import chat_tokens
-from pyllama2c.engine import Engine, aligned, open_buffer, open_file
+from pyllama2c.chat.conversation import chat_tokens
+from pyllama2c.engine import cache_file
+from pyllama2c.engine.config import warn_of_groups
+from pyllama2c.engine.engine import Engine, aligned, open_buffer, open_file
+from pyllama2c.engine.session import MAX_ROWS
 from pyllama2c.errors import TokenizerNotFoundError
-from pyllama2c.generation import Generation
-from pyllama2c.gguf import Gguf
+from pyllama2c.files import hub
+from pyllama2c.files.gguf import Gguf
+from pyllama2c.generation.batch import Batch, Completion, in_turn, run_batch
+from pyllama2c.generation.request import batch_requests, make_request
+from pyllama2c.generation.score import Score, score_texts
+from pyllama2c.generation.story import Generation
 from pyllama2c.handle import Handle
-from pyllama2c.opening import Companions
-from pyllama2c.request import batch_requests, make_request
-from pyllama2c.score import Score, score_texts
-from pyllama2c.session import MAX_ROWS
-from pyllama2c.tokenizer import BaseTokenizer
+from pyllama2c.tokenizers.base import BaseTokenizer
+from pyllama2c.tokenizers.companions import Companions
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from pyllama2c.dialog import Message
-    from pyllama2c.request import LogitsProcessor
+    from pyllama2c.chat.llama2 import Message
+    from pyllama2c.generation.request import LogitsProcessor
 
 
 class Llama(Handle):

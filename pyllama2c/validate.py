@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterable, Mapping, Set
 from typing import Any
 
 from pyllama2c._ffi import DTYPES, ISA_NAMES, KV_DTYPES
+from pyllama2c.engine.workers import MAX_THREADS
 from pyllama2c.errors import TokenizerError
-from pyllama2c.workers import MAX_THREADS
 
 _BYTES = (bytes, bytearray, memoryview)
 

@@ -16,7 +16,7 @@ from tiny import Shape, TinyLlama, tokenizer_file
 
 from pyllama2c import Llama, UnsupportedError
 from pyllama2c._ffi import resolve_isa
-from pyllama2c.hub import Registry, cache_folder
+from pyllama2c.files.hub import Registry, cache_folder
 
 # No test is decided by how busy the machine is.
 settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -15,7 +15,7 @@ from conftest import run_python
 from tiny import Shape, TinyLlama
 
 from pyllama2c import CheckpointError, Llama, Tokenizer
-from pyllama2c.gguf import Gguf
+from pyllama2c.files.gguf import Gguf
 
 HUGE = 10**5000
 """has no repr on Python 3.11 and later"""

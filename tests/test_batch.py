@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from pyllama2c import Completion, ContextLengthError, Llama, NonFiniteLogitsError, TokenizerError
 from pyllama2c._ffi import ffi, lib
-from pyllama2c.request import make_request
-from pyllama2c.text import StoryText
+from pyllama2c.generation.request import make_request
+from pyllama2c.generation.text import StoryText
 
 
 def alone(llama: Llama, prompt: object, **options: object) -> tuple[str, list[int], str | None]:

@@ -14,7 +14,7 @@ from tiny import MATRICES, Shape, TinyLlama
 
 from pyllama2c import CacheFileError, Llama
 from pyllama2c._ffi import check
-from pyllama2c.engine import Engine, open_buffer
+from pyllama2c.engine.engine import Engine, open_buffer
 
 
 def test_a_second_prompt_computes_the_rest(llama: Llama) -> None:
@@ -77,7 +77,7 @@ def test_interrupted_while_it_loads(
         check(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pyllama2c.cache_file.check", interrupted)
+    monkeypatch.setattr("pyllama2c.engine.cache_file.check", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fresh.load_cache(path)
     again = fresh.generate("abc de abc de", seed=3, max_tokens=9)

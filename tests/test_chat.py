@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from tokenizer_keys import TEMPLATE, chat_model, sentencepiece_keys
 
-from pyllama2c import ContextLengthError, Llama, chat
-from pyllama2c.cli import main
-from pyllama2c.conversation import Conversation
+from pyllama2c import ContextLengthError, Llama
+from pyllama2c.chat.conversation import Conversation
+from pyllama2c.cli import chat
+from pyllama2c.cli.main import main
 
 FULL = "the context of 96 positions is full"
 

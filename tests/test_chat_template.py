@@ -19,11 +19,11 @@ from pyllama2c import (
     ChatTemplateWarning,
     Llama,
     UnsupportedError,
-    chat_template,
 )
-from pyllama2c.chat_template import ChatTemplate
-from pyllama2c.conversation import Conversation
-from pyllama2c.dialog import dialog_tokens
+from pyllama2c.chat import template as chat_template
+from pyllama2c.chat.conversation import Conversation
+from pyllama2c.chat.llama2 import dialog_tokens
+from pyllama2c.chat.template import ChatTemplate
 
 pytest.importorskip("jinja2", reason="chat templates need the jinja2 package")
 

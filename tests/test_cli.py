@@ -148,7 +148,7 @@ def test_chat(tiny_path: Path) -> None:
 
 
 def test_chat_template() -> None:
-    from pyllama2c.dialog import render
+    from pyllama2c.chat.llama2 import render
 
     assert render("hi") == "[INST] hi [/INST]"
     assert render("hi", "be brief") == "[INST] <<SYS>>\nbe brief\n<</SYS>>\n\nhi [/INST]"
@@ -259,7 +259,7 @@ def test_run_c_reads_its_flags_like_this(tiny_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "int4"])
 def test_bench_computes_what_was_asked_for(tiny_path: Path, dtype: str) -> None:
     """Whatever ends a story elsewhere: here the likeliest token is one of the ends."""
-    from pyllama2c.bench import measure
+    from pyllama2c.cli.bench import measure
 
     with Llama(tiny_path, dtype=dtype) as llama:
         counted: list[int] = []

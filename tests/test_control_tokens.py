@@ -20,8 +20,8 @@ from tokenizer_keys import (
 )
 
 from pyllama2c import CheckpointWarning, Llama, TokenizerError
-from pyllama2c.control_tokens import settle
-from pyllama2c.conversation import chat_tokens
+from pyllama2c.chat.conversation import chat_tokens
+from pyllama2c.tokenizers.control_tokens import settle
 
 pytest.importorskip("tokenizers", reason="byte-level tokenizers need the tokenizers package")
 
@@ -204,7 +204,7 @@ def converted(folder: Path) -> Llama:
 
 def test_converted_and_opened_are_one(folder: Path) -> None:
     """`convert` writes as control tokens what opening takes for them."""
-    from pyllama2c.gguf import Gguf
+    from pyllama2c.files.gguf import Gguf
 
     with converted(folder) as llama:
         assert llama.tokenizer.ends == {1, 2, 267}
@@ -215,7 +215,7 @@ def test_converted_and_opened_are_one(folder: Path) -> None:
 
 
 def test_lists_of_ends_in_json(folder: Path) -> None:
-    from pyllama2c.gguf import Gguf
+    from pyllama2c.files.gguf import Gguf
 
     write(folder / "config.json", eos_token_id=[2, 269])
     with converted(folder) as llama:

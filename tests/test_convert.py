@@ -28,9 +28,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pyllama2c import CheckpointError, Llama, Llama2cError, UnsupportedError
-from pyllama2c.cli import main
+from pyllama2c.cli.main import main
 from pyllama2c.convert import convert
-from pyllama2c.gguf import Gguf
+from pyllama2c.files.gguf import Gguf
 
 gguf = pytest.importorskip("gguf", reason="gguf (the extra `convert`) is not installed")
 
@@ -371,7 +371,7 @@ def test_without_the_packages(tmp_path: Path) -> None:
     code = (
         "import importlib.util as u; real = u.find_spec\n"
         "u.find_spec = lambda name, *rest: None if name == 'gguf' else real(name, *rest)\n"
-        "from pyllama2c.cli import main; sys_exit = main(['convert', 'a', 'b']); "
+        "from pyllama2c.cli.main import main; sys_exit = main(['convert', 'a', 'b']); "
         "raise SystemExit(sys_exit)"
     )
     done = run_python("-c", code)
@@ -422,7 +422,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     assert sum(p.stat().st_size for p in folder.iterdir()) > 130e6
     code = (
         "import sys\n"
-        "import pyllama2c.convert.writer, pyllama2c.convert.meta\n"
+        "import pyllama2c.convert.writer, pyllama2c.convert.meta_folder\n"
         "from pyllama2c.convert import convert\n"
         "def peak():\n"
         "    lines = open('/proc/self/status').read().splitlines()\n"

@@ -14,8 +14,8 @@ pytest.importorskip("gguf", reason="gguf (the extra `convert`) is not installed"
 
 from pyllama2c import CheckpointError, CheckpointWarning, UnsupportedError
 from pyllama2c.convert import convert
-from pyllama2c.convert.config import ModelConfig, from_hugging_face, from_meta
 from pyllama2c.convert.json_files import read_json
+from pyllama2c.convert.model_config import ModelConfig, from_hugging_face, from_meta
 
 MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
 

@@ -299,7 +299,7 @@ def test_a_limit_on_files(folder: Path) -> None:
     """A process that may not write so much learns it at once."""
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
-        "from pyllama2c.cli import main\n"
+        "from pyllama2c.cli.main import main\n"
         "raise SystemExit(main(['convert', sys.argv[1], sys.argv[2], '--no-tokenizer']))"
     )
     target = folder.parent / "m.gguf"

@@ -21,12 +21,12 @@ pytest.importorskip("gguf", reason="gguf (the extra `convert`) is not installed"
 
 from pyllama2c import CheckpointWarning, Llama, Llama2cError, TokenizerError, UnsupportedError
 from pyllama2c.convert import convert
-from pyllama2c.convert.byte_level import as_text, read_tiktoken
 from pyllama2c.convert.sentencepiece_model import read_sentencepiece
+from pyllama2c.convert.tiktoken import as_text, read_tiktoken
+from pyllama2c.convert.tokenizer_files import read_vocabulary
 from pyllama2c.convert.tokenizer_json import read_tokenizer_json
-from pyllama2c.convert.tokenizers import read_vocabulary
-from pyllama2c.gguf import Gguf
-from pyllama2c.pre_tokenizers import PRE_TOKENIZERS
+from pyllama2c.files.gguf import Gguf
+from pyllama2c.tokenizers.pre_tokenizers import PRE_TOKENIZERS
 
 VOCAB = 600
 SPACE = "▁"

@@ -10,8 +10,8 @@ import pytest
 from conftest import SHARED, real_file, run_python
 
 from pyllama2c import Llama
-from pyllama2c.evaluate import evaluate, read_passages
-from pyllama2c.score import make_score
+from pyllama2c.cli.evaluate import evaluate, read_passages
+from pyllama2c.generation.score import make_score
 
 
 def test_sums_over_passages(llama: Llama) -> None:

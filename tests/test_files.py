@@ -18,8 +18,8 @@ from folders import Model, write_hugging_face
 from tiny import Shape, TinyLlama
 
 from pyllama2c import CheckpointError
-from pyllama2c.files import whole_file
-from pyllama2c.quantize import quantize_file
+from pyllama2c.convert.quantize import quantize_file
+from pyllama2c.files.whole import whole_file
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_processes_that_write_the_same_file(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from pyllama2c.files import whole_file
+from pyllama2c.files.whole import whole_file
 for _ in range(50):
     with whole_file(Path(sys.argv[1])) as file:
         file.write(sys.argv[2].encode() * 50_000)
@@ -193,7 +193,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     code = """
 import resource, signal, sys
 from pathlib import Path
-from pyllama2c.files import whole_file
+from pyllama2c.files.whole import whole_file
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
 try:

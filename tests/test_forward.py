@@ -10,7 +10,7 @@ from tiny import Shape, TinyLlama
 
 from pyllama2c import BusyError, CancelledError, ContextLengthError, Llama, OutOfMemoryError
 from pyllama2c._ffi import check, ffi, lib, new_error
-from pyllama2c.session import MAX_ROWS
+from pyllama2c.engine.session import MAX_ROWS
 
 SHAPES = [
     Shape(),

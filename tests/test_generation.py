@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny import Shape, TinyLlama, tokenizer_file
 
 from pyllama2c import ClosedError, ContextLengthError, Generation, Llama, TokenizerError
-from pyllama2c.text import StopFinder
+from pyllama2c.generation.text import StopFinder
 
 
 def scripted(tokenizer_path: Path, text: bytes | list[int]) -> tuple[Llama, object]:

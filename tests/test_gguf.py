@@ -34,7 +34,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyllama2c import CheckpointError, Llama2cError, UnsupportedError
-from pyllama2c.gguf import Gguf
+from pyllama2c.files.gguf import Gguf
 
 VALUES = {
     "a.uint8": (UINT8, 255),

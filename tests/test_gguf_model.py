@@ -38,8 +38,8 @@ from pyllama2c import (
     Llama2cError,
     UnsupportedError,
 )
-from pyllama2c.gguf import Gguf
-from pyllama2c.quantize import quantize_file, quantize_groups
+from pyllama2c.convert.quantize import quantize_file, quantize_groups
+from pyllama2c.files.gguf import Gguf
 
 SHAPES = {
     "plain": Shape(),

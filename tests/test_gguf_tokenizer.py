@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from tokenizer_keys import CONTROL, NORMAL, byte_level_keys, chat_model, sentencepiece_keys
 
 from pyllama2c import Llama, Tokenizer, TokenizerError, UnsupportedError
-from pyllama2c.byte_level import CHARACTERS
-from pyllama2c.convert.byte_level import as_text
-from pyllama2c.gguf import Gguf
-from pyllama2c.gguf_tokenizer import read_tokenizer
-from pyllama2c.tokenizer import BaseTokenizer
+from pyllama2c.convert.tiktoken import as_text
+from pyllama2c.files.gguf import Gguf
+from pyllama2c.tokenizers.base import BaseTokenizer
+from pyllama2c.tokenizers.byte_level import CHARACTERS
+from pyllama2c.tokenizers.gguf import read_tokenizer
 
 pytest.importorskip("tokenizers", reason="byte-level tokenizers need the tokenizers package")
 

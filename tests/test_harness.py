@@ -130,7 +130,7 @@ def both(request: pytest.FixtureRequest, folder: Path) -> Iterator[tuple[Any, An
     """Our model and theirs: with BOS, which is the default of both, and without."""
     from lm_eval.models.huggingface import HFLM
 
-    from pyllama2c.harness import HarnessLM
+    from pyllama2c.integrations.lm_eval import HarnessLM
 
     tokenizer = transformers_tokenizer(folder / "tokenizer.bin")
     bos = {} if request.param is None else {"add_bos_token": request.param}
@@ -278,8 +278,8 @@ def test_the_same_results(both: tuple[Any, Any], tasks: Path) -> None:
 def test_as_a_command(folder: Path, tasks: Path, tmp_path: Path) -> None:
     arguments = f"pretrained={folder / 'model.bin'},max_length=100"
     done = subprocess.run(
-        [sys.executable, "-m", "pyllama2c.harness", "run", "--model", "pyllama2c", "--model_args",
-         arguments, "--tasks", "tiny_choice", "--include_path", str(tasks), "--batch_size", "auto",
+        [sys.executable, "-m", "pyllama2c.integrations.lm_eval", "run",
+         "--model", "pyllama2c", "--model_args", arguments, "--tasks", "tiny_choice", "--include_path", str(tasks), "--batch_size", "auto",
          "--output_path", str(tmp_path), "--limit", "4"],
         cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, timeout=600,
     )  # fmt: skip
@@ -291,7 +291,7 @@ def test_as_a_command(folder: Path, tasks: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def ours(folder: Path) -> Iterator[Any]:
-    from pyllama2c.harness import HarnessLM
+    from pyllama2c.integrations.lm_eval import HarnessLM
 
     model = HarnessLM(folder / "model.bin", batch_size=3)
     yield model
@@ -326,7 +326,7 @@ def test_answers_are_kept_for_a_second_run(ours: Any, tmp_path: Path) -> None:
 def test_without_bos(offline: None) -> None:
     """EOS stands before a text then, as with the harness's own backend."""
     from pyllama2c import Llama
-    from pyllama2c.harness import HarnessLM
+    from pyllama2c.integrations.lm_eval import HarnessLM
 
     pytest.importorskip("tokenizers", reason="byte-level tokenizers need the tokenizers package")
     keys = byte_level_keys()
@@ -341,7 +341,7 @@ def test_without_bos(offline: None) -> None:
 
 
 def test_wrong_requests(ours: Any, folder: Path) -> None:
-    from pyllama2c.harness import HarnessLM
+    from pyllama2c.integrations.lm_eval import HarnessLM
 
     for options, message in (
         ({"max_gen_toks": 128}, "max_gen_toks is 128; it must be less than max_length"),

@@ -17,7 +17,8 @@ import pytest
 from conftest import DATA
 from tiny import Shape, TinyLlama, tokenizer_file
 
-from pyllama2c import DownloadError, Llama, UnknownModelError, hub
+from pyllama2c import DownloadError, Llama, UnknownModelError
+from pyllama2c.files import hub
 
 CHECKPOINT = TinyLlama.random(Shape()).v0()
 TOKENIZER = tokenizer_file()
@@ -212,7 +213,7 @@ def test_two_processes_at_once(registry: hub.Registry, tmp_path: Path) -> None:
     code = """
         import sys
         from pathlib import Path
-        from pyllama2c import hub
+        from pyllama2c.files import hub
         path = hub.Registry(Path(sys.argv[1])).fetch("tiny.bin")
         sys.stdout.buffer.write(path.read_bytes())
     """

@@ -21,7 +21,7 @@ from gguf_files import model_file
 from tiny import Shape, TinyLlama, tokenizer_file
 
 from pyllama2c import Llama, StoryFileError
-from pyllama2c.jsonl import write_stories
+from pyllama2c.cli.jsonl import write_stories
 
 OPTIONS: dict[str, Any] = {"temperature": 1.0, "top_p": 0.9, "max_tokens": 12}
 PROMPT = "ab"
@@ -117,7 +117,7 @@ def test_a_line_too_long_to_be_ours(
     llama: Llama, told: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its beginning alone must not pass for a last line that was cut."""
-    monkeypatch.setattr("pyllama2c.story_records._LONGEST_LINE", 2000)
+    monkeypatch.setattr("pyllama2c.cli.story_records._LONGEST_LINE", 2000)
     told.write_bytes(told.read_bytes() + b'{"index": ' + b" " * 5000 + b"precious")
     refused(llama, told, "line 4")
 

@@ -11,7 +11,7 @@ from test_forward import Sequences, model
 from tiny import Shape, TinyLlama
 
 from pyllama2c import CacheFileError, Llama, NonFiniteLogitsError
-from pyllama2c.evaluate import read_passages
+from pyllama2c.cli.evaluate import read_passages
 
 SHAPES = [
     Shape(seq_len=160),

@@ -18,7 +18,7 @@ from conftest import DATA, run_python
 from tiny import Shape, TinyLlama
 
 from pyllama2c import Llama
-from pyllama2c.session import Session
+from pyllama2c.engine.session import Session
 
 
 def python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:

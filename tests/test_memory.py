@@ -14,8 +14,8 @@ from tiny import Shape, TinyLlama
 
 from pyllama2c import Llama, OutOfMemoryError, UnsupportedError
 from pyllama2c._ffi import DTYPES, KV_DTYPES, lib
-from pyllama2c.memory import limits
-from pyllama2c.plan import plan_file
+from pyllama2c.engine.memory import limits
+from pyllama2c.engine.plan import plan_file
 
 WIDE = Shape(dim=64, hidden_dim=96, n_layers=2, n_heads=4, n_kv_heads=2)
 LINUX = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
@@ -106,7 +106,7 @@ import json, os, resource, sys
 import numpy  # its own memory is none of a plan's
 os.environ["PYLLAMA2C_THREADS"] = "1"  # nor are the stacks of workers, which these limits count
 from pyllama2c import Llama, OutOfMemoryError
-from pyllama2c.memory import _fields
+from pyllama2c.engine.memory import _fields
 from pathlib import Path
 
 kind, path = sys.argv[1:]
@@ -150,7 +150,7 @@ def test_the_command_line_under_a_limit(tmp_path: Path) -> None:
     path = long_model(tmp_path)
     command = (
         "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 30,) * 2)\n"
-        "import sys; from pyllama2c.cli import main; sys.exit(main(sys.argv[1:]))"
+        "import sys; from pyllama2c.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     done = run_python("-c", command, "generate", str(path), "-n", "5")
     assert done.returncode == 1 and done.stdout == ""
@@ -214,7 +214,7 @@ PEAK = """
 import json, sys
 from pathlib import Path
 from pyllama2c import Llama
-from pyllama2c.memory import _fields
+from pyllama2c.engine.memory import _fields
 
 def memory():
     return _fields(Path("/proc/self/status"), 1024)
@@ -256,8 +256,8 @@ def test_a_draft_needs_room(hundred_megabytes: Path) -> None:
         "import os, resource, sys\n"
         "from pathlib import Path\n"
         "from pyllama2c import Llama, OutOfMemoryError\n"
-        "from pyllama2c.memory import _fields\n"
-        "from pyllama2c.plan import plan_file\n"
+        "from pyllama2c.engine.memory import _fields\n"
+        "from pyllama2c.engine.plan import plan_file\n"
         "os.environ['PYLLAMA2C_THREADS'] = '1'\n"  # stacks of workers would count too
         "needs = plan_file(sys.argv[1]).needs['float32', 'float32']\n"
         "room = needs.address_space + (24 << 20)\n"

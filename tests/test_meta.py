@@ -11,7 +11,7 @@ from conftest import real_file
 from tiny import Shape, TinyLlama, tokenizer_file
 
 import pyllama2c
-from pyllama2c.dialog import Dialog, dialog_tokens
+from pyllama2c.chat.llama2 import Dialog, dialog_tokens
 from pyllama2c.meta import UNSAFE_ERROR, Llama
 
 EOS = 2

@@ -66,7 +66,7 @@ def test_size_budgets() -> None:
 
 def test_imports_are_light() -> None:
     """Neither NumPy nor anything of the download path, until somebody asks for arrays or models."""
-    code = "import sys, pyllama2c, pyllama2c.cli; print(*sys.modules)"
+    code = "import sys, pyllama2c, pyllama2c.cli.main; print(*sys.modules)"
     done = run_python("-c", code)
     assert done.returncode == 0, done.stderr
     heavy = {"numpy", "pooch", "requests", "tqdm", "platformdirs", "dataclasses", "cffi", "gguf"}
@@ -76,7 +76,7 @@ def test_imports_are_light() -> None:
 def test_a_story_needs_no_numpy() -> None:
     code = (
         "import sys; sys.modules['numpy'] = None\n"
-        "from pyllama2c.cli import main; sys.exit(main(['-n', '20', '-s', '1']))"
+        "from pyllama2c.cli.main import main; sys.exit(main(['-n', '20', '-s', '1']))"
     )
     done = run_python("-c", code)
     assert done.returncode == 0 and len(done.stdout) > 20
@@ -92,7 +92,7 @@ def test_typed_and_complete() -> None:
 
 
 def test_the_embedded_model_travels() -> None:
-    from pyllama2c.hub import data_folder
+    from pyllama2c.files.hub import data_folder
 
     sizes = {p.name: p.stat().st_size for p in data_folder().iterdir() if p.suffix == ".bin"}
     assert set(sizes) >= {"storyteller.bin", "tokenizer.bin"}

@@ -11,8 +11,8 @@ from conftest import real_file, run_python
 from tiny import Shape, TinyLlama, tokenizer_file
 
 from pyllama2c import CheckpointError, Llama, UnsupportedError
-from pyllama2c.info import describe
-from pyllama2c.quantize import quantize_file, quantize_groups
+from pyllama2c.cli.info import describe
+from pyllama2c.convert.quantize import quantize_file, quantize_groups
 
 # dims that fill groups and blocks, that do not, and grouped queries
 SHAPES = [

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from tiny import Shape, TinyLlama, tokenizer_file
 
 from pyllama2c import CheckpointError, Llama, Llama2cError, Tokenizer, TokenizerError
-from pyllama2c.evaluate import read_passages
-from pyllama2c.gguf import Gguf
-from pyllama2c.hub import data_folder
-from pyllama2c.recognize import HEAD, Kind, kind_of, kind_of_file
+from pyllama2c.cli.evaluate import read_passages
+from pyllama2c.files.gguf import Gguf
+from pyllama2c.files.hub import data_folder
+from pyllama2c.files.recognize import HEAD, Kind, kind_of, kind_of_file
 
 POINTER = b"""version https://git-lfs.github.com/spec/v1
 oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393

@@ -15,8 +15,8 @@ from tiny import Shape, TinyLlama
 
 from pyllama2c import Llama, NonFiniteLogitsError
 from pyllama2c._ffi import ffi
-from pyllama2c.sampling import fresh_seed, new_sampler
-from pyllama2c.session import Session
+from pyllama2c.engine.session import Session
+from pyllama2c.generation.sampling import fresh_seed, new_sampler
 
 VOCAB = 64
 MASK = 2**64 - 1

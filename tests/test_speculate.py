@@ -11,7 +11,7 @@ from test_goldens import cases, tell
 from tiny import Shape, TinyLlama
 
 from pyllama2c import Llama
-from pyllama2c.draft import DraftLength
+from pyllama2c.engine.draft import DraftLength
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,9 @@ import pytest
 from conftest import run_python
 from test_chat_template import parts
 
-from pyllama2c import ChatTemplateError, chat_template
-from pyllama2c.template_process import PROCESS
+from pyllama2c import ChatTemplateError
+from pyllama2c.chat import template as chat_template
+from pyllama2c.chat.template_process import PROCESS
 
 pytest.importorskip("jinja2", reason="chat templates need the jinja2 package")
 
@@ -176,8 +177,8 @@ def test_it_has_no_files_of_ours() -> None:
 
 FORK = """
 import os, sys
-from pyllama2c.chat_template import ChatTemplate
-from pyllama2c.template_process import PROCESS
+from pyllama2c.chat.template import ChatTemplate
+from pyllama2c.chat.template_process import PROCESS
 from test_template_process import said, worker
 assert said("a") == ["a"]
 mine = worker()
@@ -217,7 +218,7 @@ def test_a_forked_child_has_its_own() -> None:
         "import os; os._exit(0)",
         "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
         # a rendering that is under way in another thread
-        "from pyllama2c import chat_template; import threading\n"
+        "from pyllama2c.chat import template as chat_template; import threading\n"
         "from test_chat_template import parts\n"
         "threading.excepthook = lambda _: None\n"  # it may yet hear that its process ended
         "threading.Thread(target=parts, args=('{{ 7**10**9 }}',), daemon=True).start()\n"
@@ -228,7 +229,7 @@ def test_a_forked_child_has_its_own() -> None:
 def test_it_ends_with_us(end: str) -> None:
     code = (
         "from test_template_process import said, worker\n"
-        "from pyllama2c.template_process import PROCESS\n"
+        "from pyllama2c.chat.template_process import PROCESS\n"
         f"said('a')\nprint(worker(), flush=True)\n{end}"
     )
     done = in_tests(code)

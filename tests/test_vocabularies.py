@@ -31,9 +31,9 @@ from vocabularies import (
 )
 
 from pyllama2c import Tokenizer, TokenizerError, UnsupportedError
-from pyllama2c.gguf import Gguf
-from pyllama2c.gguf_tokenizer import read_tokenizer
-from pyllama2c.tokenizer import BaseTokenizer
+from pyllama2c.files.gguf import Gguf
+from pyllama2c.tokenizers.base import BaseTokenizer
+from pyllama2c.tokenizers.gguf import read_tokenizer
 
 ALPHABET = f"abcé日{SPACE}"
 STRETCHES = [*ALPHABET, " ", " ", "z", "☃", "\n", "<s>", "[INST]", "ab"]

@@ -7,7 +7,7 @@ from typing import Any
 from gguf_files import BOOL, FLOAT32, INT32, STRING, UINT32, File, Key, model_file
 from tiny import TEXT_PIECES, Shape, TinyLlama
 
-from pyllama2c.byte_level import CHARACTERS
+from pyllama2c.tokenizers.byte_level import CHARACTERS
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 TEMPLATE = (

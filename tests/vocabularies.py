@@ -10,9 +10,9 @@ from typing import Any
 
 from gguf_files import BOOL, FLOAT32, INT32, STRING, UINT32, File, Key
 
-from pyllama2c.gguf import Gguf
-from pyllama2c.gguf_tokenizer import read_tokenizer
-from pyllama2c.tokenizer import BaseTokenizer
+from pyllama2c.files.gguf import Gguf
+from pyllama2c.tokenizers.base import BaseTokenizer
+from pyllama2c.tokenizers.gguf import read_tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 SPACE = "▁"

@@ -16,9 +16,9 @@ from pathlib import Path
 from stories import distinct, repetition
 
 from pyllama2c import Llama
-from pyllama2c.batch import Completion
-from pyllama2c.evaluate import evaluate, read_passages
-from pyllama2c.files import whole_file
+from pyllama2c.cli.evaluate import evaluate, read_passages
+from pyllama2c.files.whole import whole_file
+from pyllama2c.generation.batch import Completion
 
 CARD = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN, END = "<!-- measured -->", "<!-- /measured -->"

@@ -19,8 +19,8 @@ from llama import Llama, LlamaConfig, averaged_weights, weight_name
 from numpy.typing import NDArray
 from run import Run, load_run
 
-from pyllama2c.files import whole_file
-from pyllama2c.quantize import quantize_file
+from pyllama2c.convert.quantize import quantize_file
+from pyllama2c.files.whole import whole_file
 
 
 def load_averaged(run: Run) -> Llama:
@@ -54,8 +54,8 @@ def v0_bytes(model: Llama) -> bytes:
 
 
 def write_gguf(model: Llama, run: Run, target: Path) -> None:
-    from pyllama2c.convert.config import ModelConfig
     from pyllama2c.convert.layout import weights
+    from pyllama2c.convert.model_config import ModelConfig
     from pyllama2c.convert.sentencepiece_model import read_sentencepiece
     from pyllama2c.convert.tensors import Given, Tensor
     from pyllama2c.convert.writer import lay_out, write_gguf

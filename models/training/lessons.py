@@ -16,7 +16,7 @@ import numpy as np
 import sentencepiece as spm
 from numpy.typing import NDArray
 
-from pyllama2c.files import whole_file
+from pyllama2c.files.whole import whole_file
 
 BOS = 1  # before every story, and so what comes after one
 K = 12

@@ -27,7 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 from windows import Batch, Windows
 
-from pyllama2c.files import whole_file
+from pyllama2c.files.whole import whole_file
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

@@ -14,7 +14,7 @@ import sentencepiece as spm
 from run import load_run
 from tqdm import tqdm
 
-from pyllama2c.files import whole_file
+from pyllama2c.files.whole import whole_file
 
 
 def write_tokenizer_bin(model: spm.SentencePieceProcessor, path: Path) -> None:

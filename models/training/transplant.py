@@ -24,8 +24,8 @@ from run import load_run
 
 from pyllama2c import Llama as Engine
 from pyllama2c.convert.layout import weights
-from pyllama2c.files import whole_file
-from pyllama2c.tokenizer import BaseTokenizer
+from pyllama2c.files.whole import whole_file
+from pyllama2c.tokenizers.base import BaseTokenizer
 
 END_OF_TEXT = 0  # between SmolLM2's documents, so it stands for BOS, which is between stories
 NEVER = 16  # a control token that SmolLM2 was not taught to say: for ids that stories do not use

@@ -63,9 +63,9 @@ def convert(
     source, target = Path(source), Path(target)
     _check_packages()
     _check_source(source)
-    from pyllama2c.convert import hugging_face, meta
+    from pyllama2c.convert import hugging_face, meta_folder
     from pyllama2c.convert.checks import check_opens, check_target
-    from pyllama2c.convert.tokenizers import read_vocabulary
+    from pyllama2c.convert.tokenizer_files import read_vocabulary
     from pyllama2c.convert.writer import DTYPES, lay_out, write_gguf
 
     if dtype not in DTYPES:
@@ -74,7 +74,7 @@ def convert(
     if (source / "config.json").is_file():
         config, tensors = hugging_face.open_folder(source)
     elif (source / "params.json").is_file():
-        config, tensors = meta.open_folder(source)
+        config, tensors = meta_folder.open_folder(source)
     else:
         raise CheckpointError(f"{source} holds neither config.json nor params.json")
     vocabulary = read_vocabulary(source, config.vocab_size) if tokenizer else None

@@ -10,15 +10,15 @@ import tempfile
 from pathlib import Path
 
 from pyllama2c._ffi import ffi
-from pyllama2c.chat_template import ChatTemplate
+from pyllama2c.chat.template import ChatTemplate
 from pyllama2c.convert.tensors import Given
 from pyllama2c.convert.writer import Layout
-from pyllama2c.gguf import Gguf
-from pyllama2c.gguf_tokenizer import has_tokenizer
-from pyllama2c.hub import no_tokenizer
-from pyllama2c.opening import Companions
-from pyllama2c.plan import plan_buffer, size
-from pyllama2c.recognize import Kind, kind_of_file
+from pyllama2c.engine.plan import plan_buffer, size
+from pyllama2c.files.gguf import Gguf
+from pyllama2c.files.hub import no_tokenizer
+from pyllama2c.files.recognize import Kind, kind_of_file
+from pyllama2c.tokenizers.companions import Companions
+from pyllama2c.tokenizers.gguf import has_tokenizer
 
 
 def check_target(target: Path, source: Path) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from pyllama2c.convert.config import ModelConfig, from_hugging_face
 from pyllama2c.convert.json_files import read_json
 from pyllama2c.convert.layout import collect
+from pyllama2c.convert.model_config import ModelConfig, from_hugging_face
 from pyllama2c.convert.tensors import Interleaved, Tensor
 from pyllama2c.errors import CheckpointError, CheckpointNotFoundError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pyllama2c.errors import CheckpointError, TokenizerError
-from pyllama2c.recognize import JSON, expect
+from pyllama2c.files.recognize import JSON, expect
 
 _MOST = 2**31 - 1
 

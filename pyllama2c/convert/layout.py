@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from pyllama2c.convert.config import ModelConfig
+from pyllama2c.convert.model_config import ModelConfig
 from pyllama2c.convert.tensors import Tensor, check
 from pyllama2c.errors import CheckpointError, UnsupportedError
 

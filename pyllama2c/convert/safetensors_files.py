@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from pyllama2c.convert.tensors import Tensor
 from pyllama2c.errors import CheckpointError
-from pyllama2c.recognize import SAFETENSORS, expect
+from pyllama2c.files.recognize import SAFETENSORS, expect
 
 _TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 

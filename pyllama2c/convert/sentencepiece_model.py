@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pyllama2c.convert.vocabulary import BYTE, CONTROL, NORMAL, Vocabulary
 from pyllama2c.errors import CheckpointWarning, TokenizerError, UnsupportedError
-from pyllama2c.recognize import TOKENIZER_MODEL, expect
+from pyllama2c.files.recognize import TOKENIZER_MODEL, expect
 
 _BPE = 2
 

@@ -15,8 +15,8 @@ from pyllama2c.convert.vocabulary import (
     Vocabulary,
 )
 from pyllama2c.errors import TokenizerError, UnsupportedError
-from pyllama2c.gguf_tokenizer import SCHEMES
-from pyllama2c.pre_tokenizers import PRE_TOKENIZERS
+from pyllama2c.tokenizers.gguf import SCHEMES
+from pyllama2c.tokenizers.pre_tokenizers import PRE_TOKENIZERS
 
 _BYTES_ONLY = ("ByteLevel", False, False)
 _PRE: dict[tuple[tuple[object, ...], ...], list[str]] = {

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pyllama2c.convert import pickles
 from pyllama2c.convert.tensors import Tensor
 from pyllama2c.errors import CheckpointError, UnsupportedError
-from pyllama2c.recognize import TORCH, expect
+from pyllama2c.files.recognize import TORCH, expect
 
 _LOCAL_HEADER = 30
 _MAX_DIMENSIONS = 8

@@ -6,8 +6,16 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pyllama2c.control_tokens import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, settle
 from pyllama2c.errors import CheckpointWarning, TokenizerError
+from pyllama2c.tokenizers.control_tokens import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    settle,
+)
 
 __all__ = ["BYTE", "CONTROL", "NORMAL", "UNKNOWN", "UNUSED", "USER_DEFINED", "Vocabulary"]
 

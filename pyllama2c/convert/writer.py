@@ -17,13 +17,13 @@ from gguf.quants import quantize
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pyllama2c.control_tokens import CONTROL, END_TEXTS
-from pyllama2c.convert.config import ModelConfig
+from pyllama2c.convert.model_config import ModelConfig
 from pyllama2c.convert.tensors import Given, Tensor
 from pyllama2c.convert.vocabulary import Vocabulary
 from pyllama2c.errors import CheckpointError, TokenizerError
-from pyllama2c.files import whole_file
-from pyllama2c.gguf_tokenizer import END_IDS
+from pyllama2c.files.whole import whole_file
+from pyllama2c.tokenizers.control_tokens import CONTROL, END_TEXTS
+from pyllama2c.tokenizers.gguf import END_IDS
 
 _CHUNK = 1 << 22
 """weights at a time: memory does not grow with the model"""

@@ -1,0 +1,1 @@
+"""Conversations as tokens: a model's own template, or Llama 2's format."""

@@ -1,0 +1,105 @@
+"""Prompts of conversations: in the template of the model's file, else in Llama 2's format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pyllama2c.chat.llama2 import Message, check_dialog, check_messages, dialog_tokens, render
+from pyllama2c.chat.template import ChatTemplate
+
+if TYPE_CHECKING:
+    from pyllama2c.generation.story import Generation
+    from pyllama2c.model import Llama
+
+
+def chat_tokens(llama: Llama, messages: Sequence[Message]) -> list[int]:
+    """The prompt that asks for the next answer to `messages`."""
+    check_messages(messages)
+    if llama.chat_template is None:
+        check_dialog(messages)
+        return dialog_tokens(llama.tokenizer, messages)
+    return _with_bos(llama, _template(llama).parts(messages))
+
+
+def _template(llama: Llama) -> ChatTemplate:
+    assert llama.chat_template is not None
+    return ChatTemplate(llama.chat_template, llama.tokenizer, llama.path)
+
+
+def _with_bos(llama: Llama, parts: Sequence[str | int]) -> list[int]:
+    """Templates write BOS or leave it to the tokenizer; either way it comes once."""
+    tokenizer = llama.tokenizer
+    tokens = tokenizer.encode_parts(parts)
+    if tokenizer.add_bos and tokens[:1] != [tokenizer.bos_id]:
+        return [tokenizer.bos_id, *tokens]
+    return tokens
+
+
+class Conversation:
+    """A conversation that grows turn by turn. Its tokens so far stay as they are, what the model
+    said included, so that the engine's cache of them holds and only what is new is computed."""
+
+    def __init__(self, llama: Llama, system: str = ""):
+        self._llama, self._system = llama, system
+        self._messages: list[Message] = []
+        if system and llama.chat_template is not None:
+            self._messages.append({"role": "system", "content": system})
+        self._parts: list[str | int] = []  # what the template has said so far
+        self.tokens: list[int] = []
+        self._asked = self._messages, self._parts, self.tokens
+
+    def ask(self, user: str) -> list[int]:
+        """The prompt that asks for the answer to `user`. The conversation stays as it is until that
+        is taken: another message may be asked instead."""
+        if self._llama.chat_template is None:
+            text = render(user, "" if self.tokens else self._system)
+            prompt = self.tokens + self._llama.tokenizer.encode(text, bos=True)
+            self._asked = [], [], prompt
+            return list(prompt)
+        messages: list[Message] = [*self._messages, {"role": "user", "content": user}]
+        parts = _template(self._llama).parts(messages)
+        new = _behind(parts, self._parts)
+        if new is None:  # a template that changes what it said of earlier messages
+            prompt = _with_bos(self._llama, parts)
+        else:
+            prompt = self.tokens + self._llama.tokenizer.encode_parts(new, inside=True)
+        self._asked = messages, parts, prompt
+        return list(prompt)
+
+    def take(self, answer: Generation) -> None:
+        """The last message asked and its answer become part of the conversation."""
+        messages, parts, prompt = self._asked
+        self.tokens = [*prompt, *answer.tokens]
+        if self._llama.chat_template is None:
+            self.tokens.append(self._llama.tokenizer.eos_id)
+            return
+        text = answer.read()
+        self._messages = [*messages, {"role": "assistant", "content": text}]
+        self._parts = [*parts, text] if text else parts
+
+
+def _behind(parts: list[str | int], before: list[str | int]) -> list[str | int] | None:
+    """What `parts` has behind `before`, neighbouring texts taken as one; None where it differs."""
+    whole, start = _joined(parts), _joined(before)
+    if not start:
+        return None
+    n = len(start)
+    if whole[: n - 1] != start[: n - 1] or len(whole) < n:
+        return None
+    last, same = start[-1], whole[n - 1]
+    if isinstance(last, str) and isinstance(same, str) and same.startswith(last):
+        rest = same[len(last) :]
+        return [rest, *whole[n:]] if rest else whole[n:]
+    return whole[n:] if last == same else None
+
+
+def _joined(parts: list[str | int]) -> list[str | int]:
+    joined: list[str | int] = []
+    for part in parts:
+        last = joined[-1] if joined else None
+        if isinstance(last, str) and isinstance(part, str):
+            joined[-1] = last + part
+        else:
+            joined.append(part)
+    return joined

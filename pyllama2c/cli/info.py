@@ -1,0 +1,194 @@
+"""What a model file is, and what this machine makes of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from typing import Any
+
+from pyllama2c._ffi import cpu_features, isa_name, resolve_isa
+from pyllama2c.engine.config import Config, warn_of_groups
+from pyllama2c.engine.memory import Limit, cards, limits
+from pyllama2c.engine.plan import (
+    RUNQ,
+    Plan,
+    alternatives,
+    context_of,
+    needed_for,
+    plan_file,
+    size,
+    unavailable,
+)
+from pyllama2c.engine.workers import available_cpus, default_threads
+from pyllama2c.files.gguf import Gguf
+from pyllama2c.files.hub import find_model
+
+
+def describe(
+    model: str | None,
+    *,
+    dtype: str = "auto",
+    context: int | None = None,
+    kv_dtype: str = "float32",
+    threads: int | None = None,
+    isa: str | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Facts as JSON types, from the file's header: nothing is loaded. Sizes are bytes."""
+    path = str(find_model(model).checkpoint)
+    plan = plan_file(path, threads)
+    c, n_ctx = plan.config, context_of(plan, context)
+    warn_of_groups(c, path, stacklevel=2)
+    kernels = resolve_isa(isa)
+    dtype = needed_for(plan, dtype, kv_dtype, kernels, path)
+    if (dtype, kv_dtype) not in plan.needs:
+        raise unavailable(path, dtype)
+    needs, against = plan.needs[dtype, kv_dtype], limits()
+    types = _tensor_types(path) if c.file == "gguf" else {}
+    fits = needs.obstacle(against, n_ctx) is None
+    others = [] if fits else list(alternatives(plan, against, dtype, kv_dtype, n_ctx))
+    return {
+        "model": path,
+        "format": _format(c),
+        "file_bytes": plan.file_bytes,
+        "parameters": plan.parameters,
+        "config": c._replace(dtype=needs.dtype)._asdict(),
+        **({"tensor_types": types} if types else {}),
+        "memory": {
+            "weights": needs.weights,
+            "weights_read_per_token": needs.sweep,
+            "session_at_full_context": needs.session(n_ctx),
+            "context": n_ctx,
+            "kv_dtype": kv_dtype,
+            "float16_file": 2 * plan.parameters,
+            "plans": [
+                _row(plan, against, name, kv, n_ctx) for name, kv in plan.needs if name != RUNQ
+            ],
+            "limits": [limit._asdict() for limit in against],
+            "fits": fits,
+            "recommended": None if fits else next(iter(others), None),
+            **({"cards": cards()} if device == "cuda" else {}),
+        },
+        "cpu": {"available": available_cpus(), "features": cpu_features()},
+        "threads": default_threads(needs.sweep) if threads is None else threads,
+        "dtype": needs.dtype,
+        "kernels": isa_name(kernels),
+    }
+
+
+def _row(plan: Plan, against: list[Limit], dtype: str, kv_dtype: str, n_ctx: int) -> dict[str, Any]:
+    """What one choice takes. resident: when a whole story has been told; peak: while it is opened,
+    or then, whichever is more, with mapped pages of the file counted, as the system counts them."""
+    needs = plan.needs[dtype, kv_dtype]
+    return {
+        "dtype": dtype,
+        "computes_with": needs.dtype,
+        "kv_dtype": kv_dtype,
+        "weights": needs.weights,
+        "mapped": needs.mapped,
+        "cache": needs.cache(n_ctx),
+        "scratch": needs.scratch(n_ctx),
+        "resident": needs.total(n_ctx),
+        "peak": max(needs.weights + needs.opening, needs.total(n_ctx)),
+        "fits": needs.obstacle(against, n_ctx) is None,
+    }
+
+
+_CLASSES = {
+    "embedding": r"token_embd\.",
+    "attention": r"blk\.\d+\.attn_(q|k|v|output)\.",
+    "feed-forward": r"blk\.\d+\.ffn_(gate|up|down)\.",
+    "classifier": r"output\.",
+    "norms": r"(output|blk\.\d+\.(attn|ffn))_norm\.",
+}
+
+
+def _tensor_types(path: str) -> dict[str, list[str]]:
+    """What kinds of tensors a GGUF file has, and their types, the most frequent first."""
+    with Gguf(path) as file:
+        tensors = list(file.tensors.values())
+    found = {
+        kind: Counter(t.type for t in tensors if re.match(pattern, t.name))
+        for kind, pattern in _CLASSES.items()
+    }
+    return {
+        kind: [name for name, _ in types.most_common()] for kind, types in found.items() if types
+    }
+
+
+def _format(c: Config) -> str:
+    if c.file == "gguf":
+        return f"GGUF v{c.version}"
+    weights = f"int8 in groups of {c.group_size}" if c.group_size else "float32"
+    return f"llama2.c v{c.version}, {weights}"
+
+
+def to_json(facts: dict[str, Any]) -> str:
+    return json.dumps(facts, indent=2)
+
+
+def to_text(facts: dict[str, Any]) -> str:
+    c, memory, cpu = facts["config"], facts["memory"], facts["cpu"]
+    tied = "tied to the embedding" if c["shared_classifier"] else "of its own"
+    scaled = ", its frequencies divided by the file's factors" if c["rope_scaled"] else ""
+    types = (f"{kind} {'+'.join(names)}" for kind, names in facts.get("tensor_types", {}).items())
+    rows = [
+        ("model", facts["model"]),
+        ("format", f"{facts['format']}, {facts['file_bytes']:,} bytes"),
+        *([("tensors", ", ".join(types))] if "tensor_types" in facts else []),
+        ("parameters", f"{facts['parameters']:,}"),
+        ("shape", f"dim {c['dim']}, hidden_dim {c['hidden_dim']}, {c['n_layers']} layers"),
+        (
+            "attention",
+            f"{c['n_heads']} heads of {c['head_size']}, {c['n_kv_heads']} for keys and values",
+        ),
+        ("RoPE", f"base {c['rope_theta']:g}{scaled}; RMSNorm's epsilon {c['norm_eps']:.6g}"),
+        ("vocabulary", f"{c['vocab_size']:,}, classifier {tied}"),
+        ("context", f"{c['seq_len']:,} positions"),
+        ("a token reads", f"{memory['weights_read_per_token']:,} bytes of weights"),
+        (
+            "cpu",
+            f"{cpu['available']} available; {' '.join(cpu['features']) or 'nothing to use'}",
+        ),
+        (
+            "computes with",
+            f"{facts['dtype']}, {facts['threads']} thread(s), {facts['kernels']} kernels",
+        ),
+        *_memory_rows(memory),
+    ]
+    return "\n".join(f"{name:<14} {value}" for name, value in rows)
+
+
+def _memory_rows(memory: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [("memory for", f"{'weights':>10}{'cache':>10}{'scratch':>10}{'all':>10}")]
+    shown = [
+        plan
+        for plan in memory["plans"]
+        if plan["kv_dtype"] == memory["kv_dtype"]
+        and (plan["dtype"] != "auto" or plan["computes_with"] == "mixed")
+    ]
+    for plan in shown:
+        name = "the file's own" if plan["dtype"] == "auto" else plan["dtype"]
+        numbers = (size(plan[part]) for part in ("weights", "cache", "scratch", "resident"))
+        verdict = "fits" if plan["fits"] else "does not fit"
+        rows.append((f"  {name}", "".join(f"{n:>10}" for n in numbers) + f"  {verdict}"))
+    half = size(memory["float16_file"])
+    rows.append(("  float16", f"{half:>10}" + " " * 30 + "  as a file; it is computed in float32"))
+    rows.append(("cache", f"{memory['kv_dtype']}, {memory['context']:,} positions of one story"))
+    rows += [("memory", f"{size(n['free'])} {n['name']}") for n in memory["limits"]]
+    if memory["fits"]:
+        rows.append(("", "it fits"))
+    elif memory["recommended"] is None:
+        rows.append(("", "it does not fit, nor does anything smaller"))
+    else:
+        options = memory["recommended"].items()
+        flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options)
+        rows.append(("", f"it does not fit; this would: {flags}"))
+    for card in memory.get("cards", ()):
+        there = f"{size(card['free'])} free of {size(card['total'])}"
+        rows.append(("card", f"{card['name']}: {there}"))
+    if "cards" in memory:
+        found = "" if memory["cards"] else "no card found (nvidia-smi did not answer); "
+        rows.append(("", f"{found}this build has no CUDA: it computes on the processor"))
+    return rows

@@ -1,0 +1,168 @@
+"""Many stories as JSON Lines: into a file, which a later run completes, or down a pipe.
+
+A file is looked at before it is written. It is gone on with where every line is one of ours, told
+with the same settings; a last line that a kill cut short is taken off and told again. Anything else
+is somebody's file, and left as it is.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pyllama2c.cli.story_records import Held, prompt_fields, read_stories, settings_of
+from pyllama2c.errors import StoryFileError
+from pyllama2c.generation.sampling import fresh_seed
+from pyllama2c.progress import watched
+
+if TYPE_CHECKING:
+    from pyllama2c.generation.batch import Completion
+    from pyllama2c.model import Llama
+
+STANDARD_OUTPUT = Path("-")
+
+
+class _Target(NamedTuple):
+    """Where lines go."""
+
+    fd: int
+    name: str
+    is_file: bool
+    """one that can be read first; all others are streams"""
+
+    def write(self, line: bytes) -> None:
+        """Writes a line or, to a file, nothing."""
+        start = os.fstat(self.fd).st_size if self.is_file else 0
+        rest = memoryview(line)
+        try:
+            while rest:
+                rest = rest[os.write(self.fd, rest) :]
+        except OSError as error:
+            if self.is_file:
+                os.ftruncate(self.fd, start)
+            raise OSError(error.errno, error.strerror, self.name) from None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[_Target]:
+    if path == STANDARD_OUTPUT:
+        if sys.stdout is None:
+            raise StoryFileError("--jsonl -: standard output is closed")
+        sys.stdout.flush()
+        yield _Target(sys.stdout.fileno(), "standard output", False)
+        return
+    try:
+        is_file = stat.S_ISREG(os.stat(path).st_mode)
+    except FileNotFoundError:
+        is_file = True  # it will be one
+    how = os.O_RDWR | os.O_CREAT | os.O_APPEND if is_file else os.O_WRONLY
+    fd = os.open(path, how | os.O_CLOEXEC, 0o666)
+    try:
+        if is_file:
+            _lock(fd, path)
+        yield _Target(fd, str(path), is_file)
+    finally:
+        os.close(fd)
+
+
+def _lock(fd: int, path: Path) -> None:
+    """Two runs at once would tell the same stories, and cut each other's last lines."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StoryFileError(f"{path} is being written by another pyllama2c") from None
+    except OSError as error:  # a file system without locks
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+
+
+def _held(target: _Target, expected: dict[str, Any]) -> Held:
+    if not target.is_file:
+        return Held(set(), None, 0, True)
+    with open(target.fd, "rb", closefd=False) as file:
+        return read_stories(file, target.name, expected)
+
+
+def _first_seed(target: _Target, held: Held, wanted: int | None) -> int:
+    """Story i has this seed + i. A file begun without a seed goes on with the one it drew."""
+    if held.first_seed is None:
+        return fresh_seed() if wanted is None else wanted
+    if wanted not in (None, held.first_seed):
+        raise StoryFileError(
+            f"{target.name} was begun with seed {held.first_seed}; go on with that, or another file"
+        )
+    return held.first_seed
+
+
+def _mend(target: _Target, held: Held) -> None:
+    """Makes the file end with a whole line."""
+    if target.is_file and os.fstat(target.fd).st_size > held.end:
+        os.ftruncate(target.fd, held.end)
+    if not held.ended:
+        target.write(b"\n")
+
+
+def _line(story: Completion, index: int, fields: dict[str, Any]) -> bytes:
+    record = {
+        "index": index,
+        "seed": story.seed,
+        **fields,
+        "text": story.text,
+        "tokens": len(story.tokens),
+        "finish_reason": story.finish_reason,
+    }
+    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+
+
+def write_stories(
+    llama: Llama, path: Path, count: int, prompt: str, max_batch: int, options: dict[str, Any]
+) -> str:
+    """Writes the stories that are missing of 0 to count - 1 to `path`; returns a line that sums up.
+
+    "-" is standard output; that, and what is no regular file, is not read, so that all are missing.
+    StoryFileError for a file that holds something else, or stories made with other settings.
+    """
+    options = dict(options)
+    seed = options.pop("seed")
+    data = os.fsencode(prompt)  # the shell's text need not be valid UTF-8
+    fields = {**prompt_fields(data), "settings": settings_of(llama, data, options)}
+    with _opened(path) as target:
+        held = _held(target, fields)
+        first = _first_seed(target, held, seed)
+        missing = [i for i in range(count) if i not in held.done]
+        started = perf_counter()
+        stories = llama.generate_batch(
+            [data] * len(missing),
+            seed=[(first + i) % 2**64 for i in missing],
+            max_batch=max_batch,
+            **options,
+        )
+        _mend(target, held)
+        n_tokens = 0
+        with _bar(len(missing), target) as bar:
+            for story in stories:
+                if story.error is not None:
+                    raise story.error
+                n_tokens += len(story.tokens)
+                target.write(_line(story, missing[story.number], fields))
+                bar.update()
+        seconds = perf_counter() - started
+    return (
+        f"{len(missing)} stories, {count - len(missing)} were there\n"
+        f"achieved tok/s: {n_tokens / seconds if missing else 0.0:f}"
+    )
+
+
+def _bar(total: int, target: _Target) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit="story", disable=not watched() or os.isatty(target.fd))

@@ -1,0 +1,152 @@
+"""The command line: generate (the default), chat, bench, info, download, quantize and others."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+
+from pyllama2c.cli.arguments import COMMANDS, as_run_c_pairs, build_parser
+from pyllama2c.cli.flags import load
+from pyllama2c.cli.streams import give_up_stdout, open_closed, say, show
+from pyllama2c.errors import Llama2cError, in_words
+from pyllama2c.progress import watched
+
+
+def _tell(arguments: argparse.Namespace) -> int:
+    """`generate` and `chat`; run.c's -m makes one the other."""
+    if (arguments.mode or arguments.command) == "chat":
+        from pyllama2c.cli.chat import chat
+
+        return chat(load(arguments), arguments)
+    from pyllama2c.cli.generate import tell_stories, tell_story
+
+    llama = load(arguments)
+    many = arguments.command == "generate" and (arguments.stories, arguments.jsonl) != (None, None)
+    return tell_stories(llama, arguments) if many else tell_story(llama, arguments)
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from pyllama2c.cli import bench
+
+    if arguments.synthetic and arguments.model:
+        raise ValueError("name a model or a --synthetic shape, not both")
+    if arguments.synthetic:
+        llama = bench.synthetic(
+            arguments.synthetic,
+            arguments.dtype,
+            context=arguments.context,
+            kv_dtype=arguments.kv_dtype,
+            speculative=False if arguments.no_speculative else "auto",
+            threads=arguments.threads,
+            isa=arguments.isa,
+        )
+    else:
+        llama = load(arguments)
+    result = bench.measure(
+        llama,
+        prompt=arguments.prompt,
+        tokens=arguments.tokens,
+        rounds=arguments.rounds,
+        temperature=0.0 if arguments.greedy else 1.0,
+    )
+    show(bench.to_json(result) if arguments.json else bench.to_text(result))
+    return 0
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from pyllama2c.cli import info
+
+    facts = info.describe(
+        arguments.model,
+        dtype=arguments.dtype,
+        context=arguments.context,
+        kv_dtype=arguments.kv_dtype,
+        threads=arguments.threads,
+        isa=arguments.isa,
+        device=arguments.device,
+    )
+    show(info.to_json(facts) if arguments.json else info.to_text(facts))
+    return 0
+
+
+def _download(arguments: argparse.Namespace) -> int:
+    from pyllama2c.files.hub import download_model
+
+    for path in download_model(arguments.name):
+        show(path)
+    return 0
+
+
+def _quantize(arguments: argparse.Namespace) -> int:
+    from pyllama2c.convert.quantize import quantize_file
+
+    size = quantize_file(arguments.source, arguments.target)
+    say(f"{arguments.target}: {size:,} bytes")  # the target may be standard output
+    return 0
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from pyllama2c.convert import convert
+
+    size = convert(
+        arguments.source,
+        arguments.target,
+        dtype=arguments.dtype,
+        tokenizer=not arguments.no_tokenizer,
+        progress=watched(),
+    )
+    say(f"{arguments.target}: {size:,} bytes")  # the target may be standard output
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    import json
+
+    from pyllama2c.cli.evaluate import evaluate, read_passages, to_text
+
+    passages = read_passages(arguments.text)  # before the model is opened
+    result = evaluate(load(arguments), passages)
+    show(json.dumps(result._asdict(), indent=2) if arguments.json else to_text(result))
+    return 0
+
+
+_RUN = {
+    "generate": _tell,
+    "chat": _tell,
+    "bench": _bench,
+    "info": _info,
+    "download": _download,
+    "quantize": _quantize,
+    "convert": _convert,
+    "eval": _evaluate,
+}
+
+
+def _warn(message: Warning | str, *_: object) -> None:
+    say(f"pyllama2c: warning: {message}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns the exit status; no traceback for a user's mistake."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or (argv[0] not in COMMANDS and argv[0] not in ("-h", "--help")):
+        argv.insert(0, "generate")
+    open_closed()
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn  # type: ignore[assignment]
+        try:
+            arguments = build_parser().parse_args([argv[0], *as_run_c_pairs(argv[1:])])
+            return _RUN[arguments.command](arguments)
+        except KeyboardInterrupt:
+            say("")
+            return 130
+        except BrokenPipeError:
+            return 141  # the reader has gone (`| head`): nothing to say
+        except (Llama2cError, OSError, ValueError, MemoryError) as error:
+            message = " ".join(in_words(error).split()) or type(error).__name__
+            say(f"pyllama2c: error: {message}")
+            return 1
+        finally:
+            give_up_stdout()

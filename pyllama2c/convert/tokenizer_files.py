@@ -1,0 +1,155 @@
+"""The tokenizer of a model's folder: which file it is in, and what the others say of it."""
+
+from __future__ import annotations
+
+import errno
+import re
+import warnings
+from pathlib import Path
+
+from pyllama2c.convert.json_files import Fields, read_json
+from pyllama2c.convert.sentencepiece_model import read_sentencepiece
+from pyllama2c.convert.tiktoken import read_tiktoken
+from pyllama2c.convert.tokenizer_json import added_tokens, read_tokenizer_json, template
+from pyllama2c.convert.vocabulary import Vocabulary
+from pyllama2c.errors import CheckpointWarning, TokenizerError, TokenizerNotFoundError
+
+_SPECIAL = ("bos", "eos", "unk", "pad")
+
+
+def _json(path: Path) -> Fields | None:
+    return read_json(path, TokenizerError) if path.is_file() else None
+
+
+def _is_tiktoken(path: Path) -> bool:
+    with path.open("rb") as file:
+        return re.match(rb"[A-Za-z0-9+/]+=* [0-9]+\s", file.read(4096)) is not None
+
+
+def _put_added(v: Vocabulary, folder: Path, settings: Fields | None) -> None:
+    """Tokens that were added to a tokenizer.model, from whichever file lists them."""
+    listed = _json(folder / "tokenizer.json")
+    flat = _json(folder / "added_tokens.json")
+    added: list[tuple[object, object, bool]] = []
+    if listed is not None:
+        added = added_tokens(listed)
+    elif settings is not None and settings.get("added_tokens_decoder") is not None:
+        for key, entry in settings.object("added_tokens_decoder").items():
+            if key.isdecimal() and len(key) < 10 and isinstance(entry, dict):
+                added.append((int(key), entry.get("content"), entry.get("special") is True))
+    elif flat is not None:
+        added = [(i, piece, False) for piece, i in flat.items()]
+    for number, text, special in added:
+        old = v.pieces.get(number) if isinstance(number, int) else None
+        if old is None or old[0] != text:
+            v.add(number, text, special)
+
+
+def _listed_ends(v: Vocabulary, *sources: Fields | None) -> list[int]:
+    """Ids that end an answer: of the first file that names any, as transformers has it."""
+    for source in sources:
+        value = source.get("eos_token_id") if source is not None else None
+        if source is None or value is None:
+            continue
+        numbers = value if isinstance(value, list) else [value]
+        if any(type(number) is not int for number in numbers):
+            raise source.fail("eos_token_id", "an id or a list of ids")
+        known = [number for number in numbers if 0 <= number < v.size]
+        for number in sorted({*numbers} - {*known, -1}):
+            warnings.warn(
+                f"{source.path}: eos_token_id {number} is left out: the model knows 0 to "
+                f"{v.size - 1}",
+                CheckpointWarning,
+                stacklevel=4,
+            )
+        return known
+    return []
+
+
+def _put_special(v: Vocabulary, folder: Path, settings: Fields | None) -> None:
+    """Ids of BOS and the like: by their text, else by their number, else as the tokenizer's own
+    file has them; and what ends an answer."""
+    texts = [s for s in (settings, _json(folder / "special_tokens_map.json")) if s is not None]
+    generation, model = _json(folder / "generation_config.json"), _json(folder / "config.json")
+    v.ends = _listed_ends(v, generation, model)
+    for name in _SPECIAL:
+        tokens = [source.get(f"{name}_token") for source in texts]
+        found = [v.find(t) for t in map(_content, tokens) if t is not None]
+        number = next((i for i in found if i is not None), None)
+        if number is None and getattr(v, name) is None:
+            ids = [s.get(f"{name}_token_id") for s in (generation, model) if s is not None]
+            first = [i[0] if isinstance(i, list) and i else i for i in ids]
+            number = next((i for i in first if type(i) is int and i in v.pieces), None)
+        if number is not None:
+            setattr(v, name, number)
+
+
+def _content(token: object) -> str | None:
+    """The text of a token, which may be an object that says more about it."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
+def _put_ends(v: Vocabulary, source: Fields | None, settings: Fields | None) -> None:
+    """Whether texts begin with BOS and end with EOS."""
+    around = template(source) if source is not None else None
+    if around is not None:
+        first, last = (
+            v.find(text) if text is not None else None for text in (around[0], around[-1])
+        )
+        v.add_bos = first is not None and first == v.bos
+        v.add_eos = last is not None and last == v.eos
+    elif settings is not None:
+        v.add_bos = settings.boolean("add_bos_token", v.add_bos)
+        v.add_eos = settings.boolean("add_eos_token", v.add_eos)
+
+
+def _chat_template(folder: Path, settings: Fields | None) -> str | None:
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except ValueError as error:
+            raise TokenizerError(f"{path} is not UTF-8: {error}") from error
+    for source in (settings, _json(folder / "chat_template.json")):
+        value = source.get("chat_template") if source is not None else None
+        if isinstance(value, list):
+            named = {e.get("name"): e.get("template") for e in value if isinstance(e, dict)}
+            value = named.get("default")
+        if isinstance(value, str):
+            return value
+    return None
+
+
+def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
+    """The tokenizer of a folder, with a piece for each of the model's `vocab_size` ids.
+
+    tokenizer.model has SentencePiece's own scores, so it comes before tokenizer.json; Llama 3's
+    tokenizer.model lacks what tokenizer.json has, so it comes after. Meta keeps one tokenizer.model
+    above the folders of its models. TokenizerNotFoundError without any.
+    """
+    protobuf, source = folder / "tokenizer.model", folder / "tokenizer.json"
+    if not protobuf.is_file() and not source.is_file() and (folder / "params.json").is_file():
+        protobuf = folder.resolve().parent / "tokenizer.model"
+    settings = _json(folder / "tokenizer_config.json")
+    if protobuf.is_file() and not _is_tiktoken(protobuf):
+        v = read_sentencepiece(protobuf, vocab_size)
+        _put_added(v, folder, settings)
+        _put_ends(v, None, settings)
+    elif source.is_file():
+        v = read_tokenizer_json(source, vocab_size)
+    elif protobuf.is_file():
+        v = read_tiktoken(protobuf, vocab_size)
+    else:
+        raise TokenizerNotFoundError(
+            errno.ENOENT,
+            "neither tokenizer.model nor tokenizer.json (--no-tokenizer converts without)",
+            str(folder),
+        )
+    _put_special(v, folder, settings)
+    if v.path == source:
+        _put_ends(v, _json(source), settings)
+    v.chat_template = _chat_template(folder, settings)
+    v.warn_of_left_out()
+    v.settle()
+    return v

@@ -1,0 +1,1 @@
+"""What Python holds of the C side: models, sessions, threads, and the memory they take."""

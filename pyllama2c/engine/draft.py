@@ -1,0 +1,65 @@
+"""The draft model of exact speculative decoding: the same weights in int8."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from pyllama2c._ffi import check, dtype_number, ffi, lib, new_error
+from pyllama2c.engine.session import MAX_DRAFT, Computing, Session, Sessions
+
+WORTH_DRAFTING = 16 << 20
+"""bytes of float32 weights from which on reading them costs more than computing with them"""
+
+
+class Draft:
+    """Makes the int8 copy when the first story wants it, and lends its sessions.
+
+    A copy that cannot be made (a weight is NaN, though no token of the story need use it) ends
+    drafting, not the story.
+    """
+
+    def __init__(self, model: Any, pool: Any, computing: Computing):
+        self._from: Any = (model, pool, computing)
+        self._sessions: Sessions | None = None
+        self._impossible = False
+        self._lock = threading.Lock()
+
+    def lease(self, tokens: list[int]) -> Session | None:
+        """None where these weights have no int8 copy."""
+        with self._lock:
+            if self._impossible:
+                return None
+            if self._sessions is None:
+                model, pool, computing = self._from
+                out, err = ffi.new("l2c_model **"), new_error()
+                status = lib.l2c_model_quantize(model, dtype_number("int8"), pool, out, err)
+                if status == lib.L2C_FORMAT:
+                    self._impossible = True
+                    return None
+                check(status, err)
+                self._sessions = Sessions(ffi.gc(out[0], lib.l2c_model_free), pool, computing)
+        return self._sessions.lease(tokens)
+
+    def give_back(self, session: Session) -> None:
+        assert self._sessions is not None
+        self._sessions.give_back(session)
+
+
+class DraftLength:
+    """How many tokens to draft next: more while the target agrees, fewer when it does not."""
+
+    def __init__(self) -> None:
+        self.drafted = self.accepted = 0
+        self._length = 4
+
+    def next(self, room: int) -> int:
+        return min(self._length, room)
+
+    def report(self, drafted: int, accepted: int) -> None:
+        self.drafted += drafted
+        self.accepted += accepted
+        if accepted < drafted:
+            self._length = max(1, (self._length + accepted + 1) // 2)
+        else:
+            self._length = min(self._length + 2, MAX_DRAFT)

@@ -1,0 +1,223 @@
+"""What a Llama holds on the C side: model, worker pool, sessions; opened and closed together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from pyllama2c._ffi import (
+    check,
+    dtype_number,
+    ffi,
+    isa_name,
+    kv_number,
+    lib,
+    new_error,
+    resolve_isa,
+)
+from pyllama2c.engine.config import read_config
+from pyllama2c.engine.draft import WORTH_DRAFTING, Draft
+from pyllama2c.engine.plan import (
+    RUNQ,
+    Plan,
+    check_fits,
+    context_of,
+    has_room,
+    needed_for,
+    plan_buffer,
+    plan_file,
+)
+from pyllama2c.engine.session import PREFILL_ROWS, Computing, Session, Sessions
+from pyllama2c.engine.workers import batch_threads, default_threads, new_pool
+from pyllama2c.errors import CheckpointError, ClosedError, ContextLengthError, OutOfMemoryError
+from pyllama2c.handle import Handle
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_BUFFERS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+"""model handle -> the memory it was opened from"""
+
+
+class Opened(NamedTuple):
+    """An l2c_model, what computes it, and what its stories get."""
+
+    handle: Any
+    pool: Any
+    threads: int
+    threads_by_size: bool
+    """nobody asked for a number"""
+    computing: Computing
+    room_for_draft: bool
+    """an int8 copy fits beside it"""
+
+
+def _open(
+    plan: Plan,
+    path: str,
+    dtype: str,
+    context: int | None,
+    kv_dtype: str,
+    threads: int | None,
+    isa: str | None,
+    call: Callable[[int, Any, Any, Any], int],
+) -> Opened:
+    """`call` opens the model: takes l2c_dtype, l2c_pool *, l2c_model ** and l2c_error *."""
+    kernels = resolve_isa(isa)
+    wanted = needed_for(plan, dtype, kv_dtype, kernels, path)
+    n_ctx = context_of(plan, context)
+    check_fits(plan, wanted, kv_dtype, n_ctx, path)
+    needs = plan.needs[wanted, kv_dtype]
+    count = default_threads(needs.sweep) if threads is None else threads
+    pool, out, err = new_pool(count), ffi.new("l2c_model **"), new_error()
+    number = lib.L2C_DTYPE_FILE if wanted == RUNQ else dtype_number(dtype)
+    check(call(number, pool, out, err), err, path)
+    handle = ffi.gc(out[0], lib.l2c_model_free)
+    room = needs.sweep < WORTH_DRAFTING or has_room(plan, wanted, kv_dtype, n_ctx, "int8")
+    computing = Computing(kernels, kv_number(kv_dtype), n_ctx)
+    return Opened(handle, pool, count, threads is None, computing, room)
+
+
+def open_file(
+    path: str,
+    dtype: str,
+    context: int | None,
+    kv_dtype: str,
+    threads: int | None,
+    isa: str | None,
+) -> Opened:
+    """CheckpointError and the like for no model, OutOfMemoryError for one that does not fit.
+
+    `threads` None: as many as the model's size is worth.
+    """
+
+    def call(number: int, pool: Any, out: Any, err: Any) -> int:
+        return int(lib.l2c_model_open(os.fsencode(path), number, pool, out, err))
+
+    return _open(plan_file(path, threads), path, dtype, context, kv_dtype, threads, isa, call)
+
+
+def aligned(checkpoint: Any) -> Any:
+    """A buffer that begins where floats may, with something in it: the same one, or a copy."""
+    with memoryview(checkpoint) as view:
+        if view.nbytes == 0:
+            raise CheckpointError("<memory>: checkpoint is empty")
+        buffer = ffi.from_buffer(checkpoint)
+        if int(ffi.cast("uintptr_t", buffer)) % 4 == 0:
+            return checkpoint
+        return view.tobytes()
+
+
+def open_buffer(
+    checkpoint: Any,
+    dtype: str,
+    context: int | None,
+    kv_dtype: str,
+    threads: int | None,
+    isa: str | None,
+) -> Opened:
+    """The same from memory, which lives as long as the model."""
+    buffer = ffi.from_buffer(checkpoint)
+
+    def call(number: int, pool: Any, out: Any, err: Any) -> int:
+        return int(lib.l2c_model_open_memory(buffer, len(buffer), number, pool, out, err))
+
+    plan = plan_buffer(buffer, threads)
+    opened = _open(plan, "<memory>", dtype, context, kv_dtype, threads, isa, call)
+    # Tied to the handle, not to the Llama: a session holds the handle and may outlive it.
+    _BUFFERS[opened.handle] = buffer
+    return opened
+
+
+class Engine(Handle):
+    """An open model with its threads."""
+
+    def __init__(self, opened: Opened, speculative: bool | str):
+        handle = self._model = opened.handle
+        self._fingerprint: int | None = None
+        self.computing, self.pool = opened.computing, opened.pool
+        config = read_config(lib.l2c_model_config(handle))
+        self.config = config._replace(seq_len=self.computing.n_ctx)
+        self.sweep_bytes = int(lib.l2c_model_sweep_bytes(handle))
+        self.isa = isa_name(self.computing.isa)
+        self.threads, self._threads_by_size = opened.threads, opened.threads_by_size
+        self.sessions = Sessions(handle, self.pool, self.computing)
+        self.draft: Draft | None = None
+        if self._drafts(speculative, opened.room_for_draft):
+            self.draft = Draft(handle, self.pool, self.computing)
+
+    def _drafts(self, speculative: bool | str, room: bool) -> bool:
+        if speculative == "auto":
+            worth = self.config.dtype == "float32" and self.sweep_bytes >= WORTH_DRAFTING
+            return worth and room
+        if speculative and self.config.dtype != "float32":
+            raise ValueError(
+                f"speculative decoding is for float32 weights, not {self.config.dtype}"
+            )
+        if speculative and not room:
+            raise OutOfMemoryError(
+                "no room for an int8 copy beside the model, to draft; speculative=False needs none"
+            )
+        return bool(speculative)
+
+    def check_open(self) -> None:
+        if self._model is None:
+            raise ClosedError("the model is closed")
+
+    @property
+    def model(self) -> Any:
+        """The l2c_model handle."""
+        self.check_open()
+        return self._model
+
+    @property
+    def fingerprint(self) -> int:
+        """Of shape and weights; the first use reads them all (0.1 s a gigabyte)."""
+        model = self.model
+        if self._fingerprint is None:
+            self._fingerprint = int(lib.l2c_model_fingerprint(model))
+        return self._fingerprint
+
+    def check_fits(self, tokens: Sequence[int]) -> None:
+        if len(tokens) > self.config.seq_len:
+            raise ContextLengthError(
+                f"{len(tokens)} tokens; the model's context is {self.config.seq_len}"
+            )
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """float32 (len(tokens), vocab_size)."""
+        import numpy as np
+
+        self.check_fits(tokens)
+        vocab_size = self.config.vocab_size
+        out = np.empty((len(tokens), vocab_size), np.float32)
+        with self.sessions.lent() as session:
+            for start in range(0, len(tokens), PREFILL_ROWS):
+                chunk = tokens[start : start + PREFILL_ROWS]
+                session.feed(chunk, start, want_logits=len(chunk))
+                out[start : start + len(chunk)] = session.logits(len(chunk), vocab_size)
+        return out
+
+    @contextmanager
+    def computed(self, tokens: Sequence[int]) -> Iterator[Session]:
+        """A session that has the keys and values of `tokens`."""
+        self.check_fits(tokens)
+        with self.sessions.lent(tokens) as session:
+            start = session.cached(tokens)
+            for at in range(start, len(tokens), PREFILL_ROWS):
+                session.feed(tokens[at : min(at + PREFILL_ROWS, len(tokens))], at, want_logits=0)
+            yield session
+
+    def batch_pool(self) -> Any:
+        """A model too small for several threads is not, many rows at a time."""
+        if not self._threads_by_size or self.threads >= (count := batch_threads()):
+            return self.pool
+        return new_pool(count)
+
+    def close(self) -> None:
+        self.sessions.close()
+        self._model = self.pool = self.draft = None

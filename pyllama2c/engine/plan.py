@@ -1,0 +1,220 @@
+"""Will it fit? What a model takes of memory, told from its header; and against what there is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from pyllama2c._ffi import check, dtype_number, ffi, kv_number, lib, new_error
+from pyllama2c.engine.config import Config, dtype_name, read_config
+from pyllama2c.engine.memory import Limit, limits
+from pyllama2c.engine.workers import batch_threads
+from pyllama2c.errors import CheckpointError, OutOfMemoryError, UnsupportedError
+from pyllama2c.files.recognize import MODEL, expect, expect_model
+
+_NOT_COUNTED = 32
+"""one part of so many more is asked for: page tables, the tokenizer, Python's own objects"""
+
+_SMALLEST_CONTEXT = 256
+"""a shorter one is not recommended"""
+
+RUNQ = "runq"
+"""in Plan.needs: the int8 of a version 2 file as they lie in it, for the kernels of that name"""
+
+
+class Needs(NamedTuple):
+    """What a model takes with one dtype. Sizes are bytes."""
+
+    dtype: str
+    """what its weights are computed with"""
+    weights: int
+    sweep: int
+    """of those, read for a token"""
+    mapped: bool
+    """weights stay in the file: the system can drop their pages and read them again"""
+    opening: int
+    """pages of the file that are in memory besides, at most, while the model is opened"""
+    address_space: int
+    """for file and weights, at most"""
+    fixed: int
+    """of a session, for one story: scratch that every context takes"""
+    per_position: int
+    """for each position of its context, of which"""
+    cache_per_position: int
+    """are keys and values"""
+
+    def session(self, n_ctx: int) -> int:
+        """A story of the whole context."""
+        return self.fixed + n_ctx * self.per_position
+
+    def cache(self, n_ctx: int) -> int:
+        return n_ctx * self.cache_per_position
+
+    def scratch(self, n_ctx: int) -> int:
+        return self.session(n_ctx) - self.cache(n_ctx)
+
+    def total(self, n_ctx: int) -> int:
+        return self.weights + self.session(n_ctx)
+
+    def asks(self, limit: Limit, n_ctx: int) -> int:
+        """Bytes that count towards a limit."""
+        taken = (0 if self.mapped else self.weights) + self.session(n_ctx)
+        if limit.kind == "address space":
+            taken = max(taken + (self.weights if self.mapped else 0), self.address_space)
+        return taken + taken // _NOT_COUNTED
+
+    def obstacle(self, against: list[Limit], n_ctx: int) -> Limit | None:
+        """The tightest limit that it does not fit in."""
+        broken = [limit for limit in against if self.asks(limit, n_ctx) > limit.free]
+        return min(broken, key=lambda limit: limit.free, default=None)
+
+    def largest_context(self, against: list[Limit], n_ctx: int) -> int:
+        """Positions up to `n_ctx` that fit, in round numbers; 0 where too few do."""
+        low, high = 0, n_ctx // _SMALLEST_CONTEXT
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.obstacle(against, middle * _SMALLEST_CONTEXT) is None:
+                low = middle
+            else:
+                high = middle - 1
+        return low * _SMALLEST_CONTEXT
+
+
+class Plan(NamedTuple):
+    """A model that has not been opened."""
+
+    config: Config
+    """its own, with dtype "auto" """
+    parameters: int
+    file_bytes: int
+    needs: dict[tuple[str, str], Needs]
+    """by dtype asked for and cache type; without what the file cannot give"""
+
+
+def _plan(call: Any, arguments: tuple[Any, ...], threads: int | None, path: str) -> Plan:
+    out, err = ffi.new("l2c_plan *"), new_error()
+    count = max(0, threads or 0) or batch_threads()  # the pool has the say on wrong numbers
+    check(call(*arguments, count, out, err), err, path)
+    needs = {}
+    for dtype in ("auto", "float32", "int8", "int4", RUNQ):
+        n = out.needs[lib.L2C_DTYPE_FILE if dtype == RUNQ else dtype_number(dtype)]
+        whole = (n.session_fixed, n.session_per_position, n.cache_per_position)
+        half = (n.half_session_fixed, n.half_session_per_position, n.cache_per_position // 2)
+        for kv_dtype, session in (("float32", whole), ("float16", half)):
+            if n.possible and (dtype, kv_dtype) != (RUNQ, "float16"):
+                name, space = dtype_name(n.dtype), out.file_bytes + (0 if n.mapped else n.weights)
+                facts = (n.weights, n.sweep, bool(n.mapped), n.opening, space)
+                needs[dtype, kv_dtype] = Needs(name, *facts, *session)
+    return Plan(read_config(out.config), out.parameters, out.file_bytes, needs)
+
+
+def plan_file(path: str, threads: int | None = None) -> Plan:
+    """Reads a model file's header only; the errors are those of opening it."""
+    expect(path, MODEL, CheckpointError)
+    return _plan(lib.l2c_model_plan, (os.fsencode(path),), threads, path)
+
+
+def plan_buffer(buffer: Any, threads: int | None = None, path: str = "<memory>") -> Plan:
+    """The same of a file in memory, a cffi buffer; `path` is what errors call it."""
+    expect_model(buffer)
+    return _plan(lib.l2c_model_plan_memory, (buffer, len(buffer)), threads, path)
+
+
+def size(n: int) -> str:
+    """Bytes for reading: 7.2 GB, 310 MB, 45 kB."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB")):
+        if n >= unit:
+            return f"{n / unit:,.{0 if n >= 100 * unit else 1 if n >= 10 * unit else 2}f} {name}"
+    return f"{n / 1000:,.0f} kB"
+
+
+def context_of(plan: Plan, context: int | None) -> int:
+    """Positions that a session gets: the model's, unless fewer are asked for."""
+    if context is None:
+        return plan.config.seq_len
+    if not 1 <= context <= plan.config.seq_len:
+        raise ValueError(f"context is {context}; it must be 1 to the model's {plan.config.seq_len}")
+    return context
+
+
+def alternatives(
+    plan: Plan, against: list[Limit], dtype: str, kv_dtype: str, n_ctx: int
+) -> Iterator[dict[str, Any]]:
+    """Options of Llama that fit, the ones that change least first: a smaller cache, a shorter
+    context, smaller weights. They still fit when the process has grown a little since."""
+    against = [limit._replace(free=limit.free - limit.free // _NOT_COUNTED) for limit in against]
+    smaller = () if dtype == RUNQ else ("int8", "int4")
+    wanted = [name for name in (dtype, *smaller) if (name, kv_dtype) in plan.needs]
+    shortened = False  # which a smaller dtype need not be as well
+    for name in dict.fromkeys(wanted):
+        other: dict[str, Any] = {} if name == dtype else {"dtype": name}
+        for kv in dict.fromkeys((kv_dtype, "float16")):
+            needs = plan.needs.get((name, kv))
+            if needs is not None and needs.obstacle(against, n_ctx) is None:
+                yield other | ({} if kv == kv_dtype else {"kv_dtype": kv})
+                break
+        fitting = plan.needs[name, kv_dtype].largest_context(against, n_ctx)
+        if 0 < fitting < n_ctx and not shortened:
+            shortened = True
+            yield other | {"context": fitting}
+
+
+def unavailable(path: str, dtype: str) -> UnsupportedError:
+    """Only llama2.c's version 2 is like that: whatever else a file holds can be made float32."""
+    why = f"the file holds int8 weights; {dtype} are not to be had from it"
+    return UnsupportedError(f"{path}: {why}")
+
+
+def needed_for(plan: Plan, dtype: str, kv_dtype: str, isa: int, path: str) -> str:
+    """Which of the plan's needs an instruction set computes with: `dtype`, or RUNQ.
+
+    ValueError for an unknown dtype or cache type, and for those that runq.c's kernels do not take;
+    UnsupportedError for a file that they do not.
+    """
+    dtype_number(dtype), kv_number(kv_dtype)
+    if isa != lib.L2C_ISA_RUNQ:
+        return dtype
+    c = plan.config
+    if not c.group_size:
+        raise UnsupportedError(
+            f"{path}: isa='runq' computes int8 files of llama2.c (version 2) as runq.c does; this "
+            f"is {'GGUF' if c.file == 'gguf' else 'llama2.c'} version {c.version}"
+        )
+    if dtype not in ("auto", "int8"):
+        raise ValueError(f"dtype is {dtype!r}; isa='runq' computes with the file's own int8")
+    if kv_dtype != "float32":
+        raise ValueError(f"kv_dtype is {kv_dtype!r}; isa='runq' computes with float32, as runq.c")
+    return RUNQ
+
+
+def check_fits(plan: Plan, dtype: str, kv_dtype: str, n_ctx: int, path: str) -> None:
+    """OutOfMemoryError, with the numbers and what would fit, for what cannot be opened and told a
+    whole story with. UnsupportedError for a dtype that the file cannot give."""
+    if (dtype, kv_dtype) not in plan.needs:
+        raise unavailable(path, dtype)
+    needs, against = plan.needs[dtype, kv_dtype], limits()
+    obstacle = needs.obstacle(against, n_ctx)
+    if obstacle is None:
+        return
+    ways = [
+        ", ".join(f"{name}={value!r}" for name, value in options.items())
+        for options in alternatives(plan, against, dtype, kv_dtype, n_ctx)
+    ]
+    advice = f"would fit: {'; or '.join(ways)}" if ways else "nothing smaller fits either"
+    raise OutOfMemoryError(
+        f"{path}: {needs.dtype} needs {size(needs.total(n_ctx))} ({size(needs.weights)} of "
+        f"weights, {size(needs.cache(n_ctx))} of keys and values in {kv_dtype} for a context of "
+        f"{n_ctx:,}, {size(needs.scratch(n_ctx))} of scratch); {size(obstacle.free)} are "
+        f"{obstacle.name}; {advice}"
+    )
+
+
+def has_room(plan: Plan, dtype: str, kv_dtype: str, n_ctx: int, extra: str) -> bool:
+    """Whether a copy in the dtype `extra`, with a story of its own, fits beside the model."""
+    if (extra, kv_dtype) not in plan.needs:
+        return False
+    model, copy = plan.needs[dtype, kv_dtype], plan.needs[extra, kv_dtype]
+    return all(
+        model.asks(limit, n_ctx) + copy.asks(limit, n_ctx) <= limit.free for limit in limits()
+    )

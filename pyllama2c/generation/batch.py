@@ -1,0 +1,236 @@
+"""Many stories at once: continuous batching, where a finished story's row is refilled at once.
+
+The loop itself is C's (batch.c, sweep.c). Here requests go in, and what C tells of the stories
+comes out as Completions. A row's logits do not depend on the other rows of a call, so a story is
+the same bits alone or here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from pyllama2c._ffi import check, ffi, lib, new_error
+from pyllama2c.engine.session import Computing
+from pyllama2c.errors import NonFiniteLogitsError
+from pyllama2c.generation.request import Request, process_logits
+from pyllama2c.generation.text import StoryText
+from pyllama2c.tokenizers.base import BaseTokenizer
+
+_ROUND_UP = 64
+"""positions, where stories turned out to differ in length: a larger batch is not for one alone"""
+
+
+class Completion(NamedTuple):
+    """One story of a batch, told to its end."""
+
+    number: int
+    """which one: story j of prompt i has number i * n + j"""
+    prompt_tokens: list[int]
+    tokens: list[int]
+    """sampled tokens, the stop token excluded"""
+    text: str
+    seed: int
+    finish_reason: str
+    """"stop", "length", or "error\""""
+    error: Exception | None
+    """why this one story failed; the others do not mind"""
+
+
+class _Story:
+    """A story under way: what was asked for, and its text as far as it must be known."""
+
+    def __init__(self, number: int, request: Request, tokenizer: BaseTokenizer):
+        self.number, self.request = number, request
+        self._decoder = StoryText(tokenizer, request.prompt_tokens, request.stop)
+        self._text = ""
+
+    def stops(self, token: int) -> bool:
+        """Whether a stop string ends with this token."""
+        self._text += self._decoder.feed(token)
+        return self._decoder.stopped
+
+    def finish(self, tokens: list[int], reason: str, error: Exception | None = None) -> Completion:
+        if not self.request.stop:  # otherwise it was decoded token by token
+            self._text = self._decoder.feed_all(tokens)
+        return Completion(
+            number=self.number,
+            prompt_tokens=self.request.prompt_tokens,
+            tokens=tokens,
+            text=self._text + self._decoder.rest(),
+            seed=self.request.seed,
+            finish_reason=reason,
+            error=error,
+        )
+
+
+class Batch:
+    """An l2c_batch, and the stories in it."""
+
+    def __init__(
+        self,
+        model: Any,
+        pool: Any,
+        computing: Computing,
+        tokenizer: BaseTokenizer,
+        n_sequences: int,
+        n_ctx: int,
+    ):
+        isa, kv, most = computing
+        self._n_sequences = n_sequences
+        self._n_ctx = min(most, n_ctx)
+        out, self._error = ffi.new("l2c_batch **"), new_error()
+        status = lib.l2c_batch_create(
+            model, pool, n_sequences, self._n_ctx, kv, isa, out, self._error
+        )
+        check(status, self._error)
+        self._handle = ffi.gc(out[0], lib.l2c_batch_free)
+        self._parents = (model, pool)  # they must outlive the handle
+        self._tokenizer = tokenizer
+        self._events, self._n_events = ffi.new("l2c_event **"), ffi.new("size_t *")
+        self._stories: dict[int, _Story] = {}
+
+    def __len__(self) -> int:
+        """Stories under way."""
+        return len(self._stories)
+
+    @property
+    def full(self) -> bool:
+        return len(self._stories) == self._n_sequences
+
+    def has_room(self, request: Request) -> bool:
+        """Whether a story fits the context of this batch."""
+        return request.n_ctx <= self._n_ctx
+
+    def add(self, number: int, request: Request) -> None:
+        vocab_size = self._tokenizer.vocab_size
+        prompt = ffi.new("int32_t[]", request.prompt_tokens)
+        ends = [t for t in request.ends(self._tokenizer) if 0 <= t < vocab_size]
+        end_tokens = ffi.new("int32_t[]", ends)
+        tell = lib.L2C_TELL_TOKENS if request.stop else 0
+        if request.logits_processor is not None:
+            tell |= lib.L2C_TELL_CHOICES
+        asked = ffi.new(
+            "l2c_request *",
+            {
+                "prompt": prompt,
+                "n_prompt": len(prompt),
+                "ends": end_tokens,
+                "n_ends": len(ends),
+                "sampler": request.sampler,
+                "max_tokens": request.max_tokens,
+                "tell": tell,
+            },
+        )
+        story = ffi.new("int64_t *")
+        check(lib.l2c_batch_add(self._handle, asked, story, self._error), self._error)
+        self._stories[story[0]] = _Story(number, request, self._tokenizer)
+
+    def step(self) -> list[Completion]:
+        """One sweep: the next token of every story that is under way, and of prompts what fits."""
+        out, n, error = self._events, self._n_events, self._error
+        status = lib.l2c_batch_step(self._handle, out, n, error)
+        check(status, error)
+        ended = (self._hear(out[0][i]) for i in range(n[0]))
+        return [completion for completion in ended if completion is not None]
+
+    def _hear(self, event: Any) -> Completion | None:
+        """What an event means: the story, where it ends."""
+        story = self._stories.get(event.story)
+        if story is None:  # it was dropped
+            return None
+        if event.kind == lib.L2C_EVENT_TOKEN:
+            if story.stops(event.chosen.token):
+                return self._end(event, "stop", drop=True)
+        elif event.kind == lib.L2C_EVENT_CHOOSE:
+            try:
+                self._process(story, event)
+            except Exception as error:
+                return self._end(event, "error", error, drop=True)
+        elif event.reason == lib.L2C_END_NONFINITE:
+            why = "the logits hold NaN or infinity (or forbid every token)"
+            return self._end(event, "error", NonFiniteLogitsError(why))
+        else:
+            return self._end(event, "stop" if event.reason == lib.L2C_END_STOP else "length")
+        return None
+
+    def _process(self, story: _Story, event: Any) -> None:
+        import numpy as np
+
+        request, vocab_size = story.request, self._tokenizer.vocab_size
+        assert request.logits_processor is not None
+        row = ffi.buffer(lib.l2c_batch_row(self._handle, event.story), 4 * vocab_size)
+        logits = np.frombuffer(row, np.float32).copy()  # which the processor may keep
+        tokens = request.prompt_tokens + ffi.unpack(event.tokens, event.n_tokens)
+        process_logits(request.logits_processor, tokens, logits)
+        row[:] = logits.tobytes()
+
+    def _end(
+        self, event: Any, reason: str, error: Exception | None = None, drop: bool = False
+    ) -> Completion:
+        if drop:
+            lib.l2c_batch_drop(self._handle, event.story)
+        tokens = ffi.unpack(event.tokens, event.n_tokens)
+        return self._stories.pop(event.story).finish(tokens, reason, error)
+
+
+def _told_at_once(number: int, request: Request | Exception) -> Completion | None:
+    """What needs no computing: a wrong prompt, a story of no tokens."""
+    if isinstance(request, Exception):
+        return Completion(number, [], [], "", 0, "error", request)
+    if request.max_tokens == 0:
+        return Completion(number, request.prompt_tokens, [], "", request.seed, "length", None)
+    return None
+
+
+def run_batch(
+    new_batch: Callable[[int, int], Batch],
+    requests: Iterator[tuple[int, Request | Exception]],
+    max_batch: int,
+) -> Iterator[Completion]:
+    """Stories in the order in which they end. `new_batch` makes one of so many sequences and
+    positions: as many as the first stories need. When one needs more positions, those before it
+    are told to their end first, and a larger batch goes on."""
+    waiting: deque[tuple[int, Request]] = deque()  # taken from `requests`, but not begun
+
+    def fill(n: int) -> Iterator[Completion]:
+        """Takes requests until n stories wait."""
+        while len(waiting) < n:
+            number, request = next(requests, (-1, None))
+            if request is None:
+                return
+            completion = _told_at_once(number, request)
+            if completion is not None:
+                yield completion
+            elif isinstance(request, Request):
+                waiting.append((number, request))
+
+    for round_up in itertools.chain([1], itertools.repeat(_ROUND_UP)):
+        yield from fill(max_batch)
+        if not waiting:
+            return
+        longest = max(request.n_ctx for _, request in waiting)
+        batch = new_batch(len(waiting), -(-longest // round_up) * round_up)
+        while True:
+            while not batch.full:
+                yield from fill(1)
+                if not waiting or not batch.has_room(waiting[0][1]):
+                    break
+                batch.add(*waiting.popleft())
+            if not len(batch):
+                break
+            yield from batch.step()
+        del batch  # its memory goes before the next one takes its own
+
+
+def in_turn(stories: Iterable[Completion]) -> Iterator[Completion]:
+    """The same in the order of their numbers: one that overtakes others is held back."""
+    held: dict[int, Completion] = {}
+    number = 0
+    for story in stories:
+        held[story.number] = story
+        while number in held:
+            yield held.pop(number)
+            number += 1

@@ -1,0 +1,209 @@
+"""What a story is asked to be: a prompt and parameters, checked before anything runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pyllama2c import validate
+from pyllama2c.errors import ContextLengthError
+from pyllama2c.generation.sampling import fresh_seed, new_sampler, seed_or_none
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pyllama2c.tokenizers.base import BaseTokenizer
+
+    LogitsProcessor = Callable[[list[int], NDArray[np.float32]], NDArray[np.float32] | None]
+
+
+class Request(NamedTuple):
+    prompt_tokens: list[int]
+    max_tokens: int
+    """new tokens at most, no more than the context has room for"""
+    sampler: Any
+    """l2c_sampler, of this story alone"""
+    seed: int
+    stop: list[str]
+    stop_tokens: frozenset[int] | None
+    logits_processor: LogitsProcessor | None
+
+    @property
+    def n_ctx(self) -> int:
+        """positions of the context that the whole story needs; its last token is not fed"""
+        return max(1, len(self.prompt_tokens) + self.max_tokens - 1)
+
+    def ends(self, tokenizer: BaseTokenizer) -> frozenset[int]:
+        """Tokens that end the story."""
+        if self.stop_tokens is not None:
+            return self.stop_tokens
+        return tokenizer.ends
+
+
+def make_request(
+    prompt_tokens: list[int],
+    seq_len: int,
+    *,
+    max_tokens: int | None = None,
+    temperature: float = 1.0,
+    top_p: float = 0.9,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    seed: int | None = None,
+    stop: str | Iterable[str] | None = (),
+    stop_tokens: Iterable[int] | None = None,
+    logits_processor: LogitsProcessor | None = None,
+) -> Request:
+    """Checks the parameters of Llama.generate; TypeError, ValueError or ContextLengthError."""
+    if not prompt_tokens:
+        raise ValueError("the prompt has no tokens; begin with BOS")
+    room = seq_len - len(prompt_tokens) + 1  # the last token is sampled, but not fed
+    if room < 1:
+        raise ContextLengthError(
+            f"the prompt has {len(prompt_tokens)} tokens; the model's context is {seq_len}"
+        )
+    if max_tokens is not None:
+        max_tokens = validate.integer("max_tokens", max_tokens, 0, sys.maxsize, "0 or more")
+    if logits_processor is not None and not callable(logits_processor):
+        raise validate.wrong("logits_processor", logits_processor, "a function", TypeError)
+    drawn = seed_or_none("seed", seed)
+    seed = fresh_seed() if drawn is None else drawn
+    sampler = new_sampler(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    return Request(
+        prompt_tokens=prompt_tokens,
+        max_tokens=room if max_tokens is None else min(max_tokens, room),
+        sampler=sampler,
+        seed=seed,
+        stop=_stop_strings(stop),
+        stop_tokens=None if stop_tokens is None else _stop_tokens(stop_tokens),
+        logits_processor=logits_processor,
+    )
+
+
+def _stop_strings(stop: str | Iterable[str] | None) -> list[str]:
+    if stop is None:
+        return []
+    needed = "a string, or a list of strings"
+    strings = [stop] if isinstance(stop, str) else list(validate.values("stop", stop, needed))
+    for string in strings:
+        if not isinstance(string, str):
+            raise validate.wrong("stop", stop, needed, TypeError)
+        if not string:
+            raise ValueError("a stop string is empty")
+    return strings
+
+
+def _stop_tokens(tokens: Iterable[int]) -> frozenset[int]:
+    listed = validate.values("stop_tokens", tokens, "a list of integers: token ids")
+    return frozenset(
+        validate.integer("stop_tokens", token, 0, 2**31 - 1, "token ids, 0 or more")
+        for token in listed
+    )
+
+
+def process_logits(
+    processor: LogitsProcessor, tokens: list[int], logits: NDArray[np.float32]
+) -> None:
+    """Lets a logits processor change `logits` (vocab_size) or replace them."""
+    import numpy as np
+
+    changed = processor(tokens, logits)
+    if changed is None or changed is logits:
+        return
+    changed = np.asarray(changed)
+    if changed.dtype.kind not in "fiu":
+        raise TypeError(
+            f"logits_processor returned {changed.dtype} values; it must return None or numbers"
+        )
+    if changed.shape != logits.shape:
+        raise ValueError(
+            f"logits_processor returned an array of shape {changed.shape}; it must return None or "
+            f"{logits.shape}"
+        )
+    with np.errstate(over="ignore"):  # what float32 does not hold is infinite, as for the engine
+        logits[:] = changed
+
+
+def batch_requests(
+    prompts: Iterable[Any],
+    n: int,
+    parameters: dict[str, Any],
+    tokenize: Callable[[Any], list[int]],
+    seq_len: int,
+) -> Iterator[tuple[int, Request | Exception]]:
+    """The request of every story of a batch, by number, or what is wrong with it. Prompts are taken
+    one by one, as their requests are; what is wrong with all of them raises at once."""
+    if validate.is_text(prompts):
+        raise ValueError("prompts is one text; give a list of prompts")
+    validate.values("prompts", prompts, "a list of prompts: texts, or lists of token ids")
+    n = validate.integer("n", n, 1, sys.maxsize, "1 or more")
+    unknown = set(parameters) - set(make_request.__kwdefaults__ or {})
+    if unknown:
+        raise TypeError(f"generate_batch has no parameter {', '.join(sorted(unknown))}")
+    listed = {name for name, value in parameters.items() if _one_a_prompt(name, value)}
+    for name in sorted(listed):
+        if not isinstance(prompts, Sized):
+            raise ValueError(f"{name} has a value for each prompt; prompts must be a list then")
+        if len(parameters[name]) != len(prompts):
+            count = len(parameters[name])
+            raise ValueError(f"{name} has {count} values for {len(prompts)} prompts")
+    _check_parameters(parameters, listed)
+    return _each_request(prompts, n, parameters, listed, tokenize, seq_len)
+
+
+def _each_request(
+    prompts: Iterable[Any],
+    n: int,
+    parameters: dict[str, Any],
+    listed: set[str],
+    tokenize: Callable[[Any], list[int]],
+    seq_len: int,
+) -> Iterator[tuple[int, Request | Exception]]:
+    for i, prompt in enumerate(prompts):
+        own = {name: v[i] if name in listed else v for name, v in parameters.items()}
+        seed = seed_or_none("seed", own.pop("seed", None))
+        try:
+            tokens: list[int] | Exception = tokenize(prompt)
+        except Exception as error:
+            tokens = error
+        for j in range(n):
+            number = i * n + j
+            if isinstance(tokens, Exception):
+                yield number, tokens
+                continue
+            nth = j if "seed" in listed else number
+            try:
+                story_seed = None if seed is None else (seed + nth) % 2**64
+                yield number, make_request(tokens, seq_len, seed=story_seed, **own)
+            except (ValueError, TypeError) as error:
+                yield number, error
+
+
+def _check_parameters(parameters: dict[str, Any], listed: set[str]) -> None:
+    """A wrong parameter, of all prompts or of one, raises before any story is told."""
+    shared = {name: value for name, value in parameters.items() if name not in listed}
+    make_request([0], 1, **shared)
+    for name in listed:
+        for i, value in enumerate(parameters[name]):
+            try:
+                make_request([0], 1, **{name: value})
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"prompt {i}: {error}") from None
+
+
+def _one_a_prompt(name: str, value: Any) -> bool:
+    """Whether a parameter has a value for each prompt; a list of stop strings or tokens is one."""
+    if name in ("stop", "stop_tokens"):
+        lists = (list, tuple, set, frozenset)
+        return isinstance(value, list) and any(v is None or isinstance(v, lists) for v in value)
+    return isinstance(value, (list, tuple))

@@ -1,0 +1,250 @@
+"""One story while it is told: an iterator of text, and what is known about it."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from time import perf_counter
+from typing import NamedTuple
+
+from pyllama2c._ffi import ffi
+from pyllama2c.engine.draft import Draft, DraftLength
+from pyllama2c.engine.session import PREFILL_ROWS, Session, Sessions
+from pyllama2c.errors import BusyError, CancelledError
+from pyllama2c.generation.request import Request, process_logits
+from pyllama2c.generation.text import StoryText
+from pyllama2c.handle import Handle
+from pyllama2c.tokenizers.base import BaseTokenizer
+
+
+class GenerationStats(NamedTuple):
+    """Times are seconds on a monotonic clock, spent generating (not in the caller's loop)."""
+
+    prompt_tokens: int
+    """tokens of the prompt, BOS included"""
+    cached_tokens: int
+    """of those, found in the cache of an earlier story, and not computed again"""
+    tokens: int
+    """sampled tokens, the stop token excluded"""
+    time_to_first_token: float
+    prefill_tokens_per_second: float
+    """prompt tokens over the time until the first token"""
+    decode_seconds: float
+    """from the first token on"""
+    tokens_per_second: float
+    """tokens after the first, a final stop token included, over decode_seconds: as run.c reports"""
+    drafted_tokens: int
+    """tokens that the int8 draft proposed; 0 without speculative decoding"""
+    accepted_tokens: int
+    """of those, the ones that the model itself picked as well"""
+
+
+class Generation(Handle, Iterator[str]):
+    """A story, told while it is iterated; nothing is computed before the first step.
+
+    Yields pieces of text that never split a character. The prompt is not part of them:
+    `prompt + story.read()` is the whole. Made by `Llama.generate`.
+    """
+
+    def __init__(
+        self, request: Request, tokenizer: BaseTokenizer, sessions: Sessions, draft: Draft | None
+    ):
+        self.seed = request.seed
+        self.prompt_tokens = request.prompt_tokens
+        self.tokens: list[int] = []
+        self.finish_reason: str | None = None
+        self._vocab_size = tokenizer.vocab_size
+        self._max_tokens, self._sampler = request.max_tokens, request.sampler
+        self._logits_processor = request.logits_processor
+        self._ends = request.ends(tokenizer)
+        self._end_list = ffi.new("int32_t[]", list(self._ends))
+        self._story = StoryText(tokenizer, request.prompt_tokens, request.stop)
+        self._text: list[str] = []
+        self._sessions = sessions
+        # Held where the session comes and goes, so that a cancel never reaches another's. A signal
+        # handler or the garbage collector may cancel or end the story while this thread holds it.
+        self._holding = threading.RLock()
+        self._session: Session | None = None
+        # A processor changes the logits before the choice, which the draft cannot know.
+        self._draft = draft if request.logits_processor is None else None
+        self._draft_session: Session | None = None
+        self._draft_length = DraftLength()
+        # Prompt and story, for the repetition penalty and the draft.
+        self._history = ffi.new("int32_t[]", len(request.prompt_tokens) + request.max_tokens)
+        self._history[0 : len(request.prompt_tokens)] = request.prompt_tokens
+        self._ready: deque[tuple[int, int]] = deque()  # sampled, not yet told: token, rng state
+        self._rng_state = int(request.sampler.rng_state)
+        self._cancelled = False
+        self._turn = threading.Lock()
+        self._cached_tokens = 0
+        self._first_token_seconds = self._decode_seconds = 0.0
+        self._decode_passes = 0
+
+    def __iter__(self) -> Generation:
+        return self
+
+    def __next__(self) -> str:
+        if not self._turn.acquire(blocking=False):
+            raise BusyError("this story is being told in another thread")
+        try:
+            text = ""
+            while not text and self.finish_reason is None:
+                text = self._step()
+        except BaseException:  # Ctrl-C, too: the session goes back, the story ends here
+            self._end("cancelled")
+            raise
+        finally:
+            self._turn.release()
+        if not text:
+            raise StopIteration
+        self._text.append(text)
+        return text
+
+    def read(self) -> str:
+        """Runs to the end and returns the whole text, what was already yielded included."""
+        for _ in self:
+            pass
+        return "".join(self._text)
+
+    def cancel(self) -> None:
+        """Ends the story within one token, from any thread; `finish_reason` is "cancelled"."""
+        self._cancelled = True
+        with self._holding:
+            if self._session is not None:
+                self._session.cancel()
+
+    def close(self) -> None:
+        """Ends the story here and gives its memory back. Further iteration yields nothing.
+
+        While a step runs (in another thread, or around a logits processor that calls this), the
+        story ends with that step instead: waiting for it here could be waiting for oneself.
+        """
+        self.cancel()
+        if self._turn.acquire(blocking=False):
+            self._end("cancelled")
+            self._turn.release()
+
+    def __enter__(self) -> Generation:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_session"):  # else the constructor failed
+            self._end("cancelled")
+
+    @property
+    def rng_state(self) -> int:
+        """State of the xorshift64* generator after the tokens so far."""
+        return self._rng_state
+
+    @property
+    def stats(self) -> GenerationStats:
+        """Figures of the story so far."""
+        first, decode, n = self._first_token_seconds, self._decode_seconds, len(self.prompt_tokens)
+        return GenerationStats(
+            prompt_tokens=n,
+            cached_tokens=self._cached_tokens,
+            tokens=len(self.tokens),
+            time_to_first_token=first,
+            prefill_tokens_per_second=n / first if first > 0 else 0.0,
+            decode_seconds=decode,
+            tokens_per_second=self._decode_passes / decode if decode > 0 else 0.0,
+            drafted_tokens=self._draft_length.drafted,
+            accepted_tokens=self._draft_length.accepted,
+        )
+
+    def _end(self, reason: str) -> None:
+        """Settles how the story ended, once, and returns the sessions."""
+        if self.finish_reason is None:
+            self.finish_reason = reason
+        with self._holding:
+            session, self._session = self._session, None
+        if session is not None:
+            self._sessions.give_back(session)
+        session, self._draft_session = self._draft_session, None
+        if session is not None and self._draft is not None:
+            self._draft.give_back(session)
+
+    def _step(self) -> str:
+        """One token further: compute it if none is ready, decode. Text may be held back: empty."""
+        if self._max_tokens == 0:
+            self._end("length")
+            return ""
+        started = perf_counter()
+        first = self._session is None
+        try:
+            if self._cancelled or not (self._ready or self._compute()):
+                raise CancelledError
+        except CancelledError:
+            self._end("cancelled")
+            return self._story.rest()
+        token, self._rng_state = self._ready.popleft()
+        text = ""
+        if token in self._ends:
+            self._end("stop")
+        else:
+            self._history[len(self.prompt_tokens) + len(self.tokens)] = token
+            self.tokens.append(token)
+            text = self._story.feed(token)
+            if self._story.stopped:
+                self._end("stop")
+            elif len(self.tokens) == self._max_tokens:
+                self._end("length")
+        if self.finish_reason is not None:
+            text += self._story.rest()
+        if first:
+            self._first_token_seconds = perf_counter() - started
+        else:
+            self._decode_passes += 1
+            self._decode_seconds += perf_counter() - started
+        return text
+
+    def _compute(self) -> bool:
+        """Makes one token ready or, with a draft, several; False when `cancel` came between."""
+        if self._session is None:
+            return self._prefill()
+        session, n = self._session, len(self.prompt_tokens) + len(self.tokens)
+        room = self._max_tokens - len(self.tokens) - 1
+        if self._draft is not None and room > 0 and self._draft_session is None:
+            self._draft_session = self._draft.lease(self.prompt_tokens)
+            if self._draft_session is None:
+                self._draft = None
+        if self._draft_session is None or room < 1:
+            session.feed(self.tokens[-1:], n - 1)
+            self._sample(session)
+            return True
+        n_draft = self._draft_length.next(room)
+        new = session.speculate(
+            self._draft_session, self._sampler, self._history, n, n_draft, self._end_list
+        )
+        self._draft_length.report(n_draft, len(new) - 1)
+        self._ready.extend(new)
+        return True
+
+    def _prefill(self) -> bool:
+        prompt = self.prompt_tokens
+        session = self._sessions.lease(prompt)
+        with self._holding:
+            self._session = session
+        # The last token is computed in any case: its logits are what the story begins with.
+        self._cached_tokens = start = min(session.cached(prompt), len(prompt) - 1)
+        for at in range(start, len(prompt), PREFILL_ROWS):
+            if self._cancelled:
+                return False
+            chunk = prompt[at : at + PREFILL_ROWS]
+            session.feed(chunk, at, want_logits=int(at + len(chunk) == len(prompt)))
+        self._sample(session)
+        return True
+
+    def _sample(self, session: Session) -> None:
+        if self._logits_processor is not None:
+            logits = session.logits(1, self._vocab_size)[0]
+            own = logits.copy()  # which the processor may keep; the row is the session's
+            process_logits(self._logits_processor, self.prompt_tokens + self.tokens, own)
+            logits[:] = own
+        n = len(self.prompt_tokens) + len(self.tokens)
+        token = session.sample(self._sampler, self._history, n)
+        self._ready.append((token, int(self._sampler.rng_state)))

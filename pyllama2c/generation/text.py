@@ -1,0 +1,91 @@
+"""From tokens to text: whole characters, and stop strings found across tokens."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+from pyllama2c.tokenizers.base import BaseTokenizer
+
+
+class StopFinder:
+    """Holds back text that may be the beginning of a stop string."""
+
+    def __init__(self, stop: Sequence[str]):
+        self._stop = stop
+        self._held = ""
+        self.found = False
+
+    def feed(self, text: str) -> str:
+        """The part of the text so far that is certainly before any stop string."""
+        if not self._stop:
+            return text
+        held = self._held + text
+        ends = [at for at in (held.find(s) for s in self._stop) if at >= 0]
+        if ends:
+            self.found, self._held = True, ""
+            return held[: min(ends)]
+        keep = max(
+            (
+                n
+                for s in self._stop
+                for n in range(1, min(len(s), len(held) + 1))
+                if held.endswith(s[:n])
+            ),
+            default=0,
+        )
+        self._held = held[len(held) - keep :]
+        return held[: len(held) - keep]
+
+    def rest(self) -> str:
+        """What was held back, at the end of the story."""
+        held, self._held = self._held, ""
+        return held
+
+
+class StoryText:
+    """The text of a story whose tokens arrive one by one.
+
+    It holds whole characters only: what the story ends within is in its tokens, not in its text,
+    and a story whose prompt ends within one tells all of it. So the texts of stories that each go
+    on from the tokens of the last are one whole text.
+    """
+
+    def __init__(self, tokenizer: BaseTokenizer, prompt_tokens: Sequence[int], stop: Sequence[str]):
+        self._tokenizer = tokenizer
+        # As SentencePiece: encoding put a space before the text.
+        self._strip_space = tokenizer.adds_space and prompt_tokens[-1] == tokenizer.bos_id
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder.decode(_last_bytes(tokenizer, prompt_tokens))  # which keeps half a character
+        self._finder = StopFinder(stop)
+
+    @property
+    def stopped(self) -> bool:
+        """A stop string was found; what came before it is all the text there is."""
+        return self._finder.found
+
+    def feed(self, token: int) -> str:
+        """The text that is certain with this token; half a character, half a stop is held back."""
+        return self.feed_all((token,))
+
+    def feed_all(self, tokens: Sequence[int]) -> str:
+        """The same for several tokens."""
+        pieces = list(map(self._tokenizer.piece, tokens))
+        if self._strip_space and pieces:
+            pieces[0], self._strip_space = self._tokenizer.opening(tokens[0]), False
+        return self._finder.feed(self._decoder.decode(b"".join(pieces)))
+
+    def rest(self) -> str:
+        """What is still held back when the story ends, half a character excepted."""
+        return "" if self.stopped else self._finder.rest()
+
+
+def _last_bytes(tokenizer: BaseTokenizer, tokens: Sequence[int]) -> bytes:
+    """The last bytes of a text, as many as half a character may have; a control token ends it."""
+    data = b""
+    for token in reversed(tokens):
+        piece = tokenizer.piece(token) if 0 <= token < tokenizer.vocab_size else b""
+        data = piece + data
+        if len(data) >= 3 or not piece:
+            break
+    return data[-3:]

@@ -1,0 +1,1 @@
+"""Llama inside other programs."""

@@ -1,0 +1,207 @@
+"""Text to token ids and back: what every tokenizer does."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import TypeVar
+
+from pyllama2c import validate
+from pyllama2c.errors import ClosedError, TokenizerError
+from pyllama2c.handle import Handle
+
+NONE = -1
+"""the id of a special token that a vocabulary does not have, as in SentencePiece"""
+
+_Self = TypeVar("_Self", bound="BaseTokenizer")
+
+
+class BaseTokenizer(Handle, ABC):
+    """What a model's tokenizer offers, wherever it is from."""
+
+    path: str
+    vocab_size: int
+    bos_id: int
+    """opens a text; -1 where the vocabulary has none, as for the others"""
+    eos_id: int
+    unk_id: int = NONE
+    pad_id: int = NONE
+    add_bos: bool = True
+    """whether texts begin with BOS; a prompt then does"""
+    add_eos: bool = False
+    """whether texts end with EOS; a prompt, which is to go on, never does"""
+    adds_space: bool = False
+    """whether `encode` puts a space before a text, which `decode` takes off again"""
+    ends: frozenset[int]
+    """ids that end a story: BOS (llama2.c's models end with it), EOS, the end of a chat's turn"""
+
+    def __init__(
+        self, special: Iterable[tuple[str, int]] = (), user_defined: Iterable[tuple[str, int]] = ()
+    ):
+        # A single character is text, whatever its type says.
+        self._special = _Texts(token for token in special if len(token[0]) > 1)
+        self._user_defined = _Texts(user_defined)
+        self._pieces: dict[int, bytes] = {}  # those seen so far
+        self._closed = False
+
+    @abstractmethod
+    def _encode_text(self, text: str, space_first: bool) -> list[int]:
+        """Ids of text without special tokens; lone surrogates stand for bytes (surrogateescape)."""
+
+    @abstractmethod
+    def _piece(self, token: int) -> bytes: ...
+
+    def encode(
+        self, text: str | bytes, bos: bool = False, eos: bool = False, *, special: bool = False
+    ) -> list[int]:
+        """Token ids of `text`; BOS and EOS only where asked for.
+
+        `<s>`, `<|im_end|>` or `<0x41>` in it are just characters, unless `special` asks for control
+        tokens where their text stands: never ask for a text that others wrote. Bytes need not be
+        valid UTF-8. TokenizerError for lone surrogates in a str, and for characters that a
+        vocabulary has no tokens for, nor an <unk>.
+        """
+        for name, value in (("bos", bos), ("eos", eos), ("special", special)):
+            validate.flag(name, value)
+        parts = self.split(text) if special else [_as_text(text)]
+        first = [self._asked_for(self.bos_id, "BOS")] if bos else []
+        last = [self._asked_for(self.eos_id, "EOS")] if eos else []
+        return first + self.encode_parts(parts) + last
+
+    def encode_prompt(self, text: str | bytes) -> list[int]:
+        """Token ids of a text that is to be continued: BOS first where `add_bos` says so, or where
+        there is nothing else to begin with."""
+        return self.encode(text, bos=self.add_bos or (not text and self.bos_id != NONE))
+
+    def split(self, text: str | bytes) -> list[str | int]:
+        """The text cut at the texts of control tokens, which become their ids."""
+        return self._special.cut([_as_text(text)])
+
+    def encode_parts(self, parts: Sequence[str | int], inside: bool = False) -> list[int]:
+        """Ids of what `split` made; `inside` another text no space is put before the first."""
+        self._check_open()
+        ids: list[int] = []
+        after_token = not inside
+        for i, part in enumerate(self._user_defined.cut(parts)):
+            if isinstance(part, int):
+                ids.append(part)
+            elif part:
+                opens = i == 0 and not inside
+                ids += self._encode_text(part, after_token and self._space_before(part, opens))
+            after_token = isinstance(part, int)
+        return ids
+
+    def _space_before(self, text: str, opens: bool) -> bool:
+        """Whether a space is put before a text that follows a token, or `opens` all."""
+        return self.adds_space
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that one token stands for: none for a control token, maybe half a character."""
+        self._check_open()
+        if type(token) is not int:
+            (token,) = validate.token_ids("token", [token], self.vocab_size)
+        known = self._pieces.get(token)
+        if known is not None:
+            return known
+        if not 0 <= token < self.vocab_size:
+            raise TokenizerError(f"token {token} is outside the vocabulary of {self.vocab_size}")
+        self._pieces[token] = piece = self._piece(token)
+        return piece
+
+    def decode_bytes(self, tokens: Sequence[int]) -> bytes:
+        """The bytes that `tokens` stand for, without the space that `encode` put in front."""
+        parts: list[bytes] = []
+        at_start = self.adds_space
+        for token in validate.values("tokens", tokens, "a sequence of integers: token ids"):
+            piece = self.piece(token)
+            parts.append(self.opening(token) if at_start else piece)
+            opens = token == self.bos_id or (at_start and not piece)
+            at_start = self.adds_space and opens
+        return b"".join(parts)
+
+    def opening(self, token: int) -> bytes:
+        """The bytes of a token that begins a text, before which `encode` put a space."""
+        return self.piece(token).removeprefix(b" ")
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """`decode_bytes` as text; bytes that are not UTF-8 become U+FFFD."""
+        return self.decode_bytes(tokens).decode("utf-8", "replace")
+
+    def special_text(self, token: int) -> str:
+        """The text of a control or user-defined token, as templates spell it; empty for others."""
+        tokens = [*self._special.tokens, *self._user_defined.tokens]
+        return next((text for text, number in tokens if number == token), "")
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Control tokens by their text."""
+        return dict(self._special.tokens)
+
+    def _asked_for(self, token: int, name: str) -> int:
+        if token == NONE:
+            raise TokenizerError(f"{self.path}: the vocabulary has no {name}")
+        return token
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("the tokenizer is closed")
+
+    def close(self) -> None:
+        """Frees the tokenizer; further use raises ClosedError."""
+        self._closed = True
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.path!r}, vocab_size={self.vocab_size})"
+
+
+def _as_text(text: str | bytes) -> str:
+    if isinstance(text, bytes):
+        return text.decode("utf-8", "surrogateescape")
+    if not isinstance(text, str):
+        raise validate.wrong("text", text, "text: str or bytes", TypeError)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TokenizerError(f"text cannot be encoded as UTF-8: {error}") from None
+    return text
+
+
+class _Texts:
+    """Texts of tokens, which are looked for in other texts: from the left, the longest first."""
+
+    def __init__(self, tokens: Iterable[tuple[str, int]]):
+        self.tokens = sorted(tokens, key=lambda token: -len(token[0]))
+        self._ids = dict(reversed(self.tokens))
+        self._pattern: re.Pattern[str] | None = None  # made when it is needed
+
+    def cut(self, parts: Sequence[str | int]) -> list[str | int]:
+        """Texts among the parts cut where they have a token's text, which becomes its id."""
+        if not self._ids:
+            return list(parts)
+        if self._pattern is None:
+            texts = [re.escape(text) for text, _ in self.tokens]
+            self._pattern = re.compile(f"({'|'.join(texts)})")
+        cut: list[str | int] = []
+        for part in parts:
+            if isinstance(part, int):
+                cut.append(part)
+                continue
+            for i, text in enumerate(self._pattern.split(part)):
+                if i % 2:
+                    cut.append(self._ids[text])
+                elif text:
+                    cut.append(text)
+        return cut
