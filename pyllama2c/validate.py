@@ -11,8 +11,10 @@ from collections.abc import Collection, Iterable, Mapping, Set
 from typing import Any
 
 from pyllama2c._ffi import DTYPES, ISA_NAMES, KV_DTYPES
-from pyllama2c.engine.workers import MAX_THREADS
 from pyllama2c.errors import TokenizerError
+
+MAX_THREADS = 256
+"""of a pool, as l2c_pool_create has it"""
 
 _BYTES = (bytes, bytearray, memoryview)
 
@@ -164,7 +166,7 @@ def model_options(
     if context is not None:
         integer(
             "context", context, -sys.maxsize, sys.maxsize, "1 to the model's own"
-        )  # see plan.py
+        )  # see engine/plan.py
     if threads is not None:
         integer("threads", threads, 1, MAX_THREADS)
     if not (isinstance(speculative, bool) or (type(speculative) is str and speculative == "auto")):

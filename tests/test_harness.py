@@ -279,7 +279,8 @@ def test_as_a_command(folder: Path, tasks: Path, tmp_path: Path) -> None:
     arguments = f"pretrained={folder / 'model.bin'},max_length=100"
     done = subprocess.run(
         [sys.executable, "-m", "pyllama2c.integrations.lm_eval", "run",
-         "--model", "pyllama2c", "--model_args", arguments, "--tasks", "tiny_choice", "--include_path", str(tasks), "--batch_size", "auto",
+         "--model", "pyllama2c", "--model_args", arguments, "--tasks", "tiny_choice",
+         "--include_path", str(tasks), "--batch_size", "auto",
          "--output_path", str(tmp_path), "--limit", "4"],
         cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, timeout=600,
     )  # fmt: skip

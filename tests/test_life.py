@@ -17,6 +17,7 @@ import pytest
 from conftest import DATA, run_python
 from tiny import Shape, TinyLlama
 
+import pyllama2c
 from pyllama2c import Llama
 from pyllama2c.engine.session import Session
 
@@ -123,6 +124,12 @@ def test_ctrl_c_in_the_middle(tiny_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=600)[0] == "usable\n"
     assert process.returncode == 0
+
+
+def test_no_finalizer_loses_ctrl_c() -> None:
+    """Python looks for signals when it enters __del__, and cannot raise what it finds there."""
+    sources = [p.read_text(encoding="utf-8") for p in Path(pyllama2c.__file__).parent.rglob("*.py")]
+    assert sources and not any("def __del__" in source for source in sources)
 
 
 def test_cancel_from_another_thread(tiny_path: Path) -> None:

@@ -25,7 +25,7 @@ class Draft:
         self._impossible = False
         self._lock = threading.Lock()
 
-    def lease(self, tokens: list[int]) -> Session | None:
+    def lease(self, tokens: list[int], holder: object) -> Session | None:
         """None where these weights have no int8 copy."""
         with self._lock:
             if self._impossible:
@@ -39,7 +39,7 @@ class Draft:
                     return None
                 check(status, err)
                 self._sessions = Sessions(ffi.gc(out[0], lib.l2c_model_free), pool, computing)
-        return self._sessions.lease(tokens)
+        return self._sessions.lease(tokens, holder)
 
     def give_back(self, session: Session) -> None:
         assert self._sessions is not None

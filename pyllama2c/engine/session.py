@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+from weakref import ref
 
 from pyllama2c._ffi import check, ffi, lib, new_error
 from pyllama2c.errors import ClosedError
@@ -133,29 +134,38 @@ class Sessions(Handle):
     def __init__(self, model: Any, pool: Any, computing: Computing):
         self._new: Any = (model, pool, computing)
         self._idle: list[Session] = []
-        # Sessions in use are held here as well: a story that the garbage collector finds in a cycle
-        # gives its session back while cffi already frees what only the cycle refers to.
-        self.in_use: set[Session] = set()
-        self._lock = threading.RLock()  # such a story may come back while this thread holds it
+        # With who has them. No __del__ gives a session back: Ctrl-C would be lost in it.
+        self._lent: dict[Session, Callable[[], object]] = {}
+        # A signal handler may end a story while this thread holds it.
+        self._lock = threading.RLock()
 
-    def lease(self, tokens: Sequence[int] = ()) -> Session:
-        """The idle session that has most of the first tokens cached, or a new one."""
+    def lease(self, tokens: Sequence[int] = (), holder: object = None) -> Session:
+        """The idle session that has most of the first tokens cached, or a new one.
+
+        It is lent until it is given back, or until `holder` is no more.
+        """
         with self._lock:
             if self._new is None:
                 raise ClosedError("the model is closed")
+            for session in self._lent.keys() - self.in_use:
+                self.give_back(session)
             if self._idle:
                 session = max(self._idle, key=lambda s: s.cached(tokens))
                 self._idle.remove(session)
             else:
                 session = Session(*self._new)
-            self.in_use.add(session)
+            self._lent[session] = ref(holder) if holder is not None else object
             lib.l2c_session_resume(session.handle)  # a late cancel meant the story before
             return session
+
+    @property
+    def in_use(self) -> set[Session]:
+        return {session for session, holder in self._lent.items() if holder() is not None}
 
     def give_back(self, session: Session) -> None:
         """The most recently used are kept."""
         with self._lock:
-            self.in_use.discard(session)
+            self._lent.pop(session, None)
             if self._new is not None:
                 self._idle = [*self._idle, session][-_IDLE_SESSIONS:]
 

@@ -15,10 +15,6 @@ _ENOUGH = 8
 """threads that saturate the memory of today's desktops; more only when asked for"""
 
 
-MAX_THREADS = 256
-"""of a pool, as l2c_pool_create has it"""
-
-
 def available_cpus() -> int:
     """Processors that this process may use: its affinity, capped by a container's CPU quota."""
     if hasattr(os, "sched_getaffinity"):

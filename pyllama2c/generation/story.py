@@ -63,7 +63,7 @@ class Generation(Handle, Iterator[str]):
         self._text: list[str] = []
         self._sessions = sessions
         # Held where the session comes and goes, so that a cancel never reaches another's. A signal
-        # handler or the garbage collector may cancel or end the story while this thread holds it.
+        # handler may cancel or end the story while this thread holds it.
         self._holding = threading.RLock()
         self._session: Session | None = None
         # A processor changes the logits before the choice, which the draft cannot know.
@@ -130,10 +130,6 @@ class Generation(Handle, Iterator[str]):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_session"):  # else the constructor failed
-            self._end("cancelled")
 
     @property
     def rng_state(self) -> int:
@@ -209,7 +205,7 @@ class Generation(Handle, Iterator[str]):
         session, n = self._session, len(self.prompt_tokens) + len(self.tokens)
         room = self._max_tokens - len(self.tokens) - 1
         if self._draft is not None and room > 0 and self._draft_session is None:
-            self._draft_session = self._draft.lease(self.prompt_tokens)
+            self._draft_session = self._draft.lease(self.prompt_tokens, self)
             if self._draft_session is None:
                 self._draft = None
         if self._draft_session is None or room < 1:
@@ -226,7 +222,7 @@ class Generation(Handle, Iterator[str]):
 
     def _prefill(self) -> bool:
         prompt = self.prompt_tokens
-        session = self._sessions.lease(prompt)
+        session = self._sessions.lease(prompt, self)
         with self._holding:
             self._session = session
         # The last token is computed in any case: its logits are what the story begins with.
