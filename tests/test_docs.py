@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import run_python
+from environment import run_python
 
 from pyllama2c import Llama
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import real_file
+from environment import real_file
 from tiny import Shape, TinyLlama, tokenizer_file
 
 import pyllama2c

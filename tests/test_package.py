@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import run_python
+from environment import run_python
 
 import pyllama2c
 from pyllama2c import _llama2c
