@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from environment import run_python
 
 from pyllama2c import Llama
 
@@ -70,6 +69,8 @@ def test_the_reading_misses_nothing() -> None:
 
 def test_the_readmes_story() -> None:
     """Of its first command, as it is printed there."""
+    from environment import run_python  # here, so that this file runs as a script as well
+
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     found = re.search(r"pyllama2c generate (.*)\n\.\.\.\n((?:.*\n)*?)achieved tok/s", readme)
     assert found
