@@ -90,8 +90,8 @@ def file_path(name: str, value: Any) -> None:
         path = None
     if not isinstance(path, str):
         raise wrong(name, value, "a path: str or os.PathLike[str]", TypeError)
-    if "\0" in path:
-        raise wrong(name, value, "a path without NUL characters")
+    if not path or "\0" in path:
+        raise wrong(name, value, "a path that is not empty and has no NUL characters")
 
 
 def contiguous(name: str, buffer: Any) -> Any:

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, NoReturn
 COMMANDS = ("generate", "chat", "bench", "info", "download", "quantize", "convert", "eval")
 
 
-_TAKE_TEXT = ("-t", "-p", "-s", "-n", "-i", "-z", "-y", "--prompt", "--system-prompt")
+_TAKE_NUMBERS = ("-t", "-p", "-s", "-n")
+_TAKE_TEXT = ("-i", "-z", "-y", "--prompt", "--system-prompt")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -39,6 +40,19 @@ class _RunC(argparse.Action):
         setattr(namespace, self.dest, values if rule is None else rule(values))
 
 
+class _Text(argparse.Action):
+    """Any text: `--` is one, which argparse takes away before Python 3.13."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, "--" if values == [] else values)
+
+
 def as_run_c_pairs(words: Sequence[str]) -> list[str]:
     """What stands behind one of run.c's flags is its value, even where it begins with a dash, which
     argparse would take for a flag: prompts are any text."""
@@ -47,9 +61,11 @@ def as_run_c_pairs(words: Sequence[str]) -> list[str]:
     for word in rest:
         if word == "--":
             return [*joined, word, *rest]
-        value = next(rest, None) if word in _TAKE_TEXT else None
+        value = next(rest, None) if word in (*_TAKE_NUMBERS, *_TAKE_TEXT) else None
         if value is None:
             joined.append(word)
+        elif value == "--" and word in _TAKE_NUMBERS:
+            return [*joined, word, value, *rest]
         elif value.startswith("-"):
             joined.append(f"{word}={value}" if word.startswith("--") else word + value)
         else:
@@ -63,7 +79,9 @@ def _add_model(parser: argparse.ArgumentParser, *name: str) -> None:
         nargs="?",
         help="path of a llama2.c checkpoint, or a known model's name; default: the embedded one",
     )
-    parser.add_argument("-z", "--tokenizer", metavar="PATH", help="tokenizer.bin of the model")
+    parser.add_argument(
+        "-z", "--tokenizer", action=_Text, metavar="PATH", help="tokenizer.bin of the model"
+    )
     parser.add_argument(
         "--dtype",
         choices=("auto", "float32", "int8", "int4"),
@@ -126,9 +144,9 @@ def _add_story(parser: argparse.ArgumentParser, steps: int) -> None:
         help=f"positions, prompt included; 0: the whole context [{steps}]",
         **run_c,
     )
-    add("-i", "--prompt", default=None, metavar="TEXT", help="what the story begins with")
+    add("-i", "--prompt", action=_Text, metavar="TEXT", help="what the story begins with")
     add("-m", "--mode", choices=("generate", "chat"), help="as in llama2.c")
-    add("-y", "--system-prompt", metavar="TEXT", help="system prompt of a chat")
+    add("-y", "--system-prompt", action=_Text, metavar="TEXT", help="system prompt of a chat")
     add("--top-k", type=int, default=0, metavar="K", help="keep the K most probable; 0: off")
     add("--min-p", type=float, default=0.0, metavar="P", help="keep p >= P * largest p; 0: off")
     add("--repetition-penalty", type=float, default=1.0, metavar="X", help="1: off")

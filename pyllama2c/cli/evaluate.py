@@ -112,6 +112,12 @@ def evaluate(llama: Llama, passages: Iterable[str]) -> Evaluation:
     )
 
 
+def to_json(result: Evaluation) -> str:
+    """JSON, which has no infinity: of a text that the model holds impossible, a figure is null."""
+    figures = {k: v if math.isfinite(v) else None for k, v in result._asdict().items()}
+    return json.dumps(figures, indent=2)
+
+
 def to_text(result: Evaluation) -> str:
     long = f", {result.long:,} of them longer than the context" if result.long else ""
     return (

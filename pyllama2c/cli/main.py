@@ -102,13 +102,11 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    import json
-
-    from pyllama2c.cli.evaluate import evaluate, read_passages, to_text
+    from pyllama2c.cli.evaluate import evaluate, read_passages, to_json, to_text
 
     passages = read_passages(arguments.text)  # before the model is opened
     result = evaluate(load(arguments), passages)
-    show(json.dumps(result._asdict(), indent=2) if arguments.json else to_text(result))
+    show(to_json(result) if arguments.json else to_text(result))
     return 0
 
 

@@ -11,6 +11,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+from pyllama2c import validate
 from pyllama2c.errors import CheckpointError, CheckpointNotFoundError, UnsupportedError
 
 _PACKAGES = ("gguf", "safetensors", "ml_dtypes")
@@ -60,6 +61,8 @@ def convert(
     damaged or missing, ChatTemplateError a template that makes no prompt, UnsupportedError the
     feature that is not there, OSError what cannot be read or written, a full disk among them.
     """
+    validate.file_path("source", source)
+    validate.file_path("target", target)
     source, target = Path(source), Path(target)
     _check_packages()
     _check_source(source)

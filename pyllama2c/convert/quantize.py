@@ -13,6 +13,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pyllama2c import validate
 from pyllama2c.engine.config import Config
 from pyllama2c.errors import CheckpointError, UnsupportedError
 from pyllama2c.files.whole import whole_file
@@ -127,6 +128,8 @@ def quantize_file(
     (FileExistsError). CheckpointError for a source that is not a
     checkpoint, UnsupportedError for one that is int8 already, and for GGUF.
     """
+    validate.file_path("source", source)
+    validate.file_path("target", target)
     source, target = Path(source), Path(target)
     if source.exists() and target.exists() and source.samefile(target):
         why = "is the file that is quantized; name another"  # int8 does not give float32 back

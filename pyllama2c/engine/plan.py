@@ -202,11 +202,13 @@ def check_fits(plan: Plan, dtype: str, kv_dtype: str, n_ctx: int, path: str) -> 
         for options in alternatives(plan, against, dtype, kv_dtype, n_ctx)
     ]
     advice = f"would fit: {'; or '.join(ways)}" if ways else "nothing smaller fits either"
+    total = needs.total(n_ctx)
+    besides = max(0, needs.asks(obstacle, n_ctx) - total)
     raise OutOfMemoryError(
-        f"{path}: {needs.dtype} needs {size(needs.total(n_ctx))} ({size(needs.weights)} of "
-        f"weights, {size(needs.cache(n_ctx))} of keys and values in {kv_dtype} for a context of "
-        f"{n_ctx:,}, {size(needs.scratch(n_ctx))} of scratch); {size(obstacle.free)} are "
-        f"{obstacle.name}; {advice}"
+        f"{path}: {needs.dtype} needs {size(total + besides)} ({size(needs.weights)} of weights, "
+        f"{size(needs.cache(n_ctx))} of keys and values in {kv_dtype} for a context of {n_ctx:,}, "
+        f"{size(needs.scratch(n_ctx))} of scratch, {size(besides)} besides); "
+        f"{size(obstacle.free)} are {obstacle.name}; {advice}"
     )
 
 

@@ -212,6 +212,15 @@ def test_closed_and_full_streams(tiny_path: Path) -> None:
     assert shell("$PY --help >/dev/full").stderr.count("Traceback") == 0
 
 
+def test_two_dashes_are_text_behind_a_flag_of_texts(tiny_path: Path) -> None:
+    told = pyllama2c(tiny_path, "-s", "3", "-i", "--", "-n", "20")
+    with Llama(tiny_path) as llama:
+        prompt = llama.tokenizer.encode_prompt("--")
+        assert told.stdout.startswith(llama.tokenizer.decode(prompt))
+    done = pyllama2c(tiny_path, "-t", "--", "-n", "20")
+    assert done.returncode == 2 and "expected one argument" in done.stderr
+
+
 def test_the_other_commands_mode(tiny_path: Path) -> None:
     one = pyllama2c("chat", tiny_path, "-m", "generate", "-s", "3", "-n", "20", "-i", "ab")
     assert one.returncode == 0 and one.stdout == shell(STORY, tiny_path).stdout

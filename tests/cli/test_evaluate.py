@@ -10,7 +10,7 @@ import pytest
 from environment import SHARED, real_file, run_python
 
 from pyllama2c import Llama
-from pyllama2c.cli.evaluate import evaluate, read_passages
+from pyllama2c.cli.evaluate import Evaluation, evaluate, read_passages, to_json
 from pyllama2c.generation.score import make_score
 
 
@@ -28,6 +28,11 @@ def test_sums_over_passages(llama: Llama) -> None:
     assert (result.tokens, result.bytes) == (n_tokens, n_bytes)
     assert result.bits_per_byte == pytest.approx(total / math.log(2) / n_bytes, rel=1e-6)
     assert result.perplexity == pytest.approx(math.exp(total / n_tokens), rel=1e-6)
+
+
+def test_json_has_no_infinity() -> None:
+    figures = Evaluation(1, 0, 5, 5, bits_per_byte=math.inf, perplexity=math.inf)
+    assert json.loads(to_json(figures), parse_constant=pytest.fail)["perplexity"] is None
 
 
 def test_files(tmp_path: Path) -> None:

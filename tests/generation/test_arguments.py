@@ -15,6 +15,8 @@ from environment import run_python
 from tiny import Shape, TinyLlama
 
 from pyllama2c import CheckpointError, Llama, Tokenizer
+from pyllama2c.convert import convert
+from pyllama2c.convert.quantize import quantize_file
 from pyllama2c.files.gguf import Gguf
 
 HUGE = 10**5000
@@ -85,6 +87,11 @@ def test_options_of_a_model(tiny_path: Path, name: str, value: Any, kind: type) 
         (lambda m: Llama(5), TypeError, "model is 5; it must be a path"),
         (lambda m: Llama(b"x"), TypeError, "model is b'x'"),
         (lambda m: Llama("a\0b"), ValueError, "NUL"),
+        (lambda m: Llama(""), ValueError, "model is ''; it must be a path that is not empty"),
+        (lambda m: quantize_file("", "a"), ValueError, "source is ''"),
+        (lambda m: quantize_file("a", ""), ValueError, "target is ''"),
+        (lambda m: convert("", "a"), ValueError, "source is ''"),
+        (lambda m: convert("a", ""), ValueError, "target is ''"),
         (lambda m: Llama.from_buffer(5), TypeError, "checkpoint is 5"),
         (lambda m: Llama.from_buffer("x"), TypeError, "checkpoint is 'x'"),
         (lambda m: m.generate(5), TypeError, "prompt is 5"),
