@@ -4,6 +4,11 @@ import signal
 import sys
 
 
+def _end(number: int, _: object) -> None:
+    # As an exception: files that are being written are taken away on its way.
+    raise SystemExit(128 + number)
+
+
 def main() -> int:
     """Runs the command line and returns its exit status."""
     # Ctrl-C while the packages are imported ends the process, without a traceback. Where the
@@ -15,6 +20,10 @@ def main() -> int:
 
     try:
         signal.signal(signal.SIGINT, handler)
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, _end)
         return run()
     except KeyboardInterrupt:  # before run() looked for it
         return 130

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -288,3 +289,26 @@ def test_an_open_stream_is_added_to(tmp_path: Path) -> None:
     with target.open("ab") as file:
         subprocess.run(command, stdout=file, check=True, timeout=600)
     assert target.read_bytes() == b"keep\n" + (tmp_path / "alone.bin").read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_is_ended_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
+    """A closed terminal, a container's stop."""
+    source, folder = tmp_path / "model.bin", tmp_path / "out"
+    folder.mkdir()
+    head = TinyLlama.random(Shape(dim=1024, hidden_dim=2048, n_layers=1)).v1()
+    source.write_bytes(head[:256])
+    with source.open("r+b") as file:  # 40 layers of zeros, which take no room
+        file.seek(4 + 4 + 2 * 4)
+        file.write((40).to_bytes(4, "little"))
+        norms, per_layer = 81 * 1024, len(head) // 4 - 64 - 300 * 1024 - 3 * 1024
+        file.truncate(256 + 4 * (norms + 300 * 1024 + 40 * per_layer))
+    command = [sys.executable, "-m", "pyllama2c", "quantize", str(source), str(folder / "q.bin")]
+    restore = {"preexec_fn": lambda: signal.signal(number, signal.SIG_DFL)}
+    with subprocess.Popen(command, cwd=DATA, stderr=subprocess.PIPE, **restore) as process:
+        while not list(folder.iterdir()) and process.poll() is None:
+            pass
+        process.send_signal(number)
+        _, said = process.communicate(timeout=600)
+    assert (process.returncode, said) == (128 + number, b"")
+    assert not list(folder.iterdir())
