@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pkgutil
 import sys
 from errno import ENOENT
 from pathlib import Path
@@ -15,16 +14,11 @@ from pyllama2c import errors
 
 try:
     from pyllama2c._llama2c import ffi, lib
-except ImportError:
-    # The source folder, from which `pip install .` put the built package elsewhere.
-    pyllama2c.__path__ = pkgutil.extend_path(pyllama2c.__path__, pyllama2c.__name__)
-    try:
-        from pyllama2c._llama2c import ffi, lib
-    except ImportError as error:
-        raise ImportError(
-            "pyllama2c's C engine is not built for this Python: pip install . (or -e .) in its "
-            "source folder"
-        ) from error
+except ImportError as error:
+    raise ImportError(
+        "pyllama2c's C engine is not built for this Python: pip install . (or -e .) in its source "
+        "folder"
+    ) from error
 
 
 def _check_engine() -> None:
