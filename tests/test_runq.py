@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import run_python
 from numpy.typing import NDArray
-from tiny import MATRICES, Shape, TinyLlama, quantize
+from tiny import MATRICES, Shape, TinyLlama, quantize, tokenizer_file
 
 from pyllama2c import Llama
 
@@ -123,3 +125,20 @@ def test_logits_are_those_of_runq_c(shape: Shape, tmp_path: Path) -> None:
     for threads in (1, 3):
         with Llama(path, isa="runq", threads=threads) as llama:
             assert llama.logits(tokens).tobytes() == expected.tobytes()
+
+
+def test_the_command_asks_for_it(tmp_path: Path) -> None:
+    model = TinyLlama.random(Shape(dim=64, hidden_dim=96, group_size=32))
+    int8, float32 = tmp_path / "int8.bin", tmp_path / "float32.bin"
+    int8.write_bytes(model.v2())
+    float32.write_bytes(model.v0())
+    (tmp_path / "tokenizer.bin").write_bytes(tokenizer_file())
+    with Llama(int8, isa="runq") as llama:
+        told = llama.generate("ab", seed=3, max_tokens=9).read()
+    environment = os.environ | {"PYLLAMA2C_ISA": "runq"}
+    for flags, options in ((["--isa", "runq"], {}), ([], {"env": environment})):
+        story = ["-m", "pyllama2c", str(int8), "-i", "ab", "-s", "3", "-n", "11"]
+        done = run_python(*story, *flags, **options)
+        assert done.returncode == 0 and told in done.stdout, done.stderr
+        refused = run_python("-m", "pyllama2c", str(float32), *flags, **options)
+        assert refused.returncode == 1 and "float32.bin: isa='runq'" in refused.stderr
