@@ -19,6 +19,7 @@ from pyllama2c import _llama2c
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
+TESTS = ROOT / "tests"
 
 
 def test_nothing_leaks_from_the_extension() -> None:
@@ -188,3 +189,10 @@ def test_benchmarks_can_be_imported(path: Path) -> None:
                 assert hasattr(source, name.name) or importlib.import_module(
                     f"{node.module}.{name.name}"
                 )
+
+
+def test_no_clock_decides_a_test() -> None:
+    """A machine may be as busy as it likes: what could run away is bounded by processor time."""
+    clocks = re.compile(r"\b(perf_counter|monotonic|time\.time)(_ns)?\(|deadline=\d")
+    for path in TESTS.rglob("*.py"):
+        assert not clocks.findall(path.read_text(encoding="utf-8")), path

@@ -93,6 +93,7 @@ static const test tests[] = {
     {"rows are used up by sampling", test_used_rows, 1},
     {"the caller's floating-point settings", test_float_settings, 1},
     {"angles and log-probabilities of several sessions", test_shared_by_sessions, 1},
+    {"wide float32 products go in tiles", test_wide_products_go_in_tiles, 0},
     {"a session's memory", test_session_memory, 0},
     {"NaN in a draft's weights", test_nonfinite_draft, 0},
     {"runq.c's kernels, asked for", test_runq_kernels, 0},

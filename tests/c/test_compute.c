@@ -230,6 +230,41 @@ void test_shared_by_sessions(void) {
     truth_free(&t);
 }
 
+/* Stands for a matmul: notes the largest pieces that it is asked for, and counts what it would compute. */
+static size_t most_rows, most_weights;
+static uint8_t computed[256][100];
+
+static void note_matmul(float *out, size_t out_stride, const float *x, size_t x_stride, size_t n_rows, const float *w,
+                        size_t n, size_t begin, size_t end) {
+    (void)w;
+    size_t first = (size_t)out[0]; /* each row begins with its number */
+    CHECK(out_stride == 100 && x_stride == n && (size_t)x[0] == first);
+    if (n_rows > most_rows) most_rows = n_rows;
+    if ((end - begin) * n > most_weights) most_weights = (end - begin) * n;
+    for (size_t r = first; r < first + n_rows; r++)
+        for (size_t i = begin; i < end; i++) computed[r][i]++;
+}
+
+/* Many rows of float32 go in tiles, each of as many weights as a core's cache keeps beside them; few go at once. */
+void test_wide_products_go_in_tiles(void) {
+    enum { COLS = 600, ROWS = 100 };
+    static float x[256 * COLS], out[256 * ROWS];
+    for (size_t r = 0; r < 256; r++) x[r * COLS] = out[r * ROWS] = (float)r;
+    l2c_kernels kernels = {.matmul = note_matmul};
+    l2c_matrix w = {.type = L2C_WEIGHTS_F32, .rows = ROWS, .cols = COLS, .data = x};
+    static const size_t widths[] = {1, 63, 64, 65, 200, 256};
+    for (size_t i = 0; i < sizeof widths / sizeof *widths; i++) {
+        size_t n = widths[i];
+        most_rows = most_weights = 0;
+        memset(computed, 0, sizeof computed);
+        l2c_linear(&kernels, out, x, NULL, 0, n, &w, 16, ROWS);
+        for (size_t r = 0; r < 256; r++)
+            for (size_t j = 0; j < ROWS; j++) CHECK(computed[r][j] == (r < n && j >= 16));
+        if (n <= 64) CHECK(most_rows == n && most_weights == (ROWS - 16) * COLS);
+        else CHECK(most_rows == 64 && most_weights <= 32768);
+    }
+}
+
 /* A session is one block: its parts lie in it on cache lines, apart, and nobody may touch what is between. */
 void test_session_memory(void) {
     for (size_t i = 0; i < n_shapes; i++) {

@@ -70,14 +70,15 @@ SAME = {
 
 @pytest.mark.parametrize("pre", [*CUTS, *(name for names in SAME.values() for name in names)])
 def test_pre_tokenizers(pre: str) -> None:
-    """What can be joined is, unless the text is cut there first."""
+    """What can be joined is, unless the text is cut there first; where merges may be ignored, a
+    part that is a piece needs none."""
     same = next((name for name, names in SAME.items() if pre in names), pre)
     parts = [part.encode() for part in CUTS[same].split("|")]
     written = as_text(b"".join(parts))
     n = len(written)
     halves = [(i, j, k) for i in range(n) for j in range(i + 1, n) for k in range(j + 1, n + 1)]
     merges = list(dict.fromkeys((written[i:j], written[j:k]) for i, j, k in halves))
-    known = ["<|endoftext|>", *dict.fromkeys([*CHARACTERS, *(a + b for a, b in merges)])]
+    known = ["<|endoftext|>", *dict.fromkeys([*CHARACTERS, *(a + b for a, b in merges)]), "qzq"]
     file = File(byte_level_keys(pre=pre))
     file.key("tokenizer.ggml.tokens").value = known
     file.key("tokenizer.ggml.token_type").value = [CONTROL] + [NORMAL] * (len(known) - 1)
@@ -86,7 +87,9 @@ def test_pre_tokenizers(pre: str) -> None:
         file.key(f"tokenizer.ggml.{name}").value = 0
     own = read(file.keys, len(known))
     assert pieces(own, b"".join(parts).decode()) == parts
-    assert own.add_bos == (same in ("llama-bpe", "tekken") and pre not in NOT_WHOLE)
+    whole = same in ("llama-bpe", "tekken") and pre not in NOT_WHOLE
+    assert own.add_bos == whole
+    assert pieces(own, "qzq") == ([b"qzq"] if whole else [b"q", b"z", b"q"])
 
 
 def test_unknown_pre_tokenizer() -> None:
