@@ -92,6 +92,7 @@ static const test tests[] = {
     {"refused rows and sessions", test_row_errors, 0},
     {"rows are used up by sampling", test_used_rows, 1},
     {"the caller's floating-point settings", test_float_settings, 1},
+    {"the same around every call", test_float_settings_of_every_call, 1},
     {"angles and log-probabilities of several sessions", test_shared_by_sessions, 1},
     {"wide float32 products go in tiles", test_wide_products_go_in_tiles, 0},
     {"a session's memory", test_session_memory, 0},

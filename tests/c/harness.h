@@ -84,6 +84,7 @@ void test_same_bits(void);
 void test_row_errors(void);
 void test_used_rows(void);
 void test_float_settings(void);
+void test_float_settings_of_every_call(void);
 void test_shared_by_sessions(void);
 void test_wide_products_go_in_tiles(void);
 void test_session_memory(void);
