@@ -86,7 +86,7 @@ int l2c_pool_size(const l2c_pool *pool);
 /* The kernels of an instruction set that l2c_isa_resolve returned. */
 const l2c_kernels *l2c_kernels_for(l2c_isa isa);
 
-/* ---- files/checkpoint.c -------------------------------------------------------------------------------- */
+/* ---- model.c ------------------------------------------------------------------------------------------- */
 
 typedef struct {
     const float *attention_norm; /* (dim) */
@@ -100,10 +100,12 @@ typedef struct {
 
 /* What the matrices of a model come to together. */
 typedef struct {
-    l2c_dtype dtype; /* of all of them, or mixed */
-    int as_file;     /* they lie as in a v2 file, which kernels_runq.c alone computes */
-    size_t group;    /* of int8 rows that they take, all the same; 0: all are float32 */
-    uint64_t sweep;  /* bytes that decoding a token reads, norms included */
+    l2c_dtype dtype;  /* of all of them, or mixed */
+    int as_file;      /* they lie as in a v2 file, which kernels/runq.c alone computes */
+    size_t group;     /* of int8 rows that they take, all the same; 0: all are float32 */
+    uint64_t sweep;   /* bytes that decoding a token reads, norms included */
+    uint64_t packed;  /* bytes of the memory that they are packed into; 0: they stay as they lie in the file */
+    uint64_t largest; /* bytes of the largest one in the file */
 } l2c_matrices;
 
 struct l2c_model {
@@ -115,19 +117,15 @@ struct l2c_model {
     double *rope_divisors;      /* (head_size / 2) of RoPE's frequencies; NULL: all 1 */
     _Atomic(float *) *rope;     /* (seq_len / L2C_ROPE_BLOCK, rounded up) cosines and sines (rope.c) */
     l2c_matrices matrices;
+    uint64_t file_bytes;
+    size_t tensors_start;       /* where they begin in the file */
     l2c_mapping mapping;        /* the file; nothing once the weights are packed */
     l2c_mapping packed;         /* packed weights and the norms, or nothing */
 };
 
-/* Reads a mapped file's header and tensors into an empty model, whose matrices then lie in the file. */
-l2c_status l2c_model_load(l2c_model *model, const unsigned char *data, size_t size, l2c_error *err);
-
-/* Where the weights begin in a file that holds only float32; 0 for all others, and for what is no model. */
-size_t l2c_model_float32_start(const unsigned char *data, size_t size);
-
-/* Begins a sum of the model's matrices, and adds one of its matrices, in the shape that it has or would have. */
-l2c_matrices l2c_matrices_begin(const l2c_model *model);
-void l2c_matrices_add(l2c_matrices *sum, const l2c_model *model, const l2c_matrix *matrix, const l2c_matrix *shape);
+/* files/checkpoint.c: reads a llama2.c file's header and finds its tensors, for an empty model, whose matrices then
+ * lie in `data`. */
+l2c_status l2c_checkpoint_load_model(l2c_model *model, const unsigned char *data, size_t size, l2c_error *err);
 
 /* ---- rope.c -------------------------------------------------------------------------------------------- */
 
@@ -142,16 +140,13 @@ l2c_status l2c_rope_extend(const l2c_model *model, int32_t position);
 
 /* ---- files/pack.c -------------------------------------------------------------------------------------------- */
 
-/* Turns an open model's matrices into those of a dtype (auto: each into what is nearest to it), in
- * memory of its own, and gives the file back; leaves all as it is where there is nothing to turn.
- * On the threads of a pool, or without one on this. L2C_UNSUPPORTED for a v2 file whose groups the packed
- * kernels do not take. */
-l2c_status l2c_model_pack(l2c_model *model, l2c_dtype dtype, l2c_pool *pool, l2c_error *err);
+/* What the matrices of a loaded model become for a dtype (auto: each what is nearest to it). A v2 file whose groups
+ * the packed kernels do not take stays as it lies. L2C_UNSUPPORTED for a dtype that the file cannot give. */
+l2c_status l2c_model_measure(const l2c_model *model, l2c_dtype dtype, l2c_matrices *matrices, l2c_error *err);
 
-/* The bytes that it would take of memory (0 where there is nothing to turn), and what the matrices would come
- * to. Fails as l2c_model_pack does. */
-l2c_status l2c_model_pack_measure(const l2c_model *model, l2c_dtype dtype, uint64_t *bytes, l2c_matrices *matrices,
-                                  l2c_error *err);
+/* Makes that of them, in memory of its own, and gives the file back; leaves all as it is where there is nothing to
+ * do. On the threads of a pool, or without one on this. Fails as l2c_model_measure does. */
+l2c_status l2c_model_pack(l2c_model *model, l2c_dtype dtype, l2c_pool *pool, l2c_error *err);
 
 /* Calls visit for every matrix of the model; a shared classifier is the embedding. */
 #define EACH_MATRIX(m, visit)                                              \
@@ -202,6 +197,12 @@ struct l2c_session {
     l2c_session *partner; /* whose request to stop counts here as well: draft and target while they speculate */
 };
 
+/* Whether whoever computes should stop: somebody asked for it, and no call has answered yet. */
+static inline int l2c_session_stopping(const l2c_session *s) {
+    return atomic_load_explicit(&s->cancel, memory_order_relaxed) ||
+           (s->partner != NULL && atomic_load_explicit(&s->partner->cancel, memory_order_relaxed));
+}
+
 /* What a session takes: `fixed` bytes and `per_position` for each position of its context, of which
  * `cache` are keys and values; parts of a session begin on cache lines, which may add some hundred bytes. Of one
  * sequence, with a pool of n_threads, for a model of this shape. UINT64_MAX where it does not fit. */
@@ -218,7 +219,6 @@ void l2c_session_leave(l2c_session *session);
 l2c_status l2c_session_feed(l2c_session *session, const l2c_row *rows, size_t n_rows, l2c_error *err);
 l2c_status l2c_session_pick(l2c_session *session, size_t i, l2c_sampler *sampler, const int32_t *history,
                             size_t n_history, int32_t *token, l2c_error *err);
-int l2c_session_stopping(const l2c_session *session);
 l2c_status l2c_session_fail_busy(l2c_error *err);
 
 /* ---- sampler.c --------------------------------------------------------------------------------------- */

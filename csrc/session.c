@@ -105,11 +105,6 @@ l2c_status l2c_session_fail_busy(l2c_error *err) {
     return l2c_fail(err, L2C_BUSY, "the session is being used by another thread");
 }
 
-int l2c_session_stopping(const l2c_session *s) {
-    return atomic_load_explicit(&s->cancel, memory_order_relaxed) ||
-           (s->partner != NULL && atomic_load_explicit(&s->partner->cancel, memory_order_relaxed));
-}
-
 l2c_status l2c_session_feed(l2c_session *s, const l2c_row *rows, size_t n_rows, l2c_error *err) {
     l2c_status status = check_rows(s, rows, n_rows, err);
     for (size_t r = 0; r < n_rows && r < L2C_MAX_ROWS; r++)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib
 import os
 import re
@@ -36,19 +37,46 @@ def test_nothing_leaks_from_the_extension() -> None:
     assert {name for name in names if "asan" not in name} == {"PyInit__llama2c"}
 
 
-def test_every_global_c_name_is_prefixed(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def c_symbols(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[set[str], set[str]]]:
+    """The global names that each file of csrc defines, and those that it takes from elsewhere."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None or shutil.which("nm") is None:
         pytest.skip("a C compiler and nm are needed")
+    target, symbols = tmp_path_factory.mktemp("objects") / "object.o", {}
     for source in CSRC.rglob("*.c"):
-        target = tmp_path / "object.o"
         command = [compiler, "-std=c11", "-O0", "-c", f"-I{CSRC}", str(source), "-o", str(target)]
         subprocess.run(command, check=True)
         listing = subprocess.run(
-            ["nm", "-g", "--defined-only", str(target)], capture_output=True, text=True, check=True
+            ["nm", "-g", str(target)], capture_output=True, text=True, check=True
         )
-        names = [line.split()[-1].lstrip("_") for line in listing.stdout.splitlines() if line]
-        assert all(name.startswith("l2c_") for name in names), (source.name, names)
+        defined, taken = set(), set()
+        for line in listing.stdout.splitlines():
+            *_, kind, name = line.split()
+            (taken if kind in "Uw" else defined).add(name.lstrip("_"))
+        symbols[source.relative_to(CSRC).as_posix()] = defined, taken
+    return symbols
+
+
+def test_every_global_c_name_is_prefixed(
+    c_symbols: dict[str, tuple[set[str], set[str]]],
+) -> None:
+    for source, (defined, _) in c_symbols.items():
+        assert all(name.startswith("l2c_") for name in defined), (source, defined)
+
+
+def test_c_files_call_downwards(c_symbols: dict[str, tuple[set[str], set[str]]]) -> None:
+    """No file calls back into one that calls it, not even by way of others."""
+    home = {name: source for source, (defined, _) in c_symbols.items() for name in defined}
+    calls = {
+        source: {home[name] for name in taken & home.keys()}
+        for source, (_, taken) in c_symbols.items()
+    }
+    assert calls["model.c"] >= {"files/checkpoint.c", "files/gguf_model.c"}
+    try:
+        graphlib.TopologicalSorter(calls).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(f"these call each other in a circle: {', '.join(error.args[1])}")
 
 
 def test_the_engine_never_prints_or_exits() -> None:
