@@ -15,14 +15,15 @@ typedef struct {
     int32_t n_sequences, n_ctx;
     l2c_kv kv;
     l2c_isa isa;
-    int32_t n_threads; /* of the pool */
+    l2c_pool *pool; /* NULL where it is only measured */
 } l2c_session_options;
 
 struct l2c_backend {
     const char *name;
 
-    /* Bytes of a session for a model of this shape; UINT64_MAX when they do not fit 64 bits. */
-    uint64_t (*session_bytes)(const l2c_config *config, const l2c_matrices *matrices, const l2c_session_options *options);
+    /* Bytes of a session of so many threads, for a model that needs no weights; UINT64_MAX when they do not fit 64
+     * bits. */
+    uint64_t (*session_bytes)(const l2c_model *model, const l2c_session_options *options, int32_t n_threads);
 
     /* Makes session->state and kernels; frees it, which must not look at the model: that may be gone. */
     l2c_status (*session_open)(l2c_session *session, const l2c_session_options *options, l2c_error *err);

@@ -111,13 +111,14 @@ typedef struct {
 struct l2c_model {
     l2c_config config;
     l2c_matrix token_embedding; /* (vocab_size, dim) */
-    l2c_layer *layers;          /* (n_layers) */
+    l2c_layer *layers;          /* (n_layers); NULL: it has no weights, only its header was read */
     const float *final_norm;    /* (dim) */
     l2c_matrix classifier;      /* (vocab_size, dim); the embedding itself when shared */
     double *rope_divisors;      /* (head_size / 2) of RoPE's frequencies; NULL: all 1 */
     _Atomic(float *) *rope;     /* (seq_len / L2C_ROPE_BLOCK, rounded up) cosines and sines (rope.c) */
     l2c_matrices matrices;
     uint64_t file_bytes;
+    int moved;                  /* the file went into memory of its own as it is */
     size_t tensors_start;       /* where they begin in the file */
     l2c_mapping mapping;        /* the file; nothing once the weights are packed */
     l2c_mapping packed;         /* packed weights and the norms, or nothing */
@@ -140,9 +141,10 @@ l2c_status l2c_rope_extend(const l2c_model *model, int32_t position);
 
 /* ---- files/pack.c -------------------------------------------------------------------------------------------- */
 
-/* What the matrices of a loaded model become for a dtype (auto: each what is nearest to it). A v2 file whose groups
- * the packed kernels do not take stays as it lies. L2C_UNSUPPORTED for a dtype that the file cannot give. */
-l2c_status l2c_model_measure(const l2c_model *model, l2c_dtype dtype, l2c_matrices *matrices, l2c_error *err);
+/* Sets `matrices` and config.dtype of a loaded model to what a dtype makes of it (auto: of each matrix what is
+ * nearest to it). A v2 file whose groups the packed kernels do not take stays as it lies. L2C_UNSUPPORTED for a dtype
+ * that the file cannot give. */
+l2c_status l2c_model_measure(l2c_model *model, l2c_dtype dtype, l2c_error *err);
 
 /* Makes that of them, in memory of its own, and gives the file back; leaves all as it is where there is nothing to
  * do. On the threads of a pool, or without one on this. Fails as l2c_model_measure does. */
@@ -202,15 +204,6 @@ static inline int l2c_session_stopping(const l2c_session *s) {
     return atomic_load_explicit(&s->cancel, memory_order_relaxed) ||
            (s->partner != NULL && atomic_load_explicit(&s->partner->cancel, memory_order_relaxed));
 }
-
-/* What a session takes: `fixed` bytes and `per_position` for each position of its context, of which
- * `cache` are keys and values; parts of a session begin on cache lines, which may add some hundred bytes. Of one
- * sequence, with a pool of n_threads, for a model of this shape. UINT64_MAX where it does not fit. */
-typedef struct {
-    uint64_t fixed, per_position, cache;
-} l2c_session_size;
-l2c_session_size l2c_session_measure(const l2c_config *config, const l2c_matrices *matrices, l2c_kv kv,
-                                     int32_t n_threads);
 
 /* What the public functions of these names do, by a caller that has entered the session. A call that
  * finds a request to stop returns L2C_CANCELLED and leaves the request. */

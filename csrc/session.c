@@ -9,43 +9,28 @@
 
 /* ---- Creating --------------------------------------------------------------------------------- */
 
-/* With what session.c and rope.c keep for it. */
-static uint64_t bytes_of(const l2c_config *config, const l2c_matrices *matrices, const l2c_session_options *options) {
-    uint64_t bytes = l2c_backend_cpu.session_bytes(config, matrices, options);
-    uint64_t own = 2 * sizeof(int32_t) * (uint64_t)options->n_sequences;
-    uint64_t angles = sizeof(float) * (uint64_t)options->n_ctx * (uint64_t)config->head_size;
-    return bytes > UINT64_MAX - own - angles ? UINT64_MAX : bytes + own + angles;
-}
-
-uint64_t l2c_session_bytes(const l2c_model *model, int32_t n_sequences, int32_t n_ctx, l2c_kv kv) {
+uint64_t l2c_session_bytes(const l2c_model *model, int32_t n_sequences, int32_t n_ctx, l2c_kv kv, int32_t n_threads) {
     if (n_ctx == 0) n_ctx = model->config.seq_len;
-    if (n_sequences < 1 || n_ctx < 1) return UINT64_MAX;
-    l2c_session_options options = {.n_sequences = n_sequences, .n_ctx = n_ctx, .kv = kv, .n_threads = 1};
-    return bytes_of(&model->config, &model->matrices, &options);
-}
-
-l2c_session_size l2c_session_measure(const l2c_config *c, const l2c_matrices *matrices, l2c_kv kv, int32_t n_threads) {
-    /* Of so many positions all parts end on cache lines, so that the difference is what positions take. */
-    enum { STEP = 64 };
-    l2c_session_options options = {.n_sequences = 1, .n_ctx = STEP, .kv = kv, .n_threads = n_threads};
-    uint64_t one = bytes_of(c, matrices, &options);
-    options.n_ctx = 2 * STEP;
-    uint64_t two = bytes_of(c, matrices, &options);
-    if (two == UINT64_MAX) return (l2c_session_size){two, two, two};
-    uint64_t heads = (uint64_t)c->n_layers * (uint64_t)c->n_kv_heads * (uint64_t)c->head_size; /* below 2^51 */
-    return (l2c_session_size){one - (two - one), (two - one) / STEP, 2 * heads * (kv == L2C_KV_FLOAT16 ? 2 : 4)};
+    if (n_sequences < 1 || n_ctx < 1 || n_threads < 1) return UINT64_MAX;
+    const l2c_session_options options = {.n_sequences = n_sequences, .n_ctx = n_ctx, .kv = kv};
+    uint64_t bytes = l2c_backend_cpu.session_bytes(model, &options, n_threads);
+    /* and what is kept here, and in rope.c */
+    uint64_t own = 2 * sizeof(int32_t) * (uint64_t)n_sequences;
+    uint64_t angles = sizeof(float) * (uint64_t)n_ctx * (uint64_t)model->config.head_size;
+    return bytes > UINT64_MAX - own - angles ? UINT64_MAX : bytes + own + angles;
 }
 
 l2c_status l2c_session_create(const l2c_model *model, l2c_pool *pool, int32_t n_sequences,
                               int32_t n_ctx, l2c_kv kv, l2c_isa isa, l2c_session **session, l2c_error *err) {
     const l2c_config *c = &model->config;
+    if (model->layers == NULL) return l2c_fail(err, L2C_ARG, "only the header of the model was read, no weights");
     if (n_ctx == 0) n_ctx = c->seq_len;
     if (n_ctx < 1 || n_ctx > c->seq_len)
         return l2c_fail(err, L2C_ARG, "context of %d positions; the model has %d", n_ctx, c->seq_len);
     if (n_sequences < 1)
         return l2c_fail(err, L2C_ARG, "n_sequences is %d; it must be 1 or more", n_sequences);
     if (kv != L2C_KV_FLOAT32 && kv != L2C_KV_FLOAT16) return l2c_fail(err, L2C_ARG, "unknown cache type %d", (int)kv);
-    l2c_session_options options = {n_sequences, n_ctx, kv, isa, l2c_pool_size(pool)};
+    const l2c_session_options options = {n_sequences, n_ctx, kv, isa, pool};
 
     l2c_session *s = l2c_memory_zeroed(1, sizeof *s);
     if (s == NULL) return l2c_fail(err, L2C_NOMEM, "out of memory for a session");

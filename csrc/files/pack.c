@@ -80,7 +80,7 @@ static int measure(const l2c_model *model, l2c_dtype dtype, l2c_matrices *sum) {
     return possible || !needed;
 }
 
-l2c_status l2c_model_measure(const l2c_model *m, l2c_dtype dtype, l2c_matrices *matrices, l2c_error *err) {
+l2c_status l2c_model_measure(l2c_model *m, l2c_dtype dtype, l2c_error *err) {
     int file_is_int8 = m->config.group_size > 0;
     if (dtype == L2C_DTYPE_FLOAT32 && file_is_int8)
         return l2c_fail(err, L2C_UNSUPPORTED, "the file holds int8 weights; float32 are not to be had from it");
@@ -88,10 +88,11 @@ l2c_status l2c_model_measure(const l2c_model *m, l2c_dtype dtype, l2c_matrices *
         return l2c_fail(err, L2C_UNSUPPORTED, "only an int8 file of llama2.c (version 2) is computed as runq.c does it; "
                                               "this is %s version %d", m->config.file == L2C_FILE_GGUF ? "GGUF" : "llama2.c",
                         m->config.version);
-    if (measure(m, dtype, matrices)) return L2C_OK;
-    if (dtype == L2C_DTYPE_INT4)
+    int possible = measure(m, dtype, &m->matrices);
+    if (!possible && dtype == L2C_DTYPE_INT4)
         return l2c_fail(err, L2C_UNSUPPORTED, "groups of %d int8 weights cannot be packed", m->config.group_size);
-    measure(m, L2C_DTYPE_FILE, matrices);
+    if (!possible) measure(m, L2C_DTYPE_FILE, &m->matrices);
+    m->config.dtype = (int32_t)m->matrices.dtype;
     return L2C_OK;
 }
 
@@ -132,11 +133,10 @@ static const float *copy_norm(unsigned char **at, const float *norm, size_t dim)
 }
 
 l2c_status l2c_model_pack(l2c_model *model, l2c_dtype dtype, l2c_pool *pool, l2c_error *err) {
-    l2c_config *c = &model->config;
+    const l2c_config *c = &model->config;
     size_t dim = (size_t)c->dim;
-    l2c_status status = l2c_model_measure(model, dtype, &model->matrices, err);
+    l2c_status status = l2c_model_measure(model, dtype, err);
     if (status != L2C_OK) return status;
-    c->dtype = (int32_t)model->matrices.dtype;
     uint64_t bytes = model->matrices.packed;
     if (bytes == 0) return L2C_OK;
     l2c_mapping memory;

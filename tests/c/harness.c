@@ -85,6 +85,7 @@ static const test tests[] = {
     {"truncated and extended files", test_truncated_files, 0},
     {"hostile header fields", test_header_fields, 0},
     {"files by path", test_paths, 0},
+    {"headers alone", test_headers_alone, 0},
     {"hostile tokenizers", test_hostile_tokenizers, 0},
     {"encoding", test_encoding, 0},
     {"vocabularies as lists", test_vocabularies, 0},
