@@ -2,6 +2,7 @@
  * cpu_session.c - the CPU as a backend: a session's memory, and what is made of its logits. The forward pass
  * is in forward.c.
  */
+#include <math.h>
 #include <string.h>
 
 #include "cpu_session.h"
@@ -119,7 +120,7 @@ static l2c_status session_open(l2c_session *session, const l2c_session_options *
     s->session = session;
     s->model = m;
     s->pool = o->pool;
-    s->kernels = session->kernels = m->matrices.as_file ? &l2c_kernels_runq : l2c_kernels_for(isa);
+    s->kernels = m->matrices.as_file ? &l2c_kernels_runq : l2c_kernels_for(isa);
     s->kv = o->kv;
     s->kv_bytes = o->kv == L2C_KV_FLOAT16 ? sizeof(uint16_t) : sizeof(float);
     s->n_ctx = (size_t)o->n_ctx;
@@ -149,9 +150,21 @@ static float *logits(l2c_session *session, size_t i) {
     return s->logits + i * (size_t)s->model->config.vocab_size;
 }
 
+static void forbid(float *x, const uint32_t *mask, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (!(mask[i / 32] >> (i % 32) & 1)) x[i] = -INFINITY;
+}
+
+static void tell_logprobs(const l2c_kernels *kernels, l2c_wish *wish, int32_t token, size_t n) {
+    l2c_log_total total = l2c_logprob_total(kernels, wish->logits, n);
+    wish->logprob = l2c_logprob_of(total, wish->logits[token]);
+    l2c_logprob_top(kernels, total, wish->logits, n, wish->top, wish->n_top);
+}
+
 typedef struct {
     l2c_session *session;
     l2c_draw *draws;
+    l2c_wish *wishes;
     size_t n;
     l2c_error *err; /* of a single draw */
 } drawing;
@@ -164,13 +177,18 @@ static void draw_on_thread(void *arg, int thread, int n_threads) {
     unsigned char *seen = s->seen + (size_t)thread * vocab;
     for (size_t i = (size_t)thread; i < d->n; i += (size_t)n_threads) {
         l2c_draw *draw = &d->draws[i];
-        draw->status = l2c_sampler_pick(draw->sampler, s->kernels, logits(d->session, draw->row), (int32_t)vocab,
-                                        draw->history, draw->n_history, candidates, seen, &draw->token, d->err);
+        l2c_wish none = {.mask = NULL}, *wish = d->wishes != NULL ? &d->wishes[i] : &none;
+        float *x = logits(d->session, draw->row);
+        if (wish->logits != NULL && !wish->logits_are_kept) memcpy(wish->logits, x, vocab * sizeof *x);
+        if (wish->mask != NULL) forbid(x, wish->mask, vocab);
+        draw->status = l2c_sampler_pick(draw->sampler, s->kernels, x, (int32_t)vocab, draw->history, draw->n_history,
+                                        candidates, seen, &draw->token, d->err);
+        if (wish->logits != NULL && draw->status == L2C_OK) tell_logprobs(s->kernels, wish, draw->token, vocab);
     }
 }
 
-static void sample(l2c_session *session, l2c_draw *draws, size_t n, l2c_error *err) {
-    drawing d = {session, draws, n, n == 1 ? err : NULL};
+static void sample(l2c_session *session, l2c_draw *draws, l2c_wish *wishes, size_t n, l2c_error *err) {
+    drawing d = {session, draws, wishes, n, n == 1 ? err : NULL};
     if (n == 1) draw_on_thread(&d, 0, 1);
     else l2c_pool_run(((l2c_cpu_session *)session->state)->pool, draw_on_thread, &d);
 }

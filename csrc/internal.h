@@ -183,9 +183,7 @@ typedef struct l2c_backend l2c_backend;
 struct l2c_session {
     const l2c_model *model;
     const l2c_backend *backend;
-    void *state; /* the backend's own: caches, scratch, logits */
-    l2c_pool *pool;
-    const l2c_kernels *kernels; /* for what is computed on the host, whatever computes the rows */
+    void *state; /* the backend's own: threads, caches, scratch, logits */
     int32_t n_sequences, n_ctx;
 
     int32_t *lengths; /* (n_sequences) positions that are in the cache */
@@ -198,6 +196,19 @@ struct l2c_session {
     atomic_int cancel;    /* asked to stop, and no call has yet */
     l2c_session *partner; /* whose request to stop counts here as well: draft and target while they speculate */
 };
+
+/* What a batch wants of a draw besides its token. */
+typedef struct {
+    const uint32_t *mask; /* a bit for each token that may be picked, as for l2c_batch_mask; NULL: all may */
+    float *logits;        /* (vocab_size) for the row as the model computed it; NULL: no log-probabilities are wanted */
+    int logits_are_kept;  /* they are there already: the caller has changed the row since */
+    double logprob;       /* out: of the token; of `logits`, as are those of */
+    l2c_logprob *top;     /* (n_top) the likeliest, likeliest first; of equals, the smaller id first */
+    size_t n_top;
+} l2c_wish;
+
+/* l2c_session_sample_many, with a wish for each draw. */
+l2c_status l2c_session_draw(l2c_session *session, l2c_draw *draws, l2c_wish *wishes, size_t n, l2c_error *err);
 
 /* Whether whoever computes should stop: somebody asked for it, and no call has answered yet. */
 static inline int l2c_session_stopping(const l2c_session *s) {

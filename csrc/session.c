@@ -20,31 +20,35 @@ uint64_t l2c_session_bytes(const l2c_model *model, int32_t n_sequences, int32_t 
     return bytes > UINT64_MAX - own - angles ? UINT64_MAX : bytes + own + angles;
 }
 
-l2c_status l2c_session_create(const l2c_model *model, l2c_pool *pool, int32_t n_sequences,
-                              int32_t n_ctx, l2c_kv kv, l2c_isa isa, l2c_session **session, l2c_error *err) {
+l2c_status l2c_session_create(const l2c_model *model, l2c_pool *pool, int32_t n_sequences, int32_t n_ctx, l2c_kv kv,
+                              l2c_isa isa, l2c_session **session, l2c_error *err) {
+    const l2c_session_options options = {n_sequences, n_ctx == 0 ? model->config.seq_len : n_ctx, kv, isa, pool};
+    return l2c_session_create_on(&l2c_backend_cpu, model, &options, session, err);
+}
+
+l2c_status l2c_session_create_on(const l2c_backend *backend, const l2c_model *model, const l2c_session_options *o,
+                                 l2c_session **session, l2c_error *err) {
     const l2c_config *c = &model->config;
     if (model->layers == NULL) return l2c_fail(err, L2C_ARG, "only the header of the model was read, no weights");
-    if (n_ctx == 0) n_ctx = c->seq_len;
-    if (n_ctx < 1 || n_ctx > c->seq_len)
-        return l2c_fail(err, L2C_ARG, "context of %d positions; the model has %d", n_ctx, c->seq_len);
-    if (n_sequences < 1)
-        return l2c_fail(err, L2C_ARG, "n_sequences is %d; it must be 1 or more", n_sequences);
-    if (kv != L2C_KV_FLOAT32 && kv != L2C_KV_FLOAT16) return l2c_fail(err, L2C_ARG, "unknown cache type %d", (int)kv);
-    const l2c_session_options options = {n_sequences, n_ctx, kv, isa, pool};
+    if (o->n_ctx < 1 || o->n_ctx > c->seq_len)
+        return l2c_fail(err, L2C_ARG, "context of %d positions; the model has %d", o->n_ctx, c->seq_len);
+    if (o->n_sequences < 1)
+        return l2c_fail(err, L2C_ARG, "n_sequences is %d; it must be 1 or more", o->n_sequences);
+    if (o->kv != L2C_KV_FLOAT32 && o->kv != L2C_KV_FLOAT16)
+        return l2c_fail(err, L2C_ARG, "unknown cache type %d", (int)o->kv);
 
     l2c_session *s = l2c_memory_zeroed(1, sizeof *s);
     if (s == NULL) return l2c_fail(err, L2C_NOMEM, "out of memory for a session");
     s->model = model;
-    s->pool = pool;
-    s->backend = &l2c_backend_cpu;
-    s->n_sequences = n_sequences;
-    s->n_ctx = n_ctx;
-    l2c_status status = s->backend->session_open(s, &options, err);
+    s->backend = backend;
+    s->n_sequences = o->n_sequences;
+    s->n_ctx = o->n_ctx;
+    l2c_status status = backend->session_open(s, o, err);
     if (status == L2C_OK) {
-        s->lengths = l2c_memory_zeroed((size_t)n_sequences, sizeof *s->lengths);
-        s->next = l2c_memory_zeroed((size_t)n_sequences, sizeof *s->next);
+        s->lengths = l2c_memory_zeroed((size_t)o->n_sequences, sizeof *s->lengths);
+        s->next = l2c_memory_zeroed((size_t)o->n_sequences, sizeof *s->next);
         if (s->lengths == NULL || s->next == NULL)
-            status = l2c_fail(err, L2C_NOMEM, "out of memory for %d sequences", n_sequences);
+            status = l2c_fail(err, L2C_NOMEM, "out of memory for %d sequences", o->n_sequences);
     }
     if (status != L2C_OK) l2c_session_free(s);
     else *session = s;

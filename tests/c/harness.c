@@ -108,6 +108,7 @@ static const test tests[] = {
     {"session: used by two threads", test_session_used_by_two_threads, 1},
     {"session: cancelled from another thread", test_cancel, 1},
     {"session: cancelled while it speculates", test_cancel_while_speculating, 1},
+    {"a second backend", test_second_backend, 1},
     {"batch: random loads, as each story alone", test_batch_loads, 0},
     {"batch: prompts that begin alike", test_batch_prompts, 0},
     {"batch: long prompts delay nobody", test_batch_fairness, 0},

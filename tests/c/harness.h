@@ -105,6 +105,8 @@ void test_cancel_while_speculating(void);
 void test_fork(void);
 void test_fork_of_the_same_number(void);
 
+void test_second_backend(void);
+
 void test_batch_loads(void);
 void test_batch_prompts(void);
 void test_batch_fairness(void);
