@@ -1,27 +1,45 @@
 /*
  * llama2c.h - Llama inference as a small C library.
  *
- *     l2c_error err;
- *     l2c_model *model; l2c_tokenizer *tokenizer; l2c_pool *pool; l2c_session *session;
- *     if (l2c_pool_create(2, &pool, &err) ||
- *         l2c_model_open("stories15M.bin", L2C_DTYPE_AUTO, pool, &model, &err) ||
- *         l2c_tokenizer_open("tokenizer.bin", 0, &tokenizer, &err) ||
- *         l2c_session_create(model, pool, 1, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, &err)) {
- *         fprintf(stderr, "%s\n", err.message);
- *         return 1;
+ *     #include <stdio.h>
+ *     #include "llama2c.h"
+ *
+ *     int main(void) {
+ *         l2c_pool *pool = NULL;
+ *         l2c_model *model = NULL;
+ *         l2c_tokenizer *tokenizer = NULL;
+ *         l2c_session *session = NULL;
+ *         l2c_error err;
+ *         int failed = l2c_pool_create(2, &pool, &err) ||
+ *                      l2c_model_open("stories15M.bin", L2C_DTYPE_AUTO, pool, &model, &err) ||
+ *                      l2c_tokenizer_open("tokenizer.bin", 0, &tokenizer, &err) ||
+ *                      l2c_session_create(model, pool, 1, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, &err);
+ *         if (!failed) {
+ *             const int32_t bos = l2c_tokenizer_bos(tokenizer), eos = l2c_tokenizer_eos(tokenizer);
+ *             l2c_sampler sampler;
+ *             l2c_sampler_init(&sampler, 42);
+ *             l2c_row row = {0, 0, bos, 1}; // sequence, position, token, want_logits
+ *             while (row.position < l2c_model_config(model)->seq_len) {
+ *                 failed = l2c_session_forward(session, &row, 1, &err) ||
+ *                          l2c_session_sample(session, 0, &sampler, NULL, 0, &row.token, &err);
+ *                 if (failed || row.token == bos || row.token == eos) break;
+ *                 const char *piece;
+ *                 size_t length;
+ *                 l2c_tokenizer_piece(tokenizer, row.token, &piece, &length);
+ *                 fwrite(piece, 1, length, stdout);
+ *                 row.position++;
+ *             }
+ *         }
+ *         if (failed) fprintf(stderr, "%s\n", err.message);
+ *         l2c_session_free(session);
+ *         l2c_tokenizer_free(tokenizer);
+ *         l2c_model_free(model);
+ *         l2c_pool_free(pool);
+ *         return failed;
  *     }
- *     l2c_sampler sampler;
- *     l2c_sampler_init(&sampler, 42);
- *     l2c_row row = {.sequence = 0, .position = 0, .token = l2c_tokenizer_bos(tokenizer), .want_logits = 1};
- *     while (row.position < l2c_model_config(model)->seq_len) {
- *         if (l2c_session_forward(session, &row, 1, &err)) break;
- *         if (l2c_session_sample(session, 0, &sampler, NULL, 0, &row.token, &err)) break;
- *         if (row.token == l2c_tokenizer_bos(tokenizer) || row.token == l2c_tokenizer_eos(tokenizer)) break;
- *         const char *piece; size_t length;
- *         l2c_tokenizer_piece(tokenizer, row.token, &piece, &length);
- *         fwrite(piece, 1, length, stdout);
- *         row.position++;
- *     }
+ *
+ * In a shared library of these sources, built with -fvisibility=hidden -DL2C_SHARED, exactly what is declared here can
+ * be seen from outside.
  *
  * Rules that hold for every function below:
  *  - A function that can fail returns an l2c_status and fills *err when it is not L2C_OK. err may
@@ -38,6 +56,15 @@
 
 #include <stddef.h>
 #include <stdint.h>
+
+#define L2C_VERSION "0.1.0" /* of pyllama2c, whose engine this is */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+#ifdef L2C_SHARED
+#pragma GCC visibility push(default)
+#endif
 
 /* cdef-begin: pyllama2c/_build.py hands the lines from here to cdef-end to cffi as they are. */
 
@@ -578,5 +605,12 @@ l2c_status l2c_tokenizer_encode(const l2c_tokenizer *tokenizer, const char *text
 void l2c_tokenizer_free(l2c_tokenizer *tokenizer);
 
 /* cdef-end */
+
+#ifdef L2C_SHARED
+#pragma GCC visibility pop
+#endif
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "harness.h"
@@ -37,41 +36,6 @@ int32_t random_below(uint64_t *state, int32_t limit) {
 
 float random_float(uint64_t *state) { return (float)random_below(state, 1 << 24) / (1 << 23) - 1.0f; }
 
-/* ---- The usage example of llama2c.h, which run.sh cuts out of the header ---------------------- */
-
-static int usage_example(void) {
-#include "usage_example.inc"
-    return 0;
-}
-
-static void write_file(const char *path, image file) {
-    FILE *f = fopen(path, "wb");
-    CHECK(f != NULL && fwrite(file.data, 1, file.size, f) == file.size && fclose(f) == 0);
-    free(file.data);
-}
-
-/* In a child, because an example that ends with its program frees nothing. */
-static void test_usage_example(void) {
-    char folder[] = "/tmp/l2c-harness-XXXXXX";
-    CHECK(mkdtemp(folder) != NULL);
-    pid_t child = fork();
-    if (child == 0) {
-        const shape c = {16, 24, 2, 2, 1, TOKENIZER_VOCAB, 40, 0, 1, 0};
-        CHECK(chdir(folder) == 0);
-        write_file("stories15M.bin", image_checkpoint(&c, 3));
-        write_file("tokenizer.bin", image_tokenizer());
-        CHECK(freopen("story", "wb", stdout) != NULL); /* random bytes, not for a terminal */
-        int status = usage_example();
-        CHECK(ftell(stdout) > 0);
-        CHECK(unlink("stories15M.bin") == 0 && unlink("tokenizer.bin") == 0 && unlink("story") == 0);
-        _exit(status);
-    }
-    int status;
-    CHECK(child > 0 && waitpid(child, &status, 0) == child);
-    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
-    CHECK(rmdir(folder) == 0);
-}
-
 /* ---- All tests ----------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -81,7 +45,6 @@ typedef struct {
 } test;
 
 static const test tests[] = {
-    {"the header's usage example", test_usage_example, 0},
     {"truncated and extended files", test_truncated_files, 0},
     {"hostile header fields", test_header_fields, 0},
     {"files by path", test_paths, 0},
