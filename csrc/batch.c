@@ -19,22 +19,24 @@ l2c_status l2c_batch_create(const l2c_model *model, l2c_pool *pool, int32_t n_se
         return l2c_fail(err, L2C_ARG, "%d sequences; a batch has 1 to %d", n_sequences, L2C_MAX_ROWS);
     l2c_session *session;
     l2c_status status = l2c_session_create(model, pool, n_sequences, n_ctx, kv, isa, &session, err);
-    if (status != L2C_OK) return status;
+    return status == L2C_OK ? l2c_batch_create_on(session, batch, err) : status;
+}
+
+l2c_status l2c_batch_create_on(l2c_session *session, l2c_batch **batch, l2c_error *err) {
     l2c_batch *b = l2c_memory_zeroed(1, sizeof *b);
     if (b == NULL) {
         l2c_session_free(session);
         return l2c_fail(err, L2C_NOMEM, "out of memory for a batch");
     }
-    size_t n = b->n_stories = (size_t)n_sequences;
+    size_t n = b->n_stories = (size_t)session->n_sequences;
     b->session = session;
-    b->pool = pool;
-    b->kernels = session->kernels;
     b->n_ctx = (size_t)session->n_ctx;
-    b->vocab = (size_t)model->config.vocab_size;
+    b->vocab = (size_t)session->model->config.vocab_size;
     b->words = (b->vocab + 31) / 32;
     b->stories = block(b, n, sizeof *b->stories);
     b->drawn = block(b, n, sizeof *b->drawn);
     b->draws = block(b, n, sizeof *b->draws);
+    b->wishes = block(b, n, sizeof *b->wishes);
     b->events = block(b, 4 * n, sizeof *b->events);
     int32_t *tokens = block(b, n * (b->n_ctx + 1), sizeof *tokens);
     uint32_t *bits = block(b, n * 2 * b->words, sizeof *bits);
@@ -42,8 +44,9 @@ l2c_status l2c_batch_create(const l2c_model *model, l2c_pool *pool, int32_t n_se
     l2c_logprob *top = block(b, n * L2C_MAX_TOP, sizeof *top);
     for (int i = 0; i < b->n_blocks; i++)
         if (b->blocks[i] == NULL) {
+            size_t n_ctx = b->n_ctx;
             l2c_batch_free(b);
-            return l2c_fail(err, L2C_NOMEM, "out of memory for a batch of %d x %zu positions", n_sequences, b->n_ctx);
+            return l2c_fail(err, L2C_NOMEM, "out of memory for a batch of %zu x %zu positions", n, n_ctx);
         }
     for (size_t i = 0; i < n; i++) {
         story *s = &b->stories[i];

@@ -39,20 +39,18 @@ typedef struct story {
 
     size_t row;       /* of logits, from which the next token is drawn */
     float *logits;    /* (vocab) that row as the model computed it, where log-probabilities are told */
-    l2c_logprob chosen;
     l2c_logprob *top; /* (L2C_MAX_TOP) */
 } story;
 
-enum { BLOCKS = 10 };
+enum { BLOCKS = 9 };
 
 struct l2c_batch {
     l2c_session *session;
-    l2c_pool *pool;
-    const l2c_kernels *kernels;
     size_t vocab, words, n_ctx, n_stories;
     story *stories;    /* (n_stories) */
     story **drawn;     /* (n_stories) those whose next token is being picked */
     l2c_draw *draws;   /* (n_stories) the same */
+    l2c_wish *wishes;  /* (n_stories) and what is wanted besides */
     l2c_event *events; /* (4 * n_stories) to be told by the next step that succeeds */
     size_t n_drawn, n_events;
     size_t turn;       /* of this story's prompt */
@@ -102,6 +100,9 @@ static inline void end_dropped(l2c_batch *b, story *s, stage then) {
 }
 
 static inline int is_dropped(const story *s) { return under_way(s) && atomic_load(&s->dropped) == s->id; }
+
+/* l2c_batch_create with a session, which it owns from here on, whatever becomes of it. */
+l2c_status l2c_batch_create_on(l2c_session *session, l2c_batch **batch, l2c_error *err);
 
 /* Goes on with stories that waited for one that has read so far, or is no longer there. */
 void l2c_batch_end_waiting(l2c_batch *b);

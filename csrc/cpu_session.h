@@ -11,8 +11,8 @@ enum { L2C_TILE = 4 }; /* queries that go through the same keys and values side 
 typedef struct {
     const l2c_session *session;
     const l2c_model *model;
-    l2c_pool *pool;             /* the session's */
-    const l2c_kernels *kernels; /* as well */
+    l2c_pool *pool;
+    const l2c_kernels *kernels;
     l2c_kv kv;
     size_t kv_bytes; /* of a number in the cache */
     size_t n_ctx;

@@ -26,7 +26,7 @@ def _check_engine() -> None:
     beside the code, its header."""
     header = Path(__file__).resolve().parents[1] / "csrc" / "llama2c.h"
     built_from = getattr(lib, "PYLLAMA2C_HEADER_CRC", None)
-    version = getattr(lib, "PYLLAMA2C_VERSION", None)
+    version = getattr(lib, "L2C_VERSION", None)
     same = version is not None and ffi.string(version).decode() == pyllama2c.__version__
     if same and header.is_file():
         same = built_from == crc32(header.read_bytes())

@@ -210,6 +210,7 @@ static const l2c_gguf_tensor *tensor(source *s, int32_t layer, const char *name,
     if (i < 0) return NULL;
     const l2c_gguf_tensor *t = l2c_gguf_tensor_at(s->g, (size_t)i);
     s->used[i] = 1;
+    if (t->offset < s->model->tensors_start) s->model->tensors_start = (size_t)t->offset;
     if (t->n_dims != n_dims || t->dims[0] != cols || t->dims[1] != rows)
         FAIL(s, L2C_FORMAT, "GGUF: %s is (%llu, %llu%s); the settings make it (%zu, %zu)", full,
              (unsigned long long)t->dims[1], (unsigned long long)t->dims[0], t->n_dims > 2 ? ", ..." : "", rows, cols);
@@ -315,6 +316,7 @@ l2c_status l2c_gguf_load_model(l2c_model *model, const unsigned char *data, size
     l2c_gguf *g;
     l2c_status status = l2c_gguf_open_memory(data, size, &g, err);
     if (status != L2C_OK) return status;
+    model->tensors_start = size;
     source s = {.g = g, .model = model, .used = l2c_memory_zeroed(g->n_tensors, 1), .err = err};
     if (s.used == NULL) FAIL(&s, L2C_NOMEM, "out of memory for %zu tensors", g->n_tensors);
     else check_kind(&s);
@@ -327,16 +329,4 @@ l2c_status l2c_gguf_load_model(l2c_model *model, const unsigned char *data, size
     l2c_memory_free(s.used);
     l2c_gguf_free(g);
     return s.status;
-}
-
-size_t l2c_gguf_float32_start(const unsigned char *data, size_t size) {
-    l2c_gguf *g;
-    uint64_t start = size;
-    if (l2c_gguf_open_memory(data, size, &g, NULL) != L2C_OK) return 0;
-    for (size_t i = 0; i < g->n_tensors; i++) {
-        if (g->tensors[i].type_number != 0) start = 0;
-        if (g->tensors[i].offset < start) start = g->tensors[i].offset;
-    }
-    l2c_gguf_free(g);
-    return start < size ? (size_t)start : 0;
 }

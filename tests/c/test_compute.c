@@ -118,8 +118,10 @@ void test_row_errors(void) {
     CHECK(l2c_session_create(t.model, pool, 1, 0, L2C_KV_FLOAT32, (l2c_isa)99, &session, &err) == L2C_ARG);
     /* 6.8 TB of cache: more than a process gets. What was taken before it is given back. */
     CHECK(l2c_session_create(t.model, pool, INT_MAX, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, &err) == L2C_NOMEM);
-    CHECK(l2c_session_bytes(t.model, INT_MAX, 0, L2C_KV_FLOAT32) > (uint64_t)6 << 40);
-    CHECK(l2c_session_bytes(t.model, 0, 0, L2C_KV_FLOAT32) == UINT64_MAX && l2c_session_bytes(t.model, 1, -1, L2C_KV_FLOAT32) == UINT64_MAX);
+    CHECK(l2c_session_bytes(t.model, INT_MAX, 0, L2C_KV_FLOAT32, 1) > (uint64_t)6 << 40);
+    const int32_t wrong[][3] = {{0, 0, 1}, {1, -1, 1}, {1, 0, 0}};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
+        CHECK(l2c_session_bytes(t.model, wrong[i][0], wrong[i][1], L2C_KV_FLOAT32, wrong[i][2]) == UINT64_MAX);
     l2c_pool_free(pool);
     truth_free(&t);
 }
