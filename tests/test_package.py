@@ -190,6 +190,20 @@ def test_import_in_the_clone(tmp_path: Path) -> None:
         assert "the installed engine is older: pip install . again" in refused.stderr
 
 
+def test_the_harness_names_its_extra() -> None:
+    """lm_eval is not there: one line for `python -m`, an ImportError for Python."""
+    absent = "import runpy, sys; sys.modules['lm_eval'] = None"
+    module = "pyllama2c.integrations.lm_eval"
+    for code, lines in (
+        (f"runpy.run_module({module!r}, run_name='__main__')", 1),
+        (f"import {module}", 9),
+    ):
+        done = run_python("-c", f"{absent}\n{code}")
+        assert done.returncode == 1
+        assert done.stderr.rstrip().endswith("pip install 'pyllama2c[eval]'")
+        assert done.stderr.count("\n") <= lines
+
+
 @pytest.mark.parametrize("free_threaded", [0, 1])
 def test_the_limited_api(free_threaded: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Free-threaded Python has none."""

@@ -15,7 +15,11 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from lm_eval.api.model import TemplateLM
+try:
+    from lm_eval.api.model import TemplateLM
+except ImportError as error:
+    missing = f"{error}: pip install 'pyllama2c[eval]'"
+    raise (SystemExit if __name__ == "__main__" else ImportError)(missing) from None
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import (
     handle_stop_sequences,
