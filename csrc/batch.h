@@ -8,8 +8,8 @@
 
 typedef enum {
     FREE,     /* the sequence still holds tokens[0 .. fed) of the story that was here */
-    READING,  /* its prompt */
-    TELLING,  /* all tokens but the last are fed */
+    READING,  /* prefill: its prompt is being fed */
+    TELLING,  /* decode: all tokens but the last are fed */
     CHOOSING, /* the next step draws from logits row `row` */
     ENDED     /* in events that are still to be told */
 } stage;
@@ -69,7 +69,7 @@ static inline l2c_status fail_busy(l2c_error *err) {
     return l2c_fail(err, L2C_BUSY, "the batch is being used by another thread");
 }
 
-static inline size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
+static inline size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 static inline int bit(const uint32_t *bits, int32_t token) { return bits[token / 32] >> (token % 32) & 1; }
 static inline int under_way(const story *s) { return s->stage == READING || s->stage == TELLING || s->stage == CHOOSING; }
 
@@ -83,7 +83,8 @@ static inline story *find(const l2c_batch *b, int64_t id) {
 /* A story has no more than three events between two steps that succeed. */
 static inline l2c_event *tell(l2c_batch *b, const story *s, l2c_event_kind kind) {
     l2c_event *event = &b->events[b->n_events++];
-    *event = (l2c_event){.story = s->id, .kind = (int32_t)kind, .tokens = s->tokens + s->n_prompt, .n_tokens = s->n - s->n_prompt};
+    *event = (l2c_event){.story = s->id, .kind = (int32_t)kind, .tokens = s->tokens + s->n_prompt,
+                         .n_tokens = s->n - s->n_prompt};
     return event;
 }
 

@@ -73,7 +73,7 @@ static uint64_t lay_out(l2c_cpu_session *s, unsigned char *memory, const l2c_mod
     s->x = part(&a, rows * dim * f, 1);
     s->xb = part(&a, rows * dim * f, 1);
     s->hb = part(&a, rows * hidden * f, 1);
-    s->att = part(&a, rows * q_dim * f, 1);
+    s->attn_out = part(&a, rows * q_dim * f, 1);
     s->q = part(&a, rows * q_dim * f, 1);
     s->delta = part(&a, rows * dim * f, 1);
     s->k = part(&a, rows * kv_dim * f, 1);
@@ -102,7 +102,8 @@ static l2c_status session_open(l2c_session *session, const l2c_session_options *
     l2c_status status = l2c_isa_resolve(o->isa, &isa, err);
     if (status != L2C_OK) return status;
     if (isa == L2C_ISA_RUNQ && !m->matrices.as_file)
-        return l2c_fail(err, L2C_UNSUPPORTED, "the runq kernels compute int8 files of llama2.c (version 2), as they lie");
+        return l2c_fail(err, L2C_UNSUPPORTED, "the runq kernels only compute int8 files of llama2.c (version 2), opened "
+                                              "as L2C_DTYPE_FILE");
     if (isa == L2C_ISA_RUNQ && o->kv != L2C_KV_FLOAT32)
         return l2c_fail(err, L2C_UNSUPPORTED, "the runq kernels keep keys and values in float32, as runq.c does");
     int32_t n_threads = l2c_pool_size(o->pool);
@@ -142,7 +143,8 @@ static l2c_status forward(l2c_session *session, const l2c_row *rows, size_t n_ro
     for (size_t r = 0; r < n_rows; r++)
         if (l2c_rope_extend(s->model, rows[r].position) != L2C_OK)
             return l2c_fail(err, L2C_NOMEM, "out of memory for the angles of position %d", rows[r].position);
-    return l2c_forward(s, rows, n_rows) == L2C_OK ? L2C_OK : l2c_fail(err, L2C_CANCELLED, "the forward pass was cancelled");
+    if (l2c_forward(s, rows, n_rows) == L2C_OK) return L2C_OK;
+    return l2c_fail(err, L2C_CANCELLED, "the forward pass was cancelled");
 }
 
 static float *logits(l2c_session *session, size_t i) {

@@ -24,9 +24,9 @@ typedef struct {
     float *x;            /* (L2C_MAX_ROWS, dim) the residual stream */
     float *xb;           /* the same shape: normed rows */
     float *hb;           /* (L2C_MAX_ROWS, hidden_dim) the feed-forward network's inner rows */
-    float *att;          /* (L2C_MAX_ROWS, n_heads * head_size) the heads' outputs */
+    float *attn_out;     /* (L2C_MAX_ROWS, n_heads * head_size) the heads' outputs */
     l2c_quantized xq;    /* xb in int8; q is NULL where all weights are float32 */
-    l2c_quantized aq;    /* att in int8 */
+    l2c_quantized aq;    /* attn_out in int8 */
     l2c_quantized hq;    /* hb in int8 */
     float *q;            /* (L2C_MAX_ROWS, n_heads * head_size) queries */
     float *delta;        /* (L2C_MAX_ROWS, dim) what a block adds to x */

@@ -126,7 +126,7 @@ l2c_status l2c_model_open_header_memory(const void *data, size_t size, l2c_dtype
 
 l2c_status l2c_model_quantize(const l2c_model *from, l2c_dtype dtype, l2c_pool *pool, l2c_model **model,
                               l2c_error *err) {
-    if (from->layers == NULL) return l2c_fail(err, L2C_ARG, "only the header of the model was read, no weights");
+    if (from->layers == NULL) return l2c_fail(err, L2C_ARG, "the model has no weights: only its header was read");
     if (from->config.dtype != L2C_DTYPE_FLOAT32 || (dtype != L2C_DTYPE_INT8 && dtype != L2C_DTYPE_INT4))
         return l2c_fail(err, L2C_ARG, "only float32 weights can be quantized, and to int8 or int4");
     l2c_model *m = new_model(err);

@@ -29,7 +29,7 @@ l2c_status l2c_session_create(const l2c_model *model, l2c_pool *pool, int32_t n_
 l2c_status l2c_session_create_on(const l2c_backend *backend, const l2c_model *model, const l2c_session_options *o,
                                  l2c_session **session, l2c_error *err) {
     const l2c_config *c = &model->config;
-    if (model->layers == NULL) return l2c_fail(err, L2C_ARG, "only the header of the model was read, no weights");
+    if (model->layers == NULL) return l2c_fail(err, L2C_ARG, "the model has no weights: only its header was read");
     if (o->n_ctx < 1 || o->n_ctx > c->seq_len)
         return l2c_fail(err, L2C_ARG, "context of %d positions; the model has %d", o->n_ctx, c->seq_len);
     if (o->n_sequences < 1)

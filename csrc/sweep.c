@@ -24,7 +24,7 @@ static void keep_logits(const l2c_batch *b, story *s) {
     memcpy(s->logits, l2c_session_logits(b->session, s->row), b->vocab * sizeof(float));
 }
 
-static void take(l2c_batch *b, story *s, const l2c_draw *draw, double logprob) {
+static void accept(l2c_batch *b, story *s, const l2c_draw *draw, double logprob) {
     s->stage = TELLING;
     s->masked = 0;
     if (draw->status != L2C_OK) {
@@ -56,7 +56,7 @@ static l2c_status draw(l2c_batch *b, l2c_error *err) {
     if (b->n_drawn == 0) return L2C_OK;
     l2c_status status = l2c_session_draw(b->session, b->draws, b->wishes, b->n_drawn, err);
     if (status != L2C_OK) return status;
-    for (size_t i = 0; i < b->n_drawn; i++) take(b, b->drawn[i], &b->draws[i], b->wishes[i].logprob);
+    for (size_t i = 0; i < b->n_drawn; i++) accept(b, b->drawn[i], &b->draws[i], b->wishes[i].logprob);
     return L2C_OK;
 }
 
@@ -72,13 +72,13 @@ static l2c_status draw_waiting(l2c_batch *b, l2c_error *err) {
 static void share_rows(l2c_batch *b) {
     size_t left = L2C_MAX_ROWS;
     for (size_t i = 0; i < b->n_stories; i++) left -= b->stories[i].n_rows = b->stories[i].stage == TELLING;
-    left = smaller(left, PROMPT_ROWS);
+    left = min_size(left, PROMPT_ROWS);
     for (size_t given = 1, first = b->turn; given > 0;) {
         given = 0;
         for (size_t i = 0; i < b->n_stories && left > 0; i++) {
             story *s = &b->stories[(first + i) % b->n_stories];
             if (s->stage != READING || s->ahead != NULL) continue;
-            size_t n = smaller(smaller(s->n - s->fed - s->n_rows, TURN), left);
+            size_t n = min_size(min_size(s->n - s->fed - s->n_rows, TURN), left);
             if (n > 0) b->turn = (first + i + 1) % b->n_stories;
             s->n_rows += n;
             left -= n;

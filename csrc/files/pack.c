@@ -83,14 +83,14 @@ static int measure(const l2c_model *model, l2c_dtype dtype, l2c_matrices *sum) {
 l2c_status l2c_model_measure(l2c_model *m, l2c_dtype dtype, l2c_error *err) {
     int file_is_int8 = m->config.group_size > 0;
     if (dtype == L2C_DTYPE_FLOAT32 && file_is_int8)
-        return l2c_fail(err, L2C_UNSUPPORTED, "the file holds int8 weights; float32 are not to be had from it");
+        return l2c_fail(err, L2C_UNSUPPORTED, "the file holds int8 weights, which cannot be converted to float32");
     if (dtype == L2C_DTYPE_FILE && !file_is_int8)
-        return l2c_fail(err, L2C_UNSUPPORTED, "only an int8 file of llama2.c (version 2) is computed as runq.c does it; "
+        return l2c_fail(err, L2C_UNSUPPORTED, "only int8 files of llama2.c (version 2) can be computed as runq.c does; "
                                               "this is %s version %d", m->config.file == L2C_FILE_GGUF ? "GGUF" : "llama2.c",
                         m->config.version);
     int possible = measure(m, dtype, &m->matrices);
     if (!possible && dtype == L2C_DTYPE_INT4)
-        return l2c_fail(err, L2C_UNSUPPORTED, "groups of %d int8 weights cannot be packed", m->config.group_size);
+        return l2c_fail(err, L2C_UNSUPPORTED, "int8 groups of %d cannot be converted to int4", m->config.group_size);
     if (!possible) measure(m, L2C_DTYPE_FILE, &m->matrices);
     m->config.dtype = (int32_t)m->matrices.dtype;
     return L2C_OK;

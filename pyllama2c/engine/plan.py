@@ -209,7 +209,7 @@ def alternatives(
 
 def unavailable(path: str, dtype: str) -> UnsupportedError:
     """Only llama2.c's version 2 is like that: whatever else a file holds can be made float32."""
-    why = f"the file holds int8 weights; {dtype} are not to be had from it"
+    why = f"the file holds int8 weights, which cannot be converted to {dtype}"
     return UnsupportedError(f"{path}: {why}")
 
 
