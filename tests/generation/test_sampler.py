@@ -32,7 +32,7 @@ def picker(vocab_size: int) -> Pick:
     """Samples from any logits, by putting them where a forward pass leaves its own."""
     shape = Shape(dim=4, hidden_dim=4, n_layers=1, n_heads=1, n_kv_heads=1, vocab_size=vocab_size)
     llama = Llama.from_buffer(TinyLlama.random(shape).v0())
-    session = Session(llama._engine.model, llama._engine.pool, llama._engine.computing)
+    session = Session(llama._engine.model, llama._engine.pool, llama._engine.options)
 
     def pick(logits: Any, sampler: Any, history: list[int] | None = None) -> int:
         session.feed([0], 0)
