@@ -22,7 +22,7 @@ import numpy as np
 from common import finish, parser, table
 from gguf import GGMLQuantizationType, GGUFWriter
 
-from pyllama2c.cli.bench import _tokenizer_image
+from pyllama2c.cli.bench import tokenizer_image
 from pyllama2c.cli.info import describe
 
 # dim, hidden_dim, layers, heads, key heads, vocabulary, context
@@ -121,7 +121,7 @@ def write(path: Path, shape: str, dtype: str) -> None:
 
 def measure(folder: Path, shape: str, dtype: str, context: int, tokens: int) -> dict[str, Any]:
     path, tokenizer = folder / f"{shape}-{dtype}.gguf", folder / "tokenizer.bin"
-    tokenizer.write_bytes(_tokenizer_image(SHAPES[shape][5]))
+    tokenizer.write_bytes(tokenizer_image(SHAPES[shape][5]))
     try:
         write(path, shape, dtype)
         facts = describe(str(path), context=context)

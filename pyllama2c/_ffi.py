@@ -22,8 +22,8 @@ except ImportError as error:
 
 
 def _check_engine() -> None:
-    """The engine is the one that this code was written for: its version and, where the source lies
-    beside the code, its header."""
+    """ImportError for an engine of another version or, where csrc is beside the code, of another
+    header."""
     header = Path(__file__).resolve().parents[1] / "csrc" / "llama2c.h"
     built_from = getattr(lib, "PYLLAMA2C_HEADER_CRC", None)
     version = getattr(lib, "L2C_VERSION", None)
@@ -94,12 +94,12 @@ TOKENIZER: _FileErrors = (
 
 
 def new_error() -> Any:
-    """A fresh l2c_error for one call; it holds what `check` then reports."""
+    """An l2c_error * for calls whose status goes to `check`."""
     return ffi.new("l2c_error *")
 
 
 def check(status: int, err: Any, path: str | None = None, kind: _FileErrors = CHECKPOINT) -> None:
-    """Raises what a status that is not L2C_OK stands for; `path` is the file that was read."""
+    """Raises the exception of a status other than L2C_OK; `path` is the file that was read."""
     if status == lib.L2C_OK:
         return
     message = ffi.string(err.message).decode("utf-8", "replace")
@@ -114,7 +114,7 @@ def check(status: int, err: Any, path: str | None = None, kind: _FileErrors = CH
 
 
 def resolve_isa(name: str | None) -> int:
-    """The instruction set that `name` (default: $PYLLAMA2C_ISA, else auto) means here."""
+    """The l2c_isa of `name` (default: $PYLLAMA2C_ISA, else auto) on this processor."""
     wanted = name or os.environ.get("PYLLAMA2C_ISA") or "auto"
     if wanted not in ISA_NAMES:
         known, source = ", ".join(ISA_NAMES), "" if name else " in PYLLAMA2C_ISA"
@@ -141,7 +141,7 @@ def kv_number(name: str) -> int:
 
 
 def cpu_features() -> list[str]:
-    """Those of this machine's CPU features that the choice of kernels looks at."""
+    """Features of this processor that kernels use, such as "avx2"."""
     text = ffi.new("char[256]")
     lib.l2c_cpu_features(text, len(text))
     return str(ffi.string(text).decode()).split()

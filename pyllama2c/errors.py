@@ -6,7 +6,7 @@ import os
 
 
 def in_words(error: BaseException) -> str:
-    """What an exception says to people: of an OSError the file and the reason, not its number."""
+    """An exception's message; of an OSError the file and the reason, without errno."""
     if not isinstance(error, OSError) or error.strerror is None:
         return str(error)
     if error.filename is None:
@@ -36,7 +36,7 @@ class CheckpointNotFoundError(FileNotFoundError, CheckpointFileError):
 
 
 class TokenizerError(Llama2cError, ValueError):
-    """A tokenizer file is damaged or does not fit the model, or text or ids cannot be coded."""
+    """A tokenizer file is damaged or unfit for the model; text or ids cannot be en- or decoded."""
 
 
 class TokenizerFileError(OSError, TokenizerError):
@@ -63,7 +63,7 @@ class CacheFileError(Llama2cError, ValueError):
 
 
 class StoryFileError(Llama2cError, ValueError):
-    """A story file holds something else than what is to be continued."""
+    """A story file holds something other than the stories that are to be continued."""
 
 
 class NonFiniteLogitsError(Llama2cError, ArithmeticError):
@@ -71,19 +71,19 @@ class NonFiniteLogitsError(Llama2cError, ArithmeticError):
 
 
 class OutOfMemoryError(Llama2cError, MemoryError):
-    """The engine could not get the memory that it asked for; the message says how much."""
+    """There is not enough memory; the message says how much is needed."""
 
 
 class UnsupportedError(Llama2cError, NotImplementedError):
-    """Valid, but not on this machine or by this build."""
+    """Valid, but not supported on this machine or by this build."""
 
 
 class ClosedError(Llama2cError, ValueError):
-    """The object was closed and is used again."""
+    """The object was used after it was closed."""
 
 
 class BusyError(Llama2cError, RuntimeError):
-    """One session was used from two threads at once."""
+    """One story or session was used from two threads at once."""
 
 
 class CancelledError(Llama2cError):
@@ -99,8 +99,8 @@ class DownloadError(Llama2cError, OSError):
 
 
 class CheckpointWarning(UserWarning):
-    """A model file loads, but its maker probably did not mean what it says."""
+    """A model file loads, but probably does not say what its maker meant."""
 
 
 class ChatTemplateWarning(UserWarning):
-    """A chat template has no place for a message, which was said otherwise, or left out."""
+    """A chat template has no place for a message, which was put elsewhere or left out."""

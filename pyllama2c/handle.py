@@ -1,4 +1,4 @@
-"""What holds memory of the C side, and so cannot be copied."""
+"""Base of what owns C memory, and so cannot be copied."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ UNSAFE_ERROR = "Error: special tags are not allowed as part of the prompt."
 
 class _TokenLogprobs(TypedDict, total=False):
     tokens: list[str]
-    """the text of each token; only where logprobs are asked for, as the next"""
+    """the text of each token; this and the next only with logprobs=True"""
     logprobs: list[float]
 
 
@@ -45,7 +45,7 @@ class ChatPrediction(_TokenLogprobs):
 
 
 def _find_checkpoint(ckpt_dir: str | os.PathLike[str], tokenizer_path: Path) -> str:
-    """The model file that a folder holds; anything else is what pyllama2c.Llama makes of it."""
+    """The model file in a folder; any other `ckpt_dir` as it is, for pyllama2c.Llama."""
     folder = Path(ckpt_dir)
     if not folder.is_dir():
         return os.fspath(ckpt_dir)
@@ -58,21 +58,23 @@ def _find_checkpoint(ckpt_dir: str | os.PathLike[str], tokenizer_path: Path) -> 
         names = ", ".join(path.name for path in models)
         raise CheckpointError(f"{folder}: holds several models; name one of {names}")
     if any(folder.glob("*.pth")):
-        raise CheckpointError(f"{folder}: holds PyTorch files only; convert them to a .bin first")
+        raise CheckpointError(
+            f"{folder}: holds PyTorch files only; convert them: pyllama2c convert"
+        )
     raise CheckpointError(f"{folder}: holds no model file (.bin or .gguf)")
 
 
 class Llama:
     """Meta's generator. `model` and `tokenizer` are pyllama2c's own objects.
 
-    Several threads may use one; with temperature above 0 the order of their calls then decides who
-    gets which random numbers.
+    It may be used from many threads; with temperature above 0 the order of their calls then decides
+    which random numbers each gets.
     """
 
     def __init__(self, model: engine.Llama, max_seq_len: int, max_batch_size: int, seed: int = 1):
-        n_ctx = model.config.seq_len
-        if not 1 <= max_seq_len <= n_ctx:
-            raise ValueError(f"max_seq_len is {max_seq_len}; it must be 1 to the model's {n_ctx}")
+        context = model.config.seq_len
+        if not 1 <= max_seq_len <= context:
+            raise ValueError(f"max_seq_len is {max_seq_len}; it must be 1 to the model's {context}")
         if max_batch_size < 1:
             raise ValueError(f"max_batch_size is {max_batch_size}; it must be 1 or more")
         self.model, self.tokenizer = model, model.tokenizer
@@ -88,11 +90,11 @@ class Llama:
         model_parallel_size: int | None = None,
         seed: int = 1,
     ) -> Llama:
-        """Opens a model: `ckpt_dir` is its file, a folder with exactly one, or a known name.
+        """Opens a model: `ckpt_dir` is its file, a folder with just one, or a known model's name.
 
         `max_seq_len` bounds prompt and generation together, `max_batch_size` the prompts of a call.
-        `seed` decides all that this object will sample. There is one process, so any
-        `model_parallel_size` but 1 is a ValueError.
+        `seed` decides all that this object samples. There is one process: ValueError for a
+        `model_parallel_size` other than 1.
         """
         if model_parallel_size not in (None, 1):
             raise ValueError(f"model_parallel_size is {model_parallel_size}; here it must be 1")
@@ -113,7 +115,7 @@ class Llama:
         Tokens end before the first EOS; where `echo` puts the prompt in front, one in the prompt
         counts. BOS ends nothing. The log-probabilities, one a token, are of the model's own
         distribution (whatever temperature and top_p are) and equal Llama.score's; the first token
-        of an echoed prompt, which nothing foretells, has 0.0. temperature 0 is greedy, and so is
+        of an echoed prompt, which nothing predicts, has 0.0. temperature 0 is greedy, and so is
         top_p 0.
 
         ValueError for more prompts than max_batch_size or none, ContextLengthError (a ValueError)
@@ -150,8 +152,7 @@ class Llama:
     def _continue(
         self, prompts: Sequence[Sequence[int]], room: list[int], temperature: float, top_p: float
     ) -> list[list[int]]:
-        """Prompts with what was told after them. A row does not depend on its neighbours here, so
-        that prompts of different lengths need no common beginning, as Meta's loop gives them."""
+        """Prompts with their continuations."""
         stories = self.model.generate_batch(
             prompts,
             max_batch=min(self.max_batch_size, MAX_ROWS),
@@ -187,8 +188,8 @@ class Llama:
             tokens, self._gen_len(max_gen_len), temperature, top_p, logprobs, echo
         )
         return [
-            {"generation": self.tokenizer.decode(told), **self._details(told, values, i)}
-            for i, told in enumerate(out)
+            {"generation": self.tokenizer.decode(new), **self._details(new, values, i)}
+            for i, new in enumerate(out)
         ]
 
     def chat_completion(
@@ -217,10 +218,10 @@ class Llama:
             tokens, self._gen_len(max_gen_len), temperature, top_p, logprobs
         )
         answers: list[ChatPrediction] = []
-        for i, (dialog, told) in enumerate(zip(dialogs, out, strict=True)):
-            content = UNSAFE_ERROR if has_special_tags(dialog) else self.tokenizer.decode(told)
+        for i, (dialog, new) in enumerate(zip(dialogs, out, strict=True)):
+            content = UNSAFE_ERROR if has_special_tags(dialog) else self.tokenizer.decode(new)
             message: Message = {"role": "assistant", "content": content}
-            answers.append({"generation": message, **self._details(told, values, i)})
+            answers.append({"generation": message, **self._details(new, values, i)})
         return answers
 
     def _gen_len(self, max_gen_len: int | None) -> int:

@@ -46,11 +46,11 @@ class Llama(Handle):
     is opened; "int4" leaves GGUF's Q4_0, Q4_1 and Q4_K as they are), "auto" keeps what the file
     holds, or comes nearest to it (see llama2c.h).
     `context` is how many positions a story may have (default: the model's); each takes memory for
-    keys and values, half of it with `kv_dtype` "float16", which rounds them. What does not fit in
-    memory raises OutOfMemoryError, which says what would, before any is taken.
+    keys and values, half as much with `kv_dtype` "float16", which rounds them. What does not
+    fit raises OutOfMemoryError before any memory is taken, and says what would fit.
     `speculative` lets an int8 copy of float32 weights draft tokens that the model then checks,
     several at a time: the same story, faster ("auto": where it pays; it takes a quarter more
-    memory). `threads` counts all that compute (default: $PYLLAMA2C_THREADS, else by model size and
+    memory). `threads` includes the caller's (default: $PYLLAMA2C_THREADS, else by model size and
     processors); `isa` forces the kernels ("scalar", "avx2", "avx512", "neon"; default:
     $PYLLAMA2C_ISA, else the fastest). Neither changes a single bit of the result, save that "runq"
     computes llama2.c's version 2 files in runq.c's own order of operations: its stories, slowly.
@@ -97,7 +97,7 @@ class Llama(Handle):
         """A model from a checkpoint in memory: any contiguous buffer, kept as long as the model, or
         copied where it does not begin at a multiple of 4 bytes.
 
-        Without a `tokenizer` only what works on token ids can be asked for.
+        Without a `tokenizer`, its own or this one, only methods that take token ids work.
         """
         options = (dtype, context, kv_dtype, speculative, threads, isa)
         validate.model_options(None, tokenizer, *options)
@@ -157,11 +157,11 @@ class Llama(Handle):
         max_tokens: new tokens at most, clipped to what the context leaves (None: all of that).
         temperature: 0 is greedy. top_p: 0 and 1 mean off, as in llama2.c. top_k, min_p: 0 is off.
         repetition_penalty: CTRL's rule over prompt and story; 1 is off.
-        seed: the same seed tells llama2.c's story; None and -1 draw one (`Generation.seed`).
+        seed: the same seed gives run.c's story; None and -1 draw one (`Generation.seed`).
         stop: strings that end the story; they are not part of it. stop_tokens: ids that do, and are
         not either (None: the tokenizer's `ends`; BOS and EOS, as in llama2.c).
         logits_processor: called as f(token ids so far, logits) with a float32 array (vocab_size),
-        which it changes in place or replaces; minus infinity forbids a token.
+        which it changes in place or returns anew; minus infinity forbids a token.
 
         Nothing runs until the result is iterated, but wrong arguments raise at once: TypeError or
         ValueError; ContextLengthError for a prompt that does not fit, TokenizerError for wrong ids.
@@ -217,8 +217,8 @@ class Llama(Handle):
         in_order = validate.flag("in_order", in_order)
         engine = self._engine
         requests = batch_requests(prompts, n, parameters, self._tokens, self.config.seq_len)
-        computing = (engine.model, engine.batch_pool(), engine.computing)
-        stories = run_batch(partial(Batch, *computing, self.tokenizer), requests, max_batch)
+        opened = (engine.model, engine.batch_pool(), engine.options)
+        stories = run_batch(partial(Batch, *opened, self.tokenizer), requests, max_batch)
         return in_turn(stories) if in_order else stories
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
@@ -240,8 +240,8 @@ class Llama(Handle):
         """`score` of many texts, in their order; much faster than one by one where they are short
         or begin alike.
 
-        `starts` tells for each text which token is the first to be scored (1 or more; by default
-        1): those before it are context.
+        `starts` is the index of the first token to score, for each text (1 or more; default 1):
+        those before it are context.
         """
         if validate.is_text(texts):
             raise ValueError("texts is one text; give a list of texts")
@@ -279,12 +279,10 @@ class Llama(Handle):
             return self.tokenizer.encode_prompt(text)
         return validate.token_ids("prompt", text, self.config.vocab_size)
 
-    # ---- life ----
-
     def close(self) -> None:
         """Gives the memory back; further use raises ClosedError.
 
-        Stories that are being told keep what they need until they end.
+        Stories in progress keep what they need until they end.
         """
         self._engine.close()
 

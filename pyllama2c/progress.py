@@ -1,4 +1,4 @@
-"""Progress bars: for people who watch, not for log files."""
+"""Progress bars: for a terminal, not for log files."""
 
 from __future__ import annotations
 

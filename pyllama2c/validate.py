@@ -1,5 +1,5 @@
-"""Arguments, checked where they enter. A wrong type is a TypeError, a wrong value a ValueError; the
-message has the argument's name, its value, and what it must be."""
+"""Arguments, checked where they enter: TypeError for a wrong type, ValueError for a wrong value.
+Messages have the argument's name, its value, and what it must be."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pyllama2c._ffi import DTYPES, ISA_NAMES, KV_DTYPES
 from pyllama2c.errors import TokenizerError
 
 MAX_THREADS = 256
-"""of a pool, as l2c_pool_create has it"""
+"""the limit of l2c_pool_create"""
 
 _BYTES = (bytes, bytearray, memoryview)
 
 
 def shown(value: object) -> str:
-    """`value` for a message: short, and whatever its own repr does."""
+    """repr(value) for a message, shortened; it never raises."""
     try:
         text = repr(value)
     except Exception:  # an int of 5,000 digits has none, nor has a broken object
@@ -39,7 +39,7 @@ def _is_bool(value: object) -> bool:
 
 
 def integer(name: str, value: Any, low: int, high: int, limits: str = "") -> int:
-    """An integer of Python or NumPy; True and 2.0 are none."""
+    """An integer of Python or NumPy; True and 2.0 are not."""
     limits = limits or f"{low} to {high}"
     try:
         if _is_bool(value):
@@ -83,7 +83,7 @@ def one_of(name: str, value: Any, known: Collection[str]) -> None:
 
 
 def file_path(name: str, value: Any) -> None:
-    """A path as text; C would take one with a NUL for what stands before it."""
+    """A path as text; C would cut it at a NUL."""
     try:
         path = os.fspath(value)
     except TypeError:
@@ -95,7 +95,7 @@ def file_path(name: str, value: Any) -> None:
 
 
 def contiguous(name: str, buffer: Any) -> Any:
-    """Memory that C can read as it lies."""
+    """A buffer that C can read without a copy."""
     try:
         view = memoryview(buffer)
     except TypeError:
@@ -155,7 +155,7 @@ def model_options(
     threads: Any,
     isa: Any,
 ) -> None:
-    """What is wrong with the options of Llama whatever the model."""
+    """Checks the options of Llama, as far as that needs no model."""
     for name, path in (("model", model), ("tokenizer", tokenizer)):
         if path is not None:
             file_path(name, path)
@@ -164,9 +164,8 @@ def model_options(
     if isa is not None:
         one_of("isa", isa, ISA_NAMES)
     if context is not None:
-        integer(
-            "context", context, -sys.maxsize, sys.maxsize, "1 to the model's own"
-        )  # see engine/plan.py
+        limits = "1 to the model's own"  # which engine/plan.py knows
+        integer("context", context, -sys.maxsize, sys.maxsize, limits)
     if threads is not None:
         integer("threads", threads, 1, MAX_THREADS)
     if not (isinstance(speculative, bool) or (type(speculative) is str and speculative == "auto")):

@@ -9,7 +9,6 @@ from typing import Any, ClassVar, NoReturn
 
 COMMANDS = ("generate", "chat", "bench", "info", "download", "quantize", "convert", "eval")
 
-
 _TAKE_NUMBERS = ("-t", "-p", "-s", "-n")
 _TAKE_TEXT = ("-i", "-z", "-y", "--prompt", "--system-prompt")
 
@@ -41,7 +40,7 @@ class _RunC(argparse.Action):
 
 
 class _Text(argparse.Action):
-    """Any text: `--` is one, which argparse takes away before Python 3.13."""
+    """Any text, `--` too, which argparse drops before Python 3.13."""
 
     def __call__(
         self,
@@ -54,8 +53,8 @@ class _Text(argparse.Action):
 
 
 def as_run_c_pairs(words: Sequence[str]) -> list[str]:
-    """What stands behind one of run.c's flags is its value, even where it begins with a dash, which
-    argparse would take for a flag: prompts are any text."""
+    """Joins run.c's flags to values that begin with a dash, as prompts may: argparse would take one
+    for a flag."""
     joined: list[str] = []
     rest = iter(words)
     for word in rest:
@@ -113,36 +112,41 @@ def _add_model(parser: argparse.ArgumentParser, *name: str) -> None:
 
 def _add_story(parser: argparse.ArgumentParser, steps: int) -> None:
     add = parser.add_argument
-    run_c: dict[str, Any] = {"action": _RunC}
     add(
         "-t",
         "--temperature",
+        action=_RunC,
         type=float,
         default=1.0,
         metavar="T",
         help="0 is greedy [1.0]",
-        **run_c,
     )
     add(
         "-p",
         "--top-p",
+        action=_RunC,
         type=float,
         default=0.9,
         metavar="P",
         help="nucleus; 0 and 1: off [0.9]",
-        **run_c,
     )
     add(
-        "-s", "--seed", type=int, default=0, metavar="N", help="0: a new one each time [0]", **run_c
+        "-s",
+        "--seed",
+        action=_RunC,
+        type=int,
+        default=0,
+        metavar="N",
+        help="0: a new one each time [0]",
     )
     add(
         "-n",
         "--steps",
+        action=_RunC,
         type=int,
         default=steps,
         metavar="N",
         help=f"positions, prompt included; 0: the whole context [{steps}]",
-        **run_c,
     )
     add("-i", "--prompt", action=_Text, metavar="TEXT", help="what the story begins with")
     add("-m", "--mode", choices=("generate", "chat"), help="as in llama2.c")
@@ -161,15 +165,15 @@ def build_parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help="tell a story")
     _add_model(generate)
     _add_story(generate, steps=256)
-    generate.add_argument("-N", "--stories", type=int, metavar="N", help="so many, into --jsonl")
+    generate.add_argument("-N", "--stories", type=int, metavar="N", help="how many, into --jsonl")
     generate.add_argument(
         "--jsonl",
         type=Path,
         metavar="PATH",
-        help="one story a line; a file of such stories is completed; -: standard output",
+        help="one story a line; a file that has some of them is completed; -: standard output",
     )
     generate.add_argument(
-        "--batch", type=int, default=64, metavar="N", help="stories told side by side [64]"
+        "--batch", type=int, default=64, metavar="N", help="stories at a time [64]"
     )
     chat = commands.add_parser(
         "chat", help="talk to a chat model, in its file's template or Llama 2's"
@@ -191,7 +195,7 @@ def build_parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="what a model file is and what it needs")
     _add_model(info)
     info.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="cuda: ask for a card's memory"
+        "--device", choices=("cpu", "cuda"), default="cpu", help="cuda: report GPU memory, too"
     )
     info.add_argument("--json", action="store_true")
     download = commands.add_parser("download", help="fetch a known model into the cache")

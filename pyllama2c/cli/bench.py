@@ -30,13 +30,13 @@ ENTROPY = 1.0
 """nats of the next-token distribution, as a trained model's; flat logits would measure sorting"""
 
 
-def synthetic(shape: str, dtype: str = "auto", **options: Any) -> Llama:
-    """A model with random float32 weights from a fixed seed, made in memory; options of Llama."""
+def synthetic(shape: str, **options: Any) -> Llama:
+    """A model with random float32 weights from a fixed seed, made in memory; `options` of Llama."""
     image = _peaked_image(shape)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = Path(folder) / "tokenizer.bin"
-        tokenizer.write_bytes(_tokenizer_image(abs(SHAPES[shape][5])))
-        llama = Llama.from_buffer(image, tokenizer, dtype=dtype, **options)
+        tokenizer.write_bytes(tokenizer_image(abs(SHAPES[shape][5])))
+        llama = Llama.from_buffer(image, tokenizer, **options)
     llama.path = f"synthetic {shape}"
     return llama
 
@@ -45,12 +45,12 @@ def synthetic_files(shape: str, folder: Path) -> tuple[Path, Path]:
     """The same model and its tokenizer as files, for other engines."""
     model, tokenizer = folder / "model.bin", folder / "tokenizer.bin"
     _peaked_image(shape).tofile(model)
-    tokenizer.write_bytes(_tokenizer_image(abs(SHAPES[shape][5])))
+    tokenizer.write_bytes(tokenizer_image(abs(SHAPES[shape][5])))
     return model, tokenizer
 
 
 def _peaked_image(shape: str) -> NDArray[np.float32]:
-    """A v0 checkpoint whose next-token distributions have ENTROPY nats on average."""
+    """A version 0 checkpoint whose next-token distributions have ENTROPY nats on average."""
     if shape not in SHAPES:
         raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
     image, final_norm = _checkpoint_image(SHAPES[shape])
@@ -61,7 +61,7 @@ def _peaked_image(shape: str) -> NDArray[np.float32]:
 
 
 def _checkpoint_image(shape: tuple[int, ...]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """A v0 checkpoint as an array, and the view of its final norm."""
+    """A version 0 checkpoint as an array, and the view of its final norm."""
     dim, hidden, layers, heads, kv_heads, vocab, seq_len = shape
     head, kv = dim // heads, dim * kv_heads // heads
     tables = 1 if vocab > 0 else 2
@@ -115,7 +115,7 @@ def _scale_for_entropy(logits: NDArray[np.float32]) -> float:
     return float(low)
 
 
-def _tokenizer_image(vocab_size: int) -> bytes:
+def tokenizer_image(vocab_size: int) -> bytes:
     pieces = [b"<unk>", b"\n<s>\n", b"\n</s>\n", *(b"<0x%02X>" % i for i in range(256))]
     pieces += [b" ", *(b" w%d" % i for i in range(vocab_size - len(pieces) - 1))]
     records = b"".join(struct.pack("<fi", -float(i), len(p)) + p for i, p in enumerate(pieces))
@@ -124,8 +124,8 @@ def _tokenizer_image(vocab_size: int) -> bytes:
 
 def read_bandwidth(size: int, threads: int, seconds: float = 0.5) -> float:
     """Bytes per second when each of `threads` threads reads its share of `size` bytes, again and
-    again, with the matrix kernel on one long matrix: the most that a token's weights could arrive
-    at. (A plain loop over the bytes is slower: it is one stream, the kernel's are four.)"""
+    again, with the matrix kernel on one long matrix: an upper bound for a token's weights. (A plain
+    loop over the bytes is slower: it is one stream, the kernel's are four.)"""
     n = 1024
     rows = max(4, size // 4 // n // threads)
     isa, x = resolve_isa("auto"), np.ones(n, np.float32)
@@ -166,7 +166,6 @@ def measure(
     decode, prefill = [], []
     for i in range(rounds + 1):
         ids = rng.integers(3, c.vocab_size, prompt).tolist()
-        # Nothing ends a story early: all tokens that were asked for are computed.
         story = llama.generate(
             ids, max_tokens=tokens, temperature=temperature, seed=i + 1, stop_tokens=()
         )

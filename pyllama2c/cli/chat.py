@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 
 def _ask(label: str) -> str | None:
-    """A line from standard input; None at its end. The label is not part of the answer's text."""
+    """A line from standard input; None at its end. The label goes to standard error."""
     say(label, end="")
     line = sys.stdin.readline()
     return line.rstrip("\n") if line else None
 
 
 def _text(argument: str) -> str:
-    """What the shell gave, which need not be valid UTF-8."""
+    """The shell's text, which need not be valid UTF-8."""
     return os.fsencode(argument).decode(errors="replace")
 
 
 def chat(llama: Llama, arguments: argparse.Namespace) -> int:
     """Turns until end of input or of the context. Only the assistant's words go to stdout.
 
-    Ctrl-C ends an answer. A message that does not fit is not said; then the exit status is 1.
+    Ctrl-C ends an answer. A message that does not fit is left out; the exit status is 1 then.
     """
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
@@ -63,7 +63,7 @@ def chat(llama: Llama, arguments: argparse.Namespace) -> int:
             answer.close()
         write("\n")
         conversation.take(answer)
-        if options["seed"] is not None:  # another turn, other coins; still the same conversation
+        if options["seed"] is not None:  # later turns go on with the same random numbers
             options["seed"] = answer.rng_state
         if answer.finish_reason == "length":
             break
@@ -72,7 +72,7 @@ def chat(llama: Llama, arguments: argparse.Namespace) -> int:
 
 
 def _too_long(n_tokens: int, n_before: int, steps: int) -> str:
-    before = f" with the {n_before} tokens of what was said before" if n_before else ""
+    before = f" with the {n_before} tokens before it" if n_before else ""
     return (
         f"pyllama2c: the message does not fit: it makes {n_tokens} tokens{before}; the context has "
         f"{steps} positions"

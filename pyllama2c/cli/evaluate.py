@@ -1,4 +1,4 @@
-"""How well a model predicts texts: bits per byte and perplexity, every token from the true ones."""
+"""How well a model predicts texts: bits per byte and perplexity, teacher-forced."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def read_passages(path: str | os.PathLike[str]) -> list[str]:
     passages = [passage.strip() for passage in passages]
     passages = [passage for passage in passages if passage]
     if not passages:
-        raise ValueError(f"{path}: there is no text in it")
+        raise ValueError(f"{path}: no text in it")
     return passages
 
 
@@ -55,11 +55,11 @@ _ENCODINGS = (
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
-"""other than UTF-8, that a file may begin with the mark of; UTF-16's begins UTF-32's"""
+"""byte order marks of what is not read; UTF-32's first, since UTF-16's is its beginning"""
 
 
 def _read_text(path: Path) -> str:
-    """UTF-8, whose byte order mark is no text."""
+    """UTF-8, without its byte order mark."""
     with path.open("rb") as file:
         if stat.S_ISCHR(os.fstat(file.fileno()).st_mode) and not file.isatty():
             raise ValueError(f"{path}: a device, which may have no end; name a file of text")
@@ -113,7 +113,7 @@ def evaluate(llama: Llama, passages: Iterable[str]) -> Evaluation:
 
 
 def to_json(result: Evaluation) -> str:
-    """JSON, which has no infinity: of a text that the model holds impossible, a figure is null."""
+    """A figure that is not finite is null: JSON has no infinity and no NaN."""
     figures = {k: v if math.isfinite(v) else None for k, v in result._asdict().items()}
     return json.dumps(figures, indent=2)
 

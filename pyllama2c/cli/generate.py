@@ -1,4 +1,4 @@
-"""A story on the terminal as run.c tells it, or many into a JSON Lines file."""
+"""A story on the terminal as run.c prints it, or many into a JSON Lines file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pyllama2c.model import Llama
 
 _MOST_STORIES = 10_000_000
-"""of one file; a list of those that are missing is kept in memory"""
+"""in one file: the indices of those that are missing are a list in memory"""
 
 
 def tell_story(llama: Llama, arguments: argparse.Namespace) -> int:
@@ -22,7 +22,7 @@ def tell_story(llama: Llama, arguments: argparse.Namespace) -> int:
     prompt = llama.tokenizer.encode_prompt(os.fsencode(arguments.prompt or ""))
     steps = steps_of(arguments, llama.config.seq_len)
     options = sampling(arguments)
-    if len(prompt) > steps:  # as run.c: of the prompt, what the steps show
+    if len(prompt) > steps:  # as run.c, which stops within the prompt
         write(llama.tokenizer.decode(prompt[: steps + 1]) + "\n")
         say(
             f"pyllama2c: warning: the prompt has {len(prompt)} tokens, which leave no room for a "

@@ -1,4 +1,4 @@
-"""What a model file is, and what this machine makes of it."""
+"""What a model file is, and what it takes to run it on this machine."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def describe(
     isa: str | None = None,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Facts as JSON types, from the file's header: nothing is loaded. Sizes are bytes."""
+    """Facts as JSON types, from the file's header alone. Sizes are bytes."""
     path = str(find_model(model).checkpoint)
     plan = plan_file(path, threads)
-    c, n_ctx = plan.config, context_of(plan, context)
+    c, context = plan.config, context_of(plan, context)
     warn_of_groups(c, path, stacklevel=2)
     kernels = resolve_isa(isa)
     dtype = needed_for(plan, dtype, kv_dtype, kernels, path)
@@ -46,8 +46,8 @@ def describe(
         raise unavailable(path, dtype)
     needs, against = plan.needs[dtype, kv_dtype], limits()
     types = _tensor_types(path) if c.file == "gguf" else {}
-    fits = needs.obstacle(against, n_ctx) is None
-    others = [] if fits else list(alternatives(plan, against, dtype, kv_dtype, n_ctx))
+    fits = needs.obstacle(against, context) is None
+    others = [] if fits else list(alternatives(plan, against, dtype, kv_dtype, context))
     return {
         "model": path,
         "format": _format(c),
@@ -58,12 +58,12 @@ def describe(
         "memory": {
             "weights": needs.weights,
             "weights_read_per_token": needs.sweep,
-            "session_at_full_context": needs.session(n_ctx),
-            "context": n_ctx,
+            "session_at_full_context": needs.session(context),
+            "context": context,
             "kv_dtype": kv_dtype,
             "float16_file": 2 * plan.parameters,
             "plans": [
-                _row(plan, against, name, kv, n_ctx) for name, kv in plan.needs if name != RUNQ
+                _row(plan, against, name, kv, context) for name, kv in plan.needs if name != RUNQ
             ],
             "limits": [limit._asdict() for limit in against],
             "fits": fits,
@@ -77,9 +77,11 @@ def describe(
     }
 
 
-def _row(plan: Plan, against: list[Limit], dtype: str, kv_dtype: str, n_ctx: int) -> dict[str, Any]:
-    """What one choice takes. resident: when a whole story has been told; peak: while it is opened,
-    or then, whichever is more, with mapped pages of the file counted, as the system counts them."""
+def _row(
+    plan: Plan, against: list[Limit], dtype: str, kv_dtype: str, context: int
+) -> dict[str, Any]:
+    """What one choice takes. resident: after a story of the whole context; peak: that or, if more,
+    while it is opened. Mapped pages of the file count, as they do for the system."""
     needs = plan.needs[dtype, kv_dtype]
     return {
         "dtype": dtype,
@@ -87,11 +89,11 @@ def _row(plan: Plan, against: list[Limit], dtype: str, kv_dtype: str, n_ctx: int
         "kv_dtype": kv_dtype,
         "weights": needs.weights,
         "mapped": needs.mapped,
-        "cache": needs.cache(n_ctx),
-        "scratch": needs.scratch(n_ctx),
-        "resident": needs.total(n_ctx),
-        "peak": max(needs.weights + needs.opening, needs.total(n_ctx)),
-        "fits": needs.obstacle(against, n_ctx) is None,
+        "cache": needs.cache(context),
+        "scratch": needs.scratch(context),
+        "resident": needs.total(context),
+        "peak": max(needs.weights + needs.opening, needs.total(context)),
+        "fits": needs.obstacle(against, context) is None,
     }
 
 
@@ -105,7 +107,7 @@ _CLASSES = {
 
 
 def _tensor_types(path: str) -> dict[str, list[str]]:
-    """What kinds of tensors a GGUF file has, and their types, the most frequent first."""
+    """The types of each kind of tensor in a GGUF file, the most frequent first."""
     with Gguf(path) as file:
         tensors = list(file.tensors.values())
     found = {
@@ -149,7 +151,7 @@ def to_text(facts: dict[str, Any]) -> str:
         ("a token reads", f"{memory['weights_read_per_token']:,} bytes of weights"),
         (
             "cpu",
-            f"{cpu['available']} available; {' '.join(cpu['features']) or 'nothing to use'}",
+            f"{cpu['available']} available; {' '.join(cpu['features']) or 'no features used'}",
         ),
         (
             "computes with",
@@ -186,8 +188,8 @@ def _memory_rows(memory: dict[str, Any]) -> list[tuple[str, str]]:
         flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options)
         rows.append(("", f"it does not fit; this would: {flags}"))
     for card in memory.get("cards", ()):
-        there = f"{size(card['free'])} free of {size(card['total'])}"
-        rows.append(("card", f"{card['name']}: {there}"))
+        free = f"{size(card['free'])} free of {size(card['total'])}"
+        rows.append(("card", f"{card['name']}: {free}"))
     if "cards" in memory:
         found = "" if memory["cards"] else "no card found (nvidia-smi did not answer); "
         rows.append(("", f"{found}this build has no CUDA: it computes on the processor"))

@@ -1,8 +1,8 @@
-"""Many stories as JSON Lines: into a file, which a later run completes, or down a pipe.
+"""Many stories as JSON Lines: into a file, which a later run completes, or into a pipe.
 
-A file is looked at before it is written. It is gone on with where every line is one of ours, told
-with the same settings; a last line that a kill cut short is taken off and told again. Anything else
-is somebody's file, and left as it is.
+A file is read before it is written. It is continued if every line is one of ours, made with the
+same settings; a last line that a kill cut short is removed and made again. Any other file is
+refused, and left as it is.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class _Target(NamedTuple):
     fd: int
     name: str
     is_file: bool
-    """one that can be read first; all others are streams"""
+    """a regular file, which is read first; all others are streams"""
 
     def write(self, line: bytes) -> None:
-        """Writes a line or, to a file, nothing."""
+        """Writes a whole line; a file is left as it was where that fails."""
         start = os.fstat(self.fd).st_size if self.is_file else 0
         rest = memoryview(line)
         try:
@@ -75,7 +75,7 @@ def _opened(path: Path) -> Iterator[_Target]:
 
 
 def _lock(fd: int, path: Path) -> None:
-    """Two runs at once would tell the same stories, and cut each other's last lines."""
+    """Two runs at once would make the same stories, and cut each other's last lines."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -93,12 +93,12 @@ def _held(target: _Target, expected: dict[str, Any]) -> Held:
 
 
 def _first_seed(target: _Target, held: Held, wanted: int | None) -> int:
-    """Story i has this seed + i. A file begun without a seed goes on with the one it drew."""
+    """Of story 0; story i has this + i. A file begun without a seed keeps the one drawn then."""
     if held.first_seed is None:
         return fresh_seed() if wanted is None else wanted
     if wanted not in (None, held.first_seed):
         raise StoryFileError(
-            f"{target.name} was begun with seed {held.first_seed}; go on with that, or another file"
+            f"{target.name} was begun with seed {held.first_seed}; use that seed, or another file"
         )
     return held.first_seed
 
@@ -126,9 +126,9 @@ def _line(story: Completion, index: int, fields: dict[str, Any]) -> bytes:
 def write_stories(
     llama: Llama, path: Path, count: int, prompt: str, max_batch: int, options: dict[str, Any]
 ) -> str:
-    """Writes the stories that are missing of 0 to count - 1 to `path`; returns a line that sums up.
+    """Writes those of the stories 0 to count - 1 that `path` does not have yet; returns a summary.
 
-    "-" is standard output; that, and what is no regular file, is not read, so that all are missing.
+    "-" is standard output. Only a regular file is read first: elsewhere all are written.
     StoryFileError for a file that holds something else, or stories made with other settings.
     """
     options = dict(options)
@@ -157,7 +157,7 @@ def write_stories(
                 bar.update()
         seconds = perf_counter() - started
     return (
-        f"{len(missing)} stories, {count - len(missing)} were there\n"
+        f"{len(missing)} stories, {count - len(missing)} already there\n"
         f"achieved tok/s: {n_tokens / seconds if missing else 0.0:f}"
     )
 

@@ -8,14 +8,14 @@ import warnings
 from collections.abc import Sequence
 
 from pyllama2c.cli.arguments import COMMANDS, as_run_c_pairs, build_parser
-from pyllama2c.cli.flags import load
+from pyllama2c.cli.flags import load, model_options
 from pyllama2c.cli.streams import give_up_stdout, open_closed, say, show
 from pyllama2c.errors import Llama2cError, in_words
 from pyllama2c.progress import watched
 
 
-def _tell(arguments: argparse.Namespace) -> int:
-    """`generate` and `chat`; run.c's -m makes one the other."""
+def _generate(arguments: argparse.Namespace) -> int:
+    """`generate` and `chat`, which run.c's -m may swap."""
     if (arguments.mode or arguments.command) == "chat":
         from pyllama2c.cli.chat import chat
 
@@ -33,15 +33,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     if arguments.synthetic and arguments.model:
         raise ValueError("name a model or a --synthetic shape, not both")
     if arguments.synthetic:
-        llama = bench.synthetic(
-            arguments.synthetic,
-            arguments.dtype,
-            context=arguments.context,
-            kv_dtype=arguments.kv_dtype,
-            speculative=False if arguments.no_speculative else "auto",
-            threads=arguments.threads,
-            isa=arguments.isa,
-        )
+        llama = bench.synthetic(arguments.synthetic, **model_options(arguments))
     else:
         llama = load(arguments)
     result = bench.measure(
@@ -111,8 +103,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 _RUN = {
-    "generate": _tell,
-    "chat": _tell,
+    "generate": _generate,
+    "chat": _generate,
     "bench": _bench,
     "info": _info,
     "download": _download,

@@ -1,7 +1,7 @@
-"""What a line of stories says besides its story, and whether a file's lines are ours to go on with.
+"""Lines of a story file: what they record, and whether a file's lines can be continued.
 
 A record is {"index", "seed", "prompt", "settings", "text", "tokens", "finish_reason"}: the settings
-are in every line, not in a first one, so that files of the same run can be joined.
+are in every line, not in a header, so that files of the same run can be concatenated.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _LONGEST_LINE = 1 << 26
 _DEFAULTS: dict[str, Any] = json.loads(
     json.dumps({**(make_request.__kwdefaults__ or {}), "kv_dtype": "float32"})
 )
-_ALWAYS_TOLD = ("temperature", "top_p", "max_tokens")
+_ALWAYS_WRITTEN = ("temperature", "top_p", "max_tokens")
 
 
 # ---- What makes a story, besides its seed ----
 
 
 def _tokenizer_hash(llama: Llama, prompt: bytes) -> str:
-    """Of what a tokenizer has to do with a story: the prompt's ids, its pieces, its ends."""
+    """Of all in a tokenizer that decides a story: the prompt's ids, the pieces, the end tokens."""
     tokenizer = llama.tokenizer
     ids = (tokenizer.encode_prompt(prompt), sorted(tokenizer.ends), tokenizer.adds_space)
     digest = hashlib.blake2b(repr(ids).encode(), digest_size=8)
@@ -45,10 +45,10 @@ def _tokenizer_hash(llama: Llama, prompt: bytes) -> str:
 
 
 def settings_of(llama: Llama, prompt: bytes, options: dict[str, Any]) -> dict[str, Any]:
-    """Compact, since every line has them: what is at its default is mostly left out."""
+    """What decides a story besides seed and prompt; most defaults are left out, for short lines."""
     engine = llama._engine
     name = os.fsencode(Path(llama.path).name).decode("utf-8", "replace")
-    kv_dtype = next(name for name, number in KV_DTYPES.items() if number == engine.computing.kv)
+    kv_dtype = next(name for name, number in KV_DTYPES.items() if number == engine.options.kv)
     settings = {
         "model": name,
         "weights": f"{engine.fingerprint:016x}",
@@ -61,12 +61,12 @@ def settings_of(llama: Llama, prompt: bytes, options: dict[str, Any]) -> dict[st
     return {
         name: value
         for name, value in json.loads(json.dumps(settings)).items()
-        if name in _ALWAYS_TOLD or name not in _DEFAULTS or value != _DEFAULTS[name]
+        if name in _ALWAYS_WRITTEN or name not in _DEFAULTS or value != _DEFAULTS[name]
     }
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """What differs, in words; a file's name alone makes no other model."""
+    """What differs, in words; another file name alone is not another model."""
 
     def value(settings: dict[str, Any], name: str) -> Any:
         return settings.get(name, _DEFAULTS.get(name))
@@ -74,13 +74,13 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
     names = [name for name in {**old, **new} if value(old, name) != value(new, name)]
     if "weights" not in names:
         names = [name for name in names if name != "model"]
-    elif {"model", "dtype", "isa"} & set(names):  # which say the same to people
+    elif {"model", "dtype", "isa"} & set(names):  # which say as much
         names.remove("weights")
-    return ", ".join(f"{n} was {value(old, n)!r} and now is {value(new, n)!r}" for n in names)
+    return ", ".join(f"{n} was {value(old, n)!r} and is now {value(new, n)!r}" for n in names)
 
 
 def prompt_fields(prompt: bytes) -> dict[str, str]:
-    """The prompt as text; where it is not UTF-8, its bytes in hexadecimal besides."""
+    """The prompt as text and, where it is not UTF-8, its bytes in hexadecimal."""
     text = prompt.decode("utf-8", "replace")
     return {"prompt": text} | ({} if text.encode() == prompt else {"prompt_bytes": prompt.hex()})
 
@@ -103,8 +103,8 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _is_cut(line: bytes, prompt: str, after_others: bool) -> bool:
-    """Whether a last line is one of ours that a kill cut short: no JSON yet, and as far as it goes
-    what we write. Alone in its file it must say enough."""
+    """Whether a last line is one of ours that a kill cut short: not JSON, but the beginning of what
+    we write. As the only line of a file it must have enough of that."""
     try:
         json.loads(line)
         return False
@@ -121,8 +121,10 @@ def _is_cut(line: bytes, prompt: str, after_others: bool) -> bool:
 
 
 class Held(NamedTuple):
+    """What a file has already."""
+
     done: set[int]
-    """indices of the stories that are there"""
+    """indices of the stories in the file"""
     first_seed: int | None
     """of story 0; story i has this seed + i"""
     end: int
@@ -132,7 +134,7 @@ class Held(NamedTuple):
 
 
 def read_stories(file: BinaryIO, path: str, expected: dict[str, Any]) -> Held:
-    """Reads all lines; StoryFileError for a file that is not to be gone on with."""
+    """Reads all lines; StoryFileError for a file that cannot be continued."""
     done: set[int] = set()
     first_seed: int | None = None
     end, number, ended = 0, 0, True
@@ -167,12 +169,10 @@ def _check(record: dict[str, Any], where: str, expected: dict[str, Any]) -> None
     for name in ("prompt", "prompt_bytes"):
         if record.get(name) != expected.get(name):
             raise StoryFileError(
-                f"{where}: the prompt was {record['prompt']!r}, and now is {expected['prompt']!r}"
+                f"{where}: the prompt was {record['prompt']!r}, and is now {expected['prompt']!r}"
             )
     if not isinstance(record.get("settings"), dict):
-        raise StoryFileError(
-            f"{where} does not say with what it was made: an older pyllama2c wrote it"
-        )
+        raise StoryFileError(f"{where} does not say how it was made: an older pyllama2c wrote it")
     differences = _differences(record["settings"], expected["settings"])
     if differences:
         raise StoryFileError(f"{where}: {differences}; name another file")

@@ -7,14 +7,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-# Control characters that a model could use to play with the terminal; run.c leaves them out, too.
+# Control characters, by which a model could control the terminal; run.c drops them, too.
 _CONTROL = dict.fromkeys([*range(9), *range(14, 32), 127, *range(128, 160)])
 
 
 def open_closed() -> None:
-    """Where the shell closed a stream (`>&-`), Python has none, and the next file that is opened
-    takes its number. Instead: an input that is at its end, an output that fails to be written,
-    messages that nobody sees."""
+    """Opens streams that the shell closed (`>&-`), lest the next file take their number: an input
+    at its end, an output that cannot be written, messages that nobody sees."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -41,7 +40,7 @@ def _named() -> Iterator[None]:
 
 
 def write(text: str) -> None:
-    """Story text, as soon as it is there."""
+    """Story text, flushed at once."""
     with _named():
         sys.stdout.write(text.translate(_CONTROL))
         sys.stdout.flush()
@@ -54,13 +53,13 @@ def show(text: object) -> None:
 
 
 def say(text: str, end: str = "\n") -> None:
-    """To standard error; no story fails because nobody can be told about it."""
+    """A message on standard error; where that cannot be written, none."""
     with suppress(OSError):
         print(text, end=end, file=sys.stderr, flush=True)
 
 
 def give_up_stdout() -> None:
-    """What it still holds cannot be written: Python need not try when it exits."""
+    """Drops buffered output that cannot be written, or Python would fail on it at exit."""
     try:
         sys.stdout.flush()
     except OSError:

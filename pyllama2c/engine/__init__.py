@@ -1,1 +1,1 @@
-"""What Python holds of the C side: models, sessions, threads, and the memory they take."""
+"""Handles on the C engine: models, sessions, threads, and the memory they take."""

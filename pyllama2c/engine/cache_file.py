@@ -1,4 +1,4 @@
-"""A computed prompt on disk: tokens with their keys and values, for the same model later.
+"""A prompt's KV cache in a file: tokens with their keys and values, for the same model later.
 
 Little-endian: b"l2ccache", version (uint32), n tokens (uint32), the model's fingerprint (uint64),
 the tokens (int32), and keys, then values, each (n_layers, n_kv_heads, n, head_size): float32 in
@@ -29,26 +29,20 @@ _OLD = (1, 2)
 
 
 def _state_bytes(config: Config, n: int, version: int) -> int:
-    return (
-        (4 if _NAMES[version] == "float32" else 2)
-        * 2
-        * config.n_layers
-        * config.n_kv_heads
-        * n
-        * config.head_size
-    )
+    item = 4 if _NAMES[version] == "float32" else 2
+    return 2 * config.n_layers * config.n_kv_heads * n * config.head_size * item
 
 
 def save(
     path: str | os.PathLike[str], session: Session, n: int, config: Config, fingerprint: int
 ) -> None:
-    """Writes the first n positions; the file appears under its name when it is whole.
+    """Writes the first n positions, whole or not at all.
 
-    CacheFileError for a file of another kind, such as a model, in its place.
+    CacheFileError where `path` is a file of another kind, such as a model.
     """
-    there = kind_of_file(path)
-    if there not in (None, Kind.PROMPT_CACHE, Kind.EMPTY):
-        raise CacheFileError(f"{path} is {there.what}; name another file")
+    kind = kind_of_file(path)
+    if kind not in (None, Kind.PROMPT_CACHE, Kind.EMPTY):
+        raise CacheFileError(f"{path} is {kind.what}; name another file")
     tokens = array("i", session.fed[:n])
     if sys.byteorder == "big":
         tokens.byteswap()
@@ -63,9 +57,9 @@ def save(
 
 
 def load(path: str | os.PathLike[str], session: Session, config: Config, fingerprint: int) -> None:
-    """Reads such a file into `session`; CacheFileError for anything else, before it is changed."""
+    """Reads such a file into `session`; CacheFileError for any other, and `session` as it was."""
     if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer
-        raise CacheFileError(f"{path}: not a prompt cache of pyllama2c, but no regular file")
+        raise CacheFileError(f"{path}: not a regular file")
     with Path(path).open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         head = file.read(_HEADER.size)

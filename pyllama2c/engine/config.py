@@ -26,13 +26,13 @@ class Config(NamedTuple):
     """of queries, keys and values; n_heads * head_size need not be dim"""
     vocab_size: int
     seq_len: int
-    """positions of a story: the model's context, or the shorter one it was opened with"""
+    """the context in positions: the model's, or the shorter one it was opened with"""
     rope_theta: float
     """RoPE turns pair j of a head by position * rope_theta ** (-2 * j / head_size)"""
     rope_scaled: bool
-    """and these are divided by factors that the file has: Llama 3's, or one for all"""
+    """the file divides these frequencies by factors: Llama 3's, or one for all"""
     norm_eps: float
-    """what RMSNorm adds to the mean square"""
+    """added to the mean square in RMSNorm"""
     file: str
     """the format: "llama2.c" or "gguf\""""
     version: int
@@ -41,7 +41,7 @@ class Config(NamedTuple):
     group_size: int
     """int8 weights of the file that share a scale; 0 where they are float32"""
     dtype: str
-    """what the weights are computed with: "float32", "int8", "int4", or "mixed" where it differs"""
+    """of the weights in memory: "float32", "int8", "int4", or "mixed" where matrices differ"""
 
 
 def dtype_name(number: int) -> str:

@@ -6,21 +6,21 @@ import threading
 from typing import Any
 
 from pyllama2c._ffi import check, dtype_number, ffi, lib, new_error
-from pyllama2c.engine.session import MAX_DRAFT, Computing, Session, Sessions
+from pyllama2c.engine.session import MAX_DRAFT, Session, SessionOptions, Sessions
 
 WORTH_DRAFTING = 16 << 20
-"""bytes of float32 weights from which on reading them costs more than computing with them"""
+"""bytes of float32 weights above which reading them costs more than computing with them"""
 
 
 class Draft:
-    """Makes the int8 copy when the first story wants it, and lends its sessions.
+    """Makes the int8 copy when the first story needs it, and lends its sessions.
 
-    A copy that cannot be made (a weight is NaN, though no token of the story need use it) ends
-    drafting, not the story.
+    Where it cannot be made (a weight is NaN, in a row that the story may never read), stories go
+    on without drafts.
     """
 
-    def __init__(self, model: Any, pool: Any, computing: Computing):
-        self._from: Any = (model, pool, computing)
+    def __init__(self, model: Any, pool: Any, options: SessionOptions):
+        self._from: Any = (model, pool, options)
         self._sessions: Sessions | None = None
         self._impossible = False
         self._lock = threading.Lock()
@@ -31,14 +31,14 @@ class Draft:
             if self._impossible:
                 return None
             if self._sessions is None:
-                model, pool, computing = self._from
+                model, pool, options = self._from
                 out, err = ffi.new("l2c_model **"), new_error()
                 status = lib.l2c_model_quantize(model, dtype_number("int8"), pool, out, err)
                 if status == lib.L2C_FORMAT:
                     self._impossible = True
                     return None
                 check(status, err)
-                self._sessions = Sessions(ffi.gc(out[0], lib.l2c_model_free), pool, computing)
+                self._sessions = Sessions(ffi.gc(out[0], lib.l2c_model_free), pool, options)
         return self._sessions.lease(tokens, holder)
 
     def give_back(self, session: Session) -> None:

@@ -1,4 +1,4 @@
-"""What a Llama holds on the C side: model, worker pool, sessions; opened and closed together."""
+"""The C side of a Llama: model, worker pool, sessions; opened and closed together."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pyllama2c.engine.plan import (
     plan_buffer,
     plan_file,
 )
-from pyllama2c.engine.session import PREFILL_ROWS, Computing, Session, Sessions
+from pyllama2c.engine.session import PREFILL_ROWS, Session, SessionOptions, Sessions
 from pyllama2c.engine.workers import batch_threads, default_threads, new_pool
 from pyllama2c.errors import CheckpointError, ClosedError, ContextLengthError, OutOfMemoryError
 from pyllama2c.handle import Handle
@@ -40,18 +40,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _BUFFERS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-"""model handle -> the memory it was opened from"""
+"""model handle -> the buffer it was opened from"""
 
 
 class Opened(NamedTuple):
-    """An l2c_model, what computes it, and what its stories get."""
+    """An open l2c_model, its l2c_pool, and what its sessions have in common."""
 
     handle: Any
     pool: Any
     threads: int
     threads_by_size: bool
-    """nobody asked for a number"""
-    computing: Computing
+    """chosen here, not by the caller"""
+    options: SessionOptions
     room_for_draft: bool
     """an int8 copy fits beside it"""
 
@@ -66,20 +66,20 @@ def _open(
     isa: str | None,
     call: Callable[[int, Any, Any, Any], int],
 ) -> Opened:
-    """`call` opens the model: takes l2c_dtype, l2c_pool *, l2c_model ** and l2c_error *."""
+    """`call` opens the model: called with l2c_dtype, l2c_pool *, l2c_model ** and l2c_error *."""
     kernels = resolve_isa(isa)
     wanted = needed_for(plan, dtype, kv_dtype, kernels, path)
-    n_ctx = context_of(plan, context)
-    check_fits(plan, wanted, kv_dtype, n_ctx, path)
+    context = context_of(plan, context)
+    check_fits(plan, wanted, kv_dtype, context, path)
     needs = plan.needs[wanted, kv_dtype]
     count = default_threads(needs.sweep) if threads is None else threads
     pool, out, err = new_pool(count), ffi.new("l2c_model **"), new_error()
     number = lib.L2C_DTYPE_FILE if wanted == RUNQ else dtype_number(dtype)
     check(call(number, pool, out, err), err, path)
     handle = ffi.gc(out[0], lib.l2c_model_free)
-    room = needs.sweep < WORTH_DRAFTING or has_room(plan, wanted, kv_dtype, n_ctx, "int8")
-    computing = Computing(kernels, kv_number(kv_dtype), n_ctx)
-    return Opened(handle, pool, count, threads is None, computing, room)
+    room = needs.sweep < WORTH_DRAFTING or has_room(plan, wanted, kv_dtype, context, "int8")
+    options = SessionOptions(kernels, kv_number(kv_dtype), context)
+    return Opened(handle, pool, count, threads is None, options, room)
 
 
 def open_file(
@@ -90,9 +90,9 @@ def open_file(
     threads: int | None,
     isa: str | None,
 ) -> Opened:
-    """CheckpointError and the like for no model, OutOfMemoryError for one that does not fit.
+    """A model file. `threads` None: as many as the model's size is worth.
 
-    `threads` None: as many as the model's size is worth.
+    CheckpointError and the like where it is no model, OutOfMemoryError where it does not fit.
     """
 
     def call(number: int, pool: Any, out: Any, err: Any) -> int:
@@ -102,7 +102,7 @@ def open_file(
 
 
 def aligned(checkpoint: Any) -> Any:
-    """A buffer that begins where floats may, with something in it: the same one, or a copy."""
+    """`checkpoint`, or a copy where its address is not that of a float."""
     with memoryview(checkpoint) as view:
         if view.nbytes == 0:
             raise CheckpointError("<memory>: checkpoint is empty")
@@ -120,7 +120,7 @@ def open_buffer(
     threads: int | None,
     isa: str | None,
 ) -> Opened:
-    """The same from memory, which lives as long as the model."""
+    """The same from memory, which is kept as long as the model."""
     buffer = ffi.from_buffer(checkpoint)
 
     def call(number: int, pool: Any, out: Any, err: Any) -> int:
@@ -134,21 +134,21 @@ def open_buffer(
 
 
 class Engine(Handle):
-    """An open model with its threads."""
+    """An open model with its threads and sessions."""
 
     def __init__(self, opened: Opened, speculative: bool | str):
         handle = self._model = opened.handle
         self._fingerprint: int | None = None
-        self.computing, self.pool = opened.computing, opened.pool
+        self.options, self.pool = opened.options, opened.pool
         config = read_config(lib.l2c_model_config(handle))
-        self.config = config._replace(seq_len=self.computing.n_ctx)
+        self.config = config._replace(seq_len=self.options.context)
         self.sweep_bytes = int(lib.l2c_model_sweep_bytes(handle))
-        self.isa = isa_name(self.computing.isa)
+        self.isa = isa_name(self.options.isa)
         self.threads, self._threads_by_size = opened.threads, opened.threads_by_size
-        self.sessions = Sessions(handle, self.pool, self.computing)
+        self.sessions = Sessions(handle, self.pool, self.options)
         self.draft: Draft | None = None
         if self._drafts(speculative, opened.room_for_draft):
-            self.draft = Draft(handle, self.pool, self.computing)
+            self.draft = Draft(handle, self.pool, self.options)
 
     def _drafts(self, speculative: bool | str, room: bool) -> bool:
         if speculative == "auto":
@@ -182,7 +182,7 @@ class Engine(Handle):
             self._fingerprint = int(lib.l2c_model_fingerprint(model))
         return self._fingerprint
 
-    def check_fits(self, tokens: Sequence[int]) -> None:
+    def check_length(self, tokens: Sequence[int]) -> None:
         if len(tokens) > self.config.seq_len:
             raise ContextLengthError(
                 f"{len(tokens)} tokens; the model's context is {self.config.seq_len}"
@@ -192,7 +192,7 @@ class Engine(Handle):
         """float32 (len(tokens), vocab_size)."""
         import numpy as np
 
-        self.check_fits(tokens)
+        self.check_length(tokens)
         vocab_size = self.config.vocab_size
         out = np.empty((len(tokens), vocab_size), np.float32)
         with self.sessions.lent() as session:
@@ -204,16 +204,16 @@ class Engine(Handle):
 
     @contextmanager
     def computed(self, tokens: Sequence[int]) -> Iterator[Session]:
-        """A session that has the keys and values of `tokens`."""
-        self.check_fits(tokens)
+        """A session that has the keys and values of `tokens` in its cache."""
+        self.check_length(tokens)
         with self.sessions.lent(tokens) as session:
             start = session.cached(tokens)
             for at in range(start, len(tokens), PREFILL_ROWS):
-                session.feed(tokens[at : min(at + PREFILL_ROWS, len(tokens))], at, want_logits=0)
+                session.feed(tokens[at : at + PREFILL_ROWS], at, want_logits=0)
             yield session
 
     def batch_pool(self) -> Any:
-        """A model too small for several threads is not, many rows at a time."""
+        """With more threads where one row alone is too little work for them."""
         if not self._threads_by_size or self.threads >= (count := batch_threads()):
             return self.pool
         return new_pool(count)

@@ -12,14 +12,14 @@ class Limit(NamedTuple):
     """Something that bounds this process's memory, and how many bytes it leaves."""
 
     kind: str
-    """what it counts: "memory" (pages that are there), "data" (private ones that may be written,
-    there or not yet) or "address space" (all that is mapped, files as well)"""
+    """what it counts: "memory" (resident pages), "data" (private writable pages, resident or not)
+    or "address space" (all that is mapped, files included)"""
     name: str
     free: int
 
 
 def _fields(path: Path, unit: int = 1) -> dict[str, int]:
-    """Lines `name[:] number ...` of a file of the kernel's; none where it cannot be read."""
+    """Lines `name[:] number ...` of a kernel file, times `unit`; {} where it cannot be read."""
     try:
         lines = path.read_text().splitlines()
     except OSError:
@@ -29,7 +29,7 @@ def _fields(path: Path, unit: int = 1) -> dict[str, int]:
 
 
 def _number(path: Path) -> int | None:
-    """The number that is all of a file: None for "max", and where there is no such file."""
+    """A file that holds one number: None for "max", and where it cannot be read."""
     try:
         text = path.read_text().strip()
     except OSError:
@@ -46,7 +46,7 @@ def _machine() -> Iterator[Limit]:
         yield Limit("memory", "installed in this machine", size)
 
 
-# version: where memory groups are; maximum, use, and what of the use is only cached files
+# version: mount point; files of limit and use; fields of memory.stat that are only cached files
 _GROUPS = {
     2: ("/sys/fs/cgroup", "memory.max", "memory.current", ("inactive_file", "active_file")),
     1: (
@@ -59,8 +59,8 @@ _GROUPS = {
 
 
 def _groups() -> Iterator[Limit]:
-    """Control groups, from this process's own up to the root: each may have a limit. Within a
-    container the path can be the host's, which is not there: then the root is the container's."""
+    """Control groups, from this process's own up to the root: each may have a limit. In a container
+    the path can be the host's, which does not exist there; the root is then the container's."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -106,7 +106,7 @@ def limits() -> list[Limit]:
 
 
 def cards() -> list[dict[str, str | int]]:
-    """NVIDIA cards as nvidia-smi tells: name, and total and free bytes. None where it does not."""
+    """NVIDIA GPUs as nvidia-smi reports them: name, total and free bytes; [] where it fails."""
     import subprocess
 
     query = [

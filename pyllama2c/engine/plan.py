@@ -1,4 +1,4 @@
-"""Will it fit? What a model takes of memory, told from its header; and against what there is."""
+"""Will it fit? The memory that a model needs, by its header alone, against what is free."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pyllama2c.engine.workers import batch_threads
 from pyllama2c.errors import CheckpointError, OutOfMemoryError, UnsupportedError
 from pyllama2c.files.recognize import MODEL, expect, expect_model
 
-_NOT_COUNTED = 32
-"""one part of so many more is asked for: page tables, the tokenizer, Python's own objects"""
+_OVERHEAD = 32
+"""a 32nd is added for what is not counted: page tables, the tokenizer, Python's own objects"""
 
 _SMALLEST_CONTEXT = 256
 """a shorter one is not recommended"""
@@ -29,54 +29,54 @@ _KV_BYTES = {"float32": 4, "float16": 2}
 
 
 class Needs(NamedTuple):
-    """What a model takes with one dtype. Sizes are bytes."""
+    """The memory that a model needs in one dtype. Sizes are bytes."""
 
     dtype: str
-    """what its weights are computed with"""
+    """of the weights in memory"""
     weights: int
     sweep: int
-    """of those, read for a token"""
+    """weights read per token"""
     mapped: bool
-    """weights stay in the file: the system can drop their pages and read them again"""
+    """weights stay in the mapped file: the system can drop their pages and read them again"""
     opening: int
-    """pages of the file that are in memory besides, at most, while the model is opened"""
+    """pages of the file that are also in memory, at most, while the model is opened"""
     address_space: int
-    """for file and weights, at most"""
+    """of file and weights, at most"""
     fixed: int
-    """of a session, for one story: scratch that every context takes"""
+    """of a session of one sequence, whatever its context: scratch"""
     per_position: int
-    """for each position of its context, of which"""
+    """of a session, for each position of its context"""
     cache_per_position: int
-    """are keys and values"""
+    """of that, keys and values"""
 
-    def session(self, n_ctx: int) -> int:
-        """A story of the whole context."""
-        return self.fixed + n_ctx * self.per_position
+    def session(self, context: int) -> int:
+        """One story of the whole context."""
+        return self.fixed + context * self.per_position
 
-    def cache(self, n_ctx: int) -> int:
-        return n_ctx * self.cache_per_position
+    def cache(self, context: int) -> int:
+        return context * self.cache_per_position
 
-    def scratch(self, n_ctx: int) -> int:
-        return self.session(n_ctx) - self.cache(n_ctx)
+    def scratch(self, context: int) -> int:
+        return self.session(context) - self.cache(context)
 
-    def total(self, n_ctx: int) -> int:
-        return self.weights + self.session(n_ctx)
+    def total(self, context: int) -> int:
+        return self.weights + self.session(context)
 
-    def asks(self, limit: Limit, n_ctx: int) -> int:
+    def asks(self, limit: Limit, context: int) -> int:
         """Bytes that count towards a limit."""
-        taken = (0 if self.mapped else self.weights) + self.session(n_ctx)
+        taken = (0 if self.mapped else self.weights) + self.session(context)
         if limit.kind == "address space":
             taken = max(taken + (self.weights if self.mapped else 0), self.address_space)
-        return taken + taken // _NOT_COUNTED
+        return taken + taken // _OVERHEAD
 
-    def obstacle(self, against: list[Limit], n_ctx: int) -> Limit | None:
+    def obstacle(self, against: list[Limit], context: int) -> Limit | None:
         """The tightest limit that it does not fit in."""
-        broken = [limit for limit in against if self.asks(limit, n_ctx) > limit.free]
+        broken = [limit for limit in against if self.asks(limit, context) > limit.free]
         return min(broken, key=lambda limit: limit.free, default=None)
 
-    def largest_context(self, against: list[Limit], n_ctx: int) -> int:
-        """Positions up to `n_ctx` that fit, in round numbers; 0 where too few do."""
-        low, high = 0, n_ctx // _SMALLEST_CONTEXT
+    def largest_context(self, against: list[Limit], context: int) -> int:
+        """Positions up to `context` that fit, in round numbers; 0 where too few do."""
+        low, high = 0, context // _SMALLEST_CONTEXT
         while low < high:
             middle = (low + high + 1) // 2
             if self.obstacle(against, middle * _SMALLEST_CONTEXT) is None:
@@ -177,7 +177,7 @@ def size(n: int) -> str:
 
 
 def context_of(plan: Plan, context: int | None) -> int:
-    """Positions that a session gets: the model's, unless fewer are asked for."""
+    """`context`, checked; by default the model's."""
     if context is None:
         return plan.config.seq_len
     if not 1 <= context <= plan.config.seq_len:
@@ -186,11 +186,11 @@ def context_of(plan: Plan, context: int | None) -> int:
 
 
 def alternatives(
-    plan: Plan, against: list[Limit], dtype: str, kv_dtype: str, n_ctx: int
+    plan: Plan, against: list[Limit], dtype: str, kv_dtype: str, context: int
 ) -> Iterator[dict[str, Any]]:
-    """Options of Llama that fit, the ones that change least first: a smaller cache, a shorter
-    context, smaller weights. They still fit when the process has grown a little since."""
-    against = [limit._replace(free=limit.free - limit.free // _NOT_COUNTED) for limit in against]
+    """Options of Llama that fit, those that change least first: a smaller cache, a shorter context,
+    smaller weights; with some room to spare, since the process may grow before they are used."""
+    against = [limit._replace(free=limit.free - limit.free // _OVERHEAD) for limit in against]
     smaller = () if dtype == RUNQ else ("int8", "int4")
     wanted = [name for name in (dtype, *smaller) if (name, kv_dtype) in plan.needs]
     shortened = False  # which a smaller dtype need not be as well
@@ -198,26 +198,27 @@ def alternatives(
         other: dict[str, Any] = {} if name == dtype else {"dtype": name}
         for kv in dict.fromkeys((kv_dtype, "float16")):
             needs = plan.needs.get((name, kv))
-            if needs is not None and needs.obstacle(against, n_ctx) is None:
+            if needs is not None and needs.obstacle(against, context) is None:
                 yield other | ({} if kv == kv_dtype else {"kv_dtype": kv})
                 break
-        fitting = plan.needs[name, kv_dtype].largest_context(against, n_ctx)
-        if 0 < fitting < n_ctx and not shortened:
+        fitting = plan.needs[name, kv_dtype].largest_context(against, context)
+        if 0 < fitting < context and not shortened:
             shortened = True
             yield other | {"context": fitting}
 
 
 def unavailable(path: str, dtype: str) -> UnsupportedError:
-    """Only llama2.c's version 2 is like that: whatever else a file holds can be made float32."""
-    why = f"the file holds int8 weights, which cannot be converted to {dtype}"
-    return UnsupportedError(f"{path}: {why}")
+    """For llama2.c's version 2: weights of every other file can be converted."""
+    return UnsupportedError(
+        f"{path}: the file holds int8 weights, which cannot be converted to {dtype}"
+    )
 
 
 def needed_for(plan: Plan, dtype: str, kv_dtype: str, isa: int, path: str) -> str:
-    """Which of the plan's needs an instruction set computes with: `dtype`, or RUNQ.
+    """The key of Plan.needs for an l2c_isa: `dtype`, or RUNQ.
 
-    ValueError for an unknown dtype or cache type, and for those that runq.c's kernels do not take;
-    UnsupportedError for a file that they do not.
+    ValueError for an unknown dtype or cache type, or one that runq.c's kernels do not take;
+    UnsupportedError for a file that they do not take.
     """
     dtype_number(dtype), kv_number(kv_dtype)
     if isa != lib.L2C_ISA_RUNQ:
@@ -235,35 +236,35 @@ def needed_for(plan: Plan, dtype: str, kv_dtype: str, isa: int, path: str) -> st
     return RUNQ
 
 
-def check_fits(plan: Plan, dtype: str, kv_dtype: str, n_ctx: int, path: str) -> None:
-    """OutOfMemoryError, with the numbers and what would fit, for what cannot be opened and told a
-    whole story with. UnsupportedError for a dtype that the file cannot give."""
+def check_fits(plan: Plan, dtype: str, kv_dtype: str, context: int, path: str) -> None:
+    """OutOfMemoryError, with the numbers and what would fit, where there is no room for the model
+    and one story of the whole context. UnsupportedError for a dtype that the file cannot give."""
     if (dtype, kv_dtype) not in plan.needs:
         raise unavailable(path, dtype)
     needs, against = plan.needs[dtype, kv_dtype], limits()
-    obstacle = needs.obstacle(against, n_ctx)
+    obstacle = needs.obstacle(against, context)
     if obstacle is None:
         return
     ways = [
         ", ".join(f"{name}={value!r}" for name, value in options.items())
-        for options in alternatives(plan, against, dtype, kv_dtype, n_ctx)
+        for options in alternatives(plan, against, dtype, kv_dtype, context)
     ]
     advice = f"would fit: {'; or '.join(ways)}" if ways else "nothing smaller fits either"
-    total = needs.total(n_ctx)
-    besides = max(0, needs.asks(obstacle, n_ctx) - total)
+    total = needs.total(context)
+    overhead = max(0, needs.asks(obstacle, context) - total)
     raise OutOfMemoryError(
-        f"{path}: {needs.dtype} needs {size(total + besides)} ({size(needs.weights)} of weights, "
-        f"{size(needs.cache(n_ctx))} of keys and values in {kv_dtype} for a context of {n_ctx:,}, "
-        f"{size(needs.scratch(n_ctx))} of scratch, {size(besides)} besides); "
-        f"{size(obstacle.free)} are {obstacle.name}; {advice}"
+        f"{path}: {needs.dtype} needs {size(total + overhead)} ({size(needs.weights)} of weights, "
+        f"{size(needs.cache(context))} of keys and values in {kv_dtype} for a context of "
+        f"{context:,}, {size(needs.scratch(context))} of scratch, {size(overhead)} of overhead); "
+        f"only {size(obstacle.free)} {obstacle.name}; {advice}"
     )
 
 
-def has_room(plan: Plan, dtype: str, kv_dtype: str, n_ctx: int, extra: str) -> bool:
+def has_room(plan: Plan, dtype: str, kv_dtype: str, context: int, extra: str) -> bool:
     """Whether a copy in the dtype `extra`, with a story of its own, fits beside the model."""
     if (extra, kv_dtype) not in plan.needs:
         return False
     model, copy = plan.needs[dtype, kv_dtype], plan.needs[extra, kv_dtype]
     return all(
-        model.asks(limit, n_ctx) + copy.asks(limit, n_ctx) <= limit.free for limit in limits()
+        model.asks(limit, context) + copy.asks(limit, context) <= limit.free for limit in limits()
     )

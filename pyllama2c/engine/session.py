@@ -14,38 +14,47 @@ from pyllama2c.handle import Handle
 
 MAX_ROWS: int = lib.L2C_MAX_ROWS
 PREFILL_ROWS = 64
-"""of a prompt at a time: many share the reading of weights, few enough to stop soon at Ctrl-C"""
+"""tokens of a prompt per call: enough to share the reading of weights, few enough for Ctrl-C"""
 
 MAX_DRAFT = 16
-"""tokens that a draft model proposes at most"""
+"""most tokens that a draft proposes at a time"""
 
 _IDLE_SESSIONS = 2
 """kept for the next story, so that it finds its memory warm and its prefix cached"""
 
 
-class Computing(NamedTuple):
+class SessionOptions(NamedTuple):
     """What sessions of a model have in common."""
 
     isa: int
+    """l2c_isa"""
     kv: int
-    """l2c_kv: what keys and values are kept in"""
-    n_ctx: int
+    """l2c_kv: the type of keys and values"""
+    context: int
     """positions of a story"""
 
 
-def new_session(model: Any, pool: Any, computing: Computing, n_sequences: int, n_ctx: int) -> Any:
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many first tokens are the same."""
+    pairs = zip(a, b, strict=False)
+    return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
+
+
+def new_session(
+    model: Any, pool: Any, options: SessionOptions, n_sequences: int, context: int
+) -> Any:
     """An l2c_session; model and pool must outlive it."""
-    out, err, (isa, kv, _) = ffi.new("l2c_session **"), new_error(), computing
-    check(lib.l2c_session_create(model, pool, n_sequences, n_ctx, kv, isa, out, err), err)
+    out, err, (isa, kv, _) = ffi.new("l2c_session **"), new_error(), options
+    check(lib.l2c_session_create(model, pool, n_sequences, context, kv, isa, out, err), err)
     return ffi.gc(out[0], lib.l2c_session_free)
 
 
 class Session(Handle):
     """One sequence of a model. Not to be shared between threads while it computes."""
 
-    def __init__(self, model: Any, pool: Any, computing: Computing):
-        self.handle: Any = new_session(model, pool, computing, 1, computing.n_ctx)
-        self.kv = computing.kv
+    def __init__(self, model: Any, pool: Any, options: SessionOptions):
+        self.handle: Any = new_session(model, pool, options, 1, options.context)
+        self.kv = options.kv
         self._parents = (model, pool)  # they must outlive the handle
         self._error = new_error()
         self._rows = ffi.new("l2c_row[]", PREFILL_ROWS)
@@ -57,10 +66,8 @@ class Session(Handle):
         """tokens whose keys and values are cached, position by position"""
 
     def cached(self, tokens: Sequence[int]) -> int:
-        """How many of the first tokens are in the cache as they are."""
-        pairs = zip(self.fed, tokens, strict=False)
-        n = min(len(self.fed), len(tokens))
-        return next((i for i, (a, b) in enumerate(pairs) if a != b), n)
+        """How many first tokens have their keys and values in the cache."""
+        return common_prefix(self.fed, tokens)
 
     def feed(self, tokens: Sequence[int], position: int, want_logits: int = 1) -> None:
         """One sweep: at most PREFILL_ROWS tokens from `position` on, logits of the last few.
@@ -80,7 +87,7 @@ class Session(Handle):
         self.fed += tokens
 
     def sample(self, sampler: Any, history: Any, n_history: int) -> int:
-        """A token from the last row's logits, which it uses up."""
+        """A token from the last row's logits, which it overwrites."""
         token, err = self._token, self._error
         status = lib.l2c_session_sample(self.handle, 0, sampler, history, n_history, token, err)
         if status:
@@ -90,11 +97,8 @@ class Session(Handle):
     def speculate(
         self, draft: Session, sampler: Any, history: Any, n: int, n_draft: int, ends: Any
     ) -> list[tuple[int, int]]:
-        """Tokens behind the n of `history`, each with the sampler's state after it: at least one,
-        none behind one of `ends`, an int32_t[].
-
-        All but the last of the n are in this session's cache.
-        """
+        """The tokens after the n of `history` (all but the last of them cached), each with the
+        sampler's rng_state after it: at least one, none after one of `ends`, an int32_t[]."""
         err, count, states = self._error, self._count, self._states
         tokens = list(history[0:n])
         lib.l2c_session_cut(draft.handle, 0, draft.cached(tokens), ffi.NULL)
@@ -117,32 +121,32 @@ class Session(Handle):
 
     def logits(self, n_rows: int, vocab_size: int) -> Any:
         """The last call's logits as a writable NumPy view (n_rows, vocab_size), float32."""
-        import numpy as np  # only for those who ask for arrays: half of the start-up time
+        import numpy as np  # here, because it is half of the start-up time
 
         data = lib.l2c_session_logits(self.handle, 0)
         buffer = ffi.buffer(data, 4 * n_rows * vocab_size)
         return np.frombuffer(buffer, np.float32).reshape(n_rows, vocab_size)
 
     def cancel(self) -> None:
-        """Stops a call that runs in another thread at the next layer, else the next call."""
+        """Stops the call that another thread is making at its next layer, else the next call."""
         lib.l2c_session_cancel(self.handle)
 
 
 class Sessions(Handle):
     """Lends the sessions of a model, each to one computation at a time."""
 
-    def __init__(self, model: Any, pool: Any, computing: Computing):
-        self._new: Any = (model, pool, computing)
+    def __init__(self, model: Any, pool: Any, options: SessionOptions):
+        self._new: Any = (model, pool, options)
         self._idle: list[Session] = []
-        # With who has them. No __del__ gives a session back: Ctrl-C would be lost in it.
+        # With their holders. No __del__ gives a session back: Ctrl-C within it would be lost.
         self._lent: dict[Session, Callable[[], object]] = {}
         # A signal handler may end a story while this thread holds it.
         self._lock = threading.RLock()
 
     def lease(self, tokens: Sequence[int] = (), holder: object = None) -> Session:
-        """The idle session that has most of the first tokens cached, or a new one.
+        """The idle session with the longest prefix of `tokens` cached, or a new one.
 
-        It is lent until it is given back, or until `holder` is no more.
+        It is lent until it is given back, or `holder` is garbage-collected.
         """
         with self._lock:
             if self._new is None:
@@ -155,7 +159,7 @@ class Sessions(Handle):
             else:
                 session = Session(*self._new)
             self._lent[session] = ref(holder) if holder is not None else object
-            lib.l2c_session_resume(session.handle)  # a late cancel meant the story before
+            lib.l2c_session_resume(session.handle)  # a late cancel was for the previous story
             return session
 
     @property

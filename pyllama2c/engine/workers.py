@@ -1,4 +1,4 @@
-"""How many threads a model is worth."""
+"""How many threads to use, and the pool of them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 from pyllama2c._ffi import check, ffi, lib, new_error
 
 _SMALL = 4 << 20
-"""bytes of weights a token that one core reads from its own cache faster than two can agree"""
+"""bytes of weights per token: below, waiting for each other costs two threads more than it saves"""
 
 _ENOUGH = 8
-"""threads that saturate the memory of today's desktops; more only when asked for"""
+"""threads that saturate a desktop's memory; more only on request"""
 
 
 def available_cpus() -> int:

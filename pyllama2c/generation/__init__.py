@@ -1,1 +1,1 @@
-"""What is asked of a model and what is told: requests, stories, batches, scores."""
+"""Requests, sampling, stories, batches, scores."""

@@ -1,8 +1,7 @@
 """Many stories at once: continuous batching, where a finished story's row is refilled at once.
 
-The loop itself is C's (batch.c, sweep.c). Here requests go in, and what C tells of the stories
-comes out as Completions. A row's logits do not depend on the other rows of a call, so a story is
-the same bits alone or here.
+The loop itself is C's (batch.c, sweep.c): requests go in, and its events become Completions. A
+row's logits do not depend on the other rows of a call, so a story is the same bits alone or here.
 """
 
 from __future__ import annotations
@@ -13,18 +12,18 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from pyllama2c._ffi import check, ffi, lib, new_error
-from pyllama2c.engine.session import Computing
+from pyllama2c.engine.session import SessionOptions
 from pyllama2c.errors import NonFiniteLogitsError
 from pyllama2c.generation.request import Request, process_logits
 from pyllama2c.generation.text import StoryText
 from pyllama2c.tokenizers.base import BaseTokenizer
 
 _ROUND_UP = 64
-"""positions, where stories turned out to differ in length: a larger batch is not for one alone"""
+"""positions: a batch that is reopened for a longer story has room for slightly longer ones, too"""
 
 
 class Completion(NamedTuple):
-    """One story of a batch, told to its end."""
+    """One story of a batch, finished."""
 
     number: int
     """which one: story j of prompt i has number i * n + j"""
@@ -36,11 +35,11 @@ class Completion(NamedTuple):
     finish_reason: str
     """"stop", "length", or "error\""""
     error: Exception | None
-    """why this one story failed; the others do not mind"""
+    """why this story failed; the others are not affected"""
 
 
 class _Story:
-    """A story under way: what was asked for, and its text as far as it must be known."""
+    """A story in progress. Only stop strings need its text before it ends."""
 
     def __init__(self, number: int, request: Request, tokenizer: BaseTokenizer):
         self.number, self.request = number, request
@@ -48,7 +47,7 @@ class _Story:
         self._text = ""
 
     def stops(self, token: int) -> bool:
-        """Whether a stop string ends with this token."""
+        """Whether a stop string is complete with this token."""
         self._text += self._decoder.feed(token)
         return self._decoder.stopped
 
@@ -73,17 +72,17 @@ class Batch:
         self,
         model: Any,
         pool: Any,
-        computing: Computing,
+        options: SessionOptions,
         tokenizer: BaseTokenizer,
         n_sequences: int,
-        n_ctx: int,
+        context: int,
     ):
-        isa, kv, most = computing
+        isa, kv, longest = options
         self._n_sequences = n_sequences
-        self._n_ctx = min(most, n_ctx)
+        self._context = min(longest, context)
         out, self._error = ffi.new("l2c_batch **"), new_error()
         status = lib.l2c_batch_create(
-            model, pool, n_sequences, self._n_ctx, kv, isa, out, self._error
+            model, pool, n_sequences, self._context, kv, isa, out, self._error
         )
         check(status, self._error)
         self._handle = ffi.gc(out[0], lib.l2c_batch_free)
@@ -93,7 +92,7 @@ class Batch:
         self._stories: dict[int, _Story] = {}
 
     def __len__(self) -> int:
-        """Stories under way."""
+        """Stories in progress."""
         return len(self._stories)
 
     @property
@@ -102,17 +101,17 @@ class Batch:
 
     def has_room(self, request: Request) -> bool:
         """Whether a story fits the context of this batch."""
-        return request.n_ctx <= self._n_ctx
+        return request.context <= self._context
 
     def add(self, number: int, request: Request) -> None:
         vocab_size = self._tokenizer.vocab_size
         prompt = ffi.new("int32_t[]", request.prompt_tokens)
         ends = [t for t in request.ends(self._tokenizer) if 0 <= t < vocab_size]
         end_tokens = ffi.new("int32_t[]", ends)
-        tell = lib.L2C_TELL_TOKENS if request.stop else 0
+        events = lib.L2C_TELL_TOKENS if request.stop else 0
         if request.logits_processor is not None:
-            tell |= lib.L2C_TELL_CHOICES
-        asked = ffi.new(
+            events |= lib.L2C_TELL_CHOICES
+        c_request = ffi.new(
             "l2c_request *",
             {
                 "prompt": prompt,
@@ -121,25 +120,25 @@ class Batch:
                 "n_ends": len(ends),
                 "sampler": request.sampler,
                 "max_tokens": request.max_tokens,
-                "tell": tell,
+                "tell": events,
             },
         )
         story = ffi.new("int64_t *")
-        check(lib.l2c_batch_add(self._handle, asked, story, self._error), self._error)
+        check(lib.l2c_batch_add(self._handle, c_request, story, self._error), self._error)
         self._stories[story[0]] = _Story(number, request, self._tokenizer)
 
     def step(self) -> list[Completion]:
-        """One sweep: the next token of every story that is under way, and of prompts what fits."""
+        """One sweep: the next token of every story in progress, and what fits of the prompts."""
         out, n, error = self._events, self._n_events, self._error
         status = lib.l2c_batch_step(self._handle, out, n, error)
         check(status, error)
-        ended = (self._hear(out[0][i]) for i in range(n[0]))
+        ended = (self._handle_event(out[0][i]) for i in range(n[0]))
         return [completion for completion in ended if completion is not None]
 
-    def _hear(self, event: Any) -> Completion | None:
-        """What an event means: the story, where it ends."""
+    def _handle_event(self, event: Any) -> Completion | None:
+        """The story, where the event ends it."""
         story = self._stories.get(event.story)
-        if story is None:  # it was dropped
+        if story is None:  # an event from before it was dropped
             return None
         if event.kind == lib.L2C_EVENT_TOKEN:
             if story.stops(event.chosen.token):
@@ -176,8 +175,8 @@ class Batch:
         return self._stories.pop(event.story).finish(tokens, reason, error)
 
 
-def _told_at_once(number: int, request: Request | Exception) -> Completion | None:
-    """What needs no computing: a wrong prompt, a story of no tokens."""
+def _without_computing(number: int, request: Request | Exception) -> Completion | None:
+    """The Completion of a wrong prompt, or of a story of no tokens."""
     if isinstance(request, Exception):
         return Completion(number, [], [], "", 0, "error", request)
     if request.max_tokens == 0:
@@ -190,18 +189,18 @@ def run_batch(
     requests: Iterator[tuple[int, Request | Exception]],
     max_batch: int,
 ) -> Iterator[Completion]:
-    """Stories in the order in which they end. `new_batch` makes one of so many sequences and
-    positions: as many as the first stories need. When one needs more positions, those before it
-    are told to their end first, and a larger batch goes on."""
-    waiting: deque[tuple[int, Request]] = deque()  # taken from `requests`, but not begun
+    """Stories in the order in which they end. `new_batch` takes n_sequences and a context: what the
+    first stories need. Where one needs a longer context, those before it are finished first, and a
+    larger batch goes on."""
+    waiting: deque[tuple[int, Request]] = deque()  # taken from `requests`, but not added
 
     def fill(n: int) -> Iterator[Completion]:
-        """Takes requests until n stories wait."""
+        """Takes requests until n wait; yields those that need no computing."""
         while len(waiting) < n:
             number, request = next(requests, (-1, None))
             if request is None:
                 return
-            completion = _told_at_once(number, request)
+            completion = _without_computing(number, request)
             if completion is not None:
                 yield completion
             elif isinstance(request, Request):
@@ -211,7 +210,7 @@ def run_batch(
         yield from fill(max_batch)
         if not waiting:
             return
-        longest = max(request.n_ctx for _, request in waiting)
+        longest = max(request.context for _, request in waiting)
         batch = new_batch(len(waiting), -(-longest // round_up) * round_up)
         while True:
             while not batch.full:
@@ -222,7 +221,7 @@ def run_batch(
             if not len(batch):
                 break
             yield from batch.step()
-        del batch  # its memory goes before the next one takes its own
+        del batch  # freed before the next one is allocated
 
 
 def in_turn(stories: Iterable[Completion]) -> Iterator[Completion]:

@@ -1,4 +1,4 @@
-"""What a story is asked to be: a prompt and parameters, checked before anything runs."""
+"""A story's prompt and parameters, checked before anything runs."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 class Request(NamedTuple):
     prompt_tokens: list[int]
     max_tokens: int
-    """new tokens at most, no more than the context has room for"""
+    """new tokens at most; no more than the context has room for"""
     sampler: Any
-    """l2c_sampler, of this story alone"""
+    """l2c_sampler *, of this story alone"""
     seed: int
     stop: list[str]
     stop_tokens: frozenset[int] | None
     logits_processor: LogitsProcessor | None
 
     @property
-    def n_ctx(self) -> int:
-        """positions of the context that the whole story needs; its last token is not fed"""
+    def context(self) -> int:
+        """positions that the whole story needs; its last token is not fed"""
         return max(1, len(self.prompt_tokens) + self.max_tokens - 1)
 
     def ends(self, tokenizer: BaseTokenizer) -> frozenset[int]:
@@ -44,7 +44,7 @@ class Request(NamedTuple):
 
 def make_request(
     prompt_tokens: list[int],
-    seq_len: int,
+    context: int,
     *,
     max_tokens: int | None = None,
     temperature: float = 1.0,
@@ -60,10 +60,10 @@ def make_request(
     """Checks the parameters of Llama.generate; TypeError, ValueError or ContextLengthError."""
     if not prompt_tokens:
         raise ValueError("the prompt has no tokens; begin with BOS")
-    room = seq_len - len(prompt_tokens) + 1  # the last token is sampled, but not fed
+    room = context - len(prompt_tokens) + 1  # the last token is sampled, but not fed
     if room < 1:
         raise ContextLengthError(
-            f"the prompt has {len(prompt_tokens)} tokens; the model's context is {seq_len}"
+            f"the prompt has {len(prompt_tokens)} tokens; the model's context is {context}"
         )
     if max_tokens is not None:
         max_tokens = validate.integer("max_tokens", max_tokens, 0, sys.maxsize, "0 or more")
@@ -130,7 +130,7 @@ def process_logits(
             f"logits_processor returned an array of shape {changed.shape}; it must return None or "
             f"{logits.shape}"
         )
-    with np.errstate(over="ignore"):  # what float32 does not hold is infinite, as for the engine
+    with np.errstate(over="ignore"):  # beyond float32: infinite, as in the engine
         logits[:] = changed
 
 
@@ -139,10 +139,10 @@ def batch_requests(
     n: int,
     parameters: dict[str, Any],
     tokenize: Callable[[Any], list[int]],
-    seq_len: int,
+    context: int,
 ) -> Iterator[tuple[int, Request | Exception]]:
-    """The request of every story of a batch, by number, or what is wrong with it. Prompts are taken
-    one by one, as their requests are; what is wrong with all of them raises at once."""
+    """(number, request or what is wrong with it) of every story of a batch. Prompts are taken one
+    by one, as their requests are; what is wrong with all of them raises at once."""
     if validate.is_text(prompts):
         raise ValueError("prompts is one text; give a list of prompts")
     validate.values("prompts", prompts, "a list of prompts: texts, or lists of token ids")
@@ -158,7 +158,7 @@ def batch_requests(
             count = len(parameters[name])
             raise ValueError(f"{name} has {count} values for {len(prompts)} prompts")
     _check_parameters(parameters, listed)
-    return _each_request(prompts, n, parameters, listed, tokenize, seq_len)
+    return _each_request(prompts, n, parameters, listed, tokenize, context)
 
 
 def _each_request(
@@ -167,7 +167,7 @@ def _each_request(
     parameters: dict[str, Any],
     listed: set[str],
     tokenize: Callable[[Any], list[int]],
-    seq_len: int,
+    context: int,
 ) -> Iterator[tuple[int, Request | Exception]]:
     for i, prompt in enumerate(prompts):
         own = {name: v[i] if name in listed else v for name, v in parameters.items()}
@@ -184,13 +184,13 @@ def _each_request(
             nth = j if "seed" in listed else number
             try:
                 story_seed = None if seed is None else (seed + nth) % 2**64
-                yield number, make_request(tokens, seq_len, seed=story_seed, **own)
+                yield number, make_request(tokens, context, seed=story_seed, **own)
             except (ValueError, TypeError) as error:
                 yield number, error
 
 
 def _check_parameters(parameters: dict[str, Any], listed: set[str]) -> None:
-    """A wrong parameter, of all prompts or of one, raises before any story is told."""
+    """A wrong parameter, of all prompts or of one, raises before any story begins."""
     shared = {name: value for name, value in parameters.items() if name not in listed}
     make_request([0], 1, **shared)
     for name in listed:

@@ -16,7 +16,7 @@ _MAX_SEED = 2**64 - 1
 
 
 def fresh_seed() -> int:
-    """A seed that llama2.c's -s takes as well: 1 to 2**31 - 1."""
+    """A seed that run.c's -s takes as well: 1 to 2**31 - 1."""
     return random.SystemRandom().randint(1, 2**31 - 1)
 
 
@@ -37,7 +37,7 @@ def new_sampler(
     repetition_penalty: float,
     seed: int,
 ) -> Any:
-    """An `l2c_sampler`; TypeError or ValueError for what is no number, not finite, out of range."""
+    """An `l2c_sampler *`; TypeError or ValueError for what is not a finite number in range."""
     sampler = ffi.new("l2c_sampler *")
     lib.l2c_sampler_init(sampler, validate.integer("seed", seed, 0, _MAX_SEED, "0 to 2**64 - 1"))
     number = validate.number

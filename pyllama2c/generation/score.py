@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyllama2c import validate
 from pyllama2c._ffi import check, ffi, lib, new_error
-from pyllama2c.engine.session import PREFILL_ROWS, Computing, new_session
+from pyllama2c.engine.session import PREFILL_ROWS, SessionOptions, common_prefix, new_session
 from pyllama2c.errors import NonFiniteLogitsError
 from pyllama2c.generation.sampling import new_sampler
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pyllama2c.engine.engine import Engine
 
 _SEQUENCES = 16
-"""texts under way at once: four rows each fill a call, and their caches are what memory is for"""
+"""texts in progress at once: with four rows of each a call is full; more take memory for caches"""
 
 
 class Score(NamedTuple):
@@ -36,10 +36,11 @@ class Score(NamedTuple):
     """whether every token that has a logprob is the likeliest one, as temperature 0 picks it"""
 
 
-def perplexity(surprise: float, n_tokens: int) -> float:
-    """Of `n_tokens` that surprise by so many nats together; infinite beyond what a float holds."""
+def perplexity(nll: float, n_tokens: int) -> float:
+    """Of the negative log-likelihood of `n_tokens` in nats; infinite beyond what a float holds, NaN
+    for no tokens."""
     try:
-        return math.exp(surprise / n_tokens) if n_tokens else math.nan
+        return math.exp(nll / n_tokens) if n_tokens else math.nan
     except OverflowError:
         return math.inf
 
@@ -71,18 +72,12 @@ class _Text(NamedTuple):
     start: int
 
 
-def _shared(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many first tokens two texts have in common."""
-    pairs = zip(a, b, strict=False)
-    return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
-
-
 def _chains(texts: Sequence[_Text]) -> Iterator[deque[_Text]]:
-    """Texts that begin alike, as the answers to one question do, one behind the other: each then
+    """Texts that begin alike, as the answers to one question do, one after the other: each then
     finds what it shares with the one before in the cache of their sequence."""
     chain: deque[_Text] = deque()
     for text in sorted(texts, key=lambda text: text.tokens):
-        if chain and 2 * _shared(chain[-1].tokens, text.tokens) < len(text.tokens):
+        if chain and 2 * common_prefix(chain[-1].tokens, text.tokens) < len(text.tokens):
             yield chain
             chain = deque()
         chain.append(text)
@@ -108,7 +103,7 @@ class _Reader:
         self._greedy = True
 
     def put(self, rows: Any, n_rows: int) -> tuple[int, list[int]]:
-        """Adds what fits of the text to `n_rows` rows: how many, and the tokens that are scored."""
+        """Adds what fits of the text after `n_rows` rows: how many, and the tokens to score."""
         tokens, start = self._text.tokens, self._text.start
         begin, end = self._fed, min(len(tokens) - 1, self._fed + PREFILL_ROWS - n_rows)
         for position in range(begin, end):
@@ -119,7 +114,7 @@ class _Reader:
         return end - begin, tokens[max(begin + 1, start) : end + 1]
 
     def take(self, scored: list[int], logprobs: list[float], likeliest: list[int]) -> bool:
-        """What came of the rows; whether the text is read."""
+        """The results of those rows; whether the text is finished."""
         self._logprobs += logprobs
         self._greedy &= scored == likeliest
         return self._fed == len(self._text.tokens) - 1
@@ -127,10 +122,10 @@ class _Reader:
     def result(self) -> _Result:
         return self._text, self._logprobs, self._greedy
 
-    def go_on(self) -> bool:
-        """To the next text of the chain, if there is one."""
+    def next_text(self) -> bool:
+        """Begins the next text of the chain, if there is one."""
         if self._chain:
-            self._begin(_shared(self._text.tokens[:-1], self._chain[0].tokens))
+            self._begin(common_prefix(self._text.tokens[:-1], self._chain[0].tokens))
             return True
         return False
 
@@ -138,8 +133,10 @@ class _Reader:
 class _Scorer:
     """A C session of several sequences, and its last call's logits."""
 
-    def __init__(self, model: Any, pool: Any, computing: Computing, n_sequences: int, n_ctx: int):
-        self._handle = new_session(model, pool, computing, n_sequences, n_ctx)
+    def __init__(
+        self, model: Any, pool: Any, options: SessionOptions, n_sequences: int, context: int
+    ):
+        self._handle = new_session(model, pool, options, n_sequences, context)
         self._parents, self._error = (model, pool), new_error()
         self.rows = ffi.new("l2c_row[]", PREFILL_ROWS)
         self._draws = ffi.new("l2c_draw[]", PREFILL_ROWS)
@@ -152,7 +149,7 @@ class _Scorer:
         check(lib.l2c_session_forward(self._handle, self.rows, n_rows, self._error), self._error)
 
     def logprobs(self, tokens: Sequence[int]) -> list[float]:
-        """log p of one token under each row of logits, in nats."""
+        """log p of the token i under row i of the logits, in nats."""
         handle, out, err, values = self._handle, self._logprob, self._error, []
         for row, token in enumerate(tokens):
             check(lib.l2c_session_logprob(handle, row, token, out, err), err)
@@ -160,7 +157,7 @@ class _Scorer:
         return values
 
     def likeliest(self, n: int) -> list[int]:
-        """The likeliest token of each of `n` rows of logits, which it uses up."""
+        """The likeliest token of each of `n` rows of logits, which it overwrites."""
         draws = self._draws
         for row in range(n):
             draws[row].row, draws[row].sampler = row, self._sampler
@@ -170,12 +167,14 @@ class _Scorer:
         return [draws[row].token for row in range(n)]
 
 
-def _run(model: Any, pool: Any, computing: Computing, texts: Sequence[_Text]) -> Iterator[_Result]:
-    """Texts as they end. A call takes all rows that it can: of few long texts, of many short ones;
-    a sequence is begun only where rows are left, so that few of them ever use their memory."""
+def _run(
+    model: Any, pool: Any, options: SessionOptions, texts: Sequence[_Text]
+) -> Iterator[_Result]:
+    """Results as texts end. Every call is full: rows of few long texts, or of many short ones. A
+    sequence is begun only where rows are left, so that few of them ever use their memory."""
     waiting = deque(_chains(texts))
     free = list(range(min(_SEQUENCES, len(waiting))))
-    scorer = _Scorer(model, pool, computing, len(free), max(len(text.tokens) - 1 for text in texts))
+    scorer = _Scorer(model, pool, options, len(free), max(len(text.tokens) - 1 for text in texts))
     readers: list[_Reader] = []
     while waiting or readers:
         n_rows = 0
@@ -196,7 +195,7 @@ def _run(model: Any, pool: Any, computing: Computing, texts: Sequence[_Text]) ->
             end = at + len(tokens)
             if reader.take(tokens, logprobs[at:end], likeliest[at:end]):
                 yield reader.result()
-                if not reader.go_on():
+                if not reader.next_text():
                     readers.remove(reader)
                     free.append(reader.sequence)
             at = end
@@ -208,17 +207,17 @@ def score_texts(
     starts: Sequence[int] | None,
     count_bytes: Callable[[list[int]], int],
 ) -> list[Score]:
-    """Llama.score_batch; `count_bytes` tells the length of the text that tokens stand for."""
-    n_ctx = engine.config.seq_len
+    """Llama.score_batch; `count_bytes` is the length in bytes of the text of tokens."""
+    context = engine.config.seq_len
     work: list[_Text] = []
     for i, (tokens, start) in enumerate(zip(texts, _starts(texts, starts), strict=True)):
-        work += _windows(i, tokens, start, n_ctx)
+        work += _windows(i, tokens, start, context)
     logprobs: list[list[float | None]] = [[None] * len(tokens) for tokens in texts]
     greedy = [True] * len(texts)
-    first = [len(tokens) for tokens in texts]  # token that is scored
+    first = [len(tokens) for tokens in texts]  # index of the first token scored
     if work:
         pool = engine.batch_pool() if len(work) > 1 else engine.pool
-        for window, values, likeliest in _run(engine.model, pool, engine.computing, work):
+        for window, values, likeliest in _run(engine.model, pool, engine.options, work):
             number, at = window.number, window.begin + window.start
             logprobs[number][at : window.begin + len(values)] = values[window.start :]
             greedy[number] &= likeliest
@@ -247,15 +246,15 @@ def _starts(texts: Sequence[list[int]], starts: Sequence[int] | None) -> Sequenc
     ]
 
 
-def _windows(number: int, tokens: list[int], start: int, n_ctx: int) -> Iterator[_Text]:
+def _windows(number: int, tokens: list[int], start: int, context: int) -> Iterator[_Text]:
     """A text cut into what fits the context, and one token more, which is not fed: each token from
     `start` on is scored once; the first of a window after half a context or more, as far as the
     text has that."""
-    before = (n_ctx + 1) // 2
-    begin, first = max(0, min(start - before, len(tokens) - n_ctx - 1)), start
-    if start <= n_ctx:  # the text's beginning is within reach
+    before = (context + 1) // 2
+    begin, first = max(0, min(start - before, len(tokens) - context - 1)), start
+    if start <= context:  # the text's beginning is within reach
         begin = 0
     while first < len(tokens):
-        end = min(len(tokens), begin + n_ctx + 1)
+        end = min(len(tokens), begin + context + 1)
         yield _Text(number, begin, tokens[begin:end], first - begin)
         begin, first = end - before, end

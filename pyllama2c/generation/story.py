@@ -1,4 +1,4 @@
-"""One story while it is told: an iterator of text, and what is known about it."""
+"""One story: an iterator of text, with its tokens and figures."""
 
 from __future__ import annotations
 
@@ -24,27 +24,31 @@ class GenerationStats(NamedTuple):
     prompt_tokens: int
     """tokens of the prompt, BOS included"""
     cached_tokens: int
-    """of those, found in the cache of an earlier story, and not computed again"""
+    """of those, found in a cache and not computed again"""
     tokens: int
     """sampled tokens, the stop token excluded"""
     time_to_first_token: float
     prefill_tokens_per_second: float
-    """prompt tokens over the time until the first token"""
+    """all tokens of the prompt over the time until the first new one"""
     decode_seconds: float
     """from the first token on"""
     tokens_per_second: float
     """tokens after the first, a final stop token included, over decode_seconds: as run.c reports"""
     drafted_tokens: int
-    """tokens that the int8 draft proposed; 0 without speculative decoding"""
+    """tokens that the draft proposed; 0 without speculative decoding"""
     accepted_tokens: int
     """of those, the ones that the model itself picked as well"""
 
 
 class Generation(Handle, Iterator[str]):
-    """A story, told while it is iterated; nothing is computed before the first step.
+    """A story, generated as it is iterated; nothing is computed before the first step.
 
     Yields pieces of text that never split a character. The prompt is not part of them:
     `prompt + story.read()` is the whole. Made by `Llama.generate`.
+
+    `tokens` are the sampled ones so far, the stop token excluded; `finish_reason` is None until the
+    story ends, then "stop", "length" or "cancelled". NonFiniteLogitsError, from any step, for
+    logits that hold NaN or infinity; BusyError while another thread takes a step.
     """
 
     def __init__(
@@ -59,11 +63,11 @@ class Generation(Handle, Iterator[str]):
         self._logits_processor = request.logits_processor
         self._ends = request.ends(tokenizer)
         self._end_list = ffi.new("int32_t[]", list(self._ends))
-        self._story = StoryText(tokenizer, request.prompt_tokens, request.stop)
+        self._decoder = StoryText(tokenizer, request.prompt_tokens, request.stop)
         self._text: list[str] = []
         self._sessions = sessions
-        # Held where the session comes and goes, so that a cancel never reaches another's. A signal
-        # handler may cancel or end the story while this thread holds it.
+        # Held while the session is taken or returned, so that `cancel` never stops another story.
+        # A signal handler may cancel or end the story while this thread holds it.
         self._holding = threading.RLock()
         self._session: Session | None = None
         # A processor changes the logits before the choice, which the draft cannot know.
@@ -73,7 +77,7 @@ class Generation(Handle, Iterator[str]):
         # Prompt and story, for the repetition penalty and the draft.
         self._history = ffi.new("int32_t[]", len(request.prompt_tokens) + request.max_tokens)
         self._history[0 : len(request.prompt_tokens)] = request.prompt_tokens
-        self._ready: deque[tuple[int, int]] = deque()  # sampled, not yet told: token, rng state
+        self._ready: deque[tuple[int, int]] = deque()  # sampled, not yet yielded: token, rng state
         self._rng_state = int(request.sampler.rng_state)
         self._cancelled = False
         self._turn = threading.Lock()
@@ -86,12 +90,12 @@ class Generation(Handle, Iterator[str]):
 
     def __next__(self) -> str:
         if not self._turn.acquire(blocking=False):
-            raise BusyError("this story is being told in another thread")
+            raise BusyError("another thread is generating this story")
         try:
             text = ""
             while not text and self.finish_reason is None:
                 text = self._step()
-        except BaseException:  # Ctrl-C, too: the session goes back, the story ends here
+        except BaseException:  # Ctrl-C, too: the story ends and returns its session
             self._end("cancelled")
             raise
         finally:
@@ -117,8 +121,8 @@ class Generation(Handle, Iterator[str]):
     def close(self) -> None:
         """Ends the story here and gives its memory back. Further iteration yields nothing.
 
-        While a step runs (in another thread, or around a logits processor that calls this), the
-        story ends with that step instead: waiting for it here could be waiting for oneself.
+        While a step runs, the story ends with that step instead: a logits processor may call this
+        within the step, so to wait here would be a deadlock.
         """
         self.cancel()
         if self._turn.acquire(blocking=False):
@@ -165,7 +169,7 @@ class Generation(Handle, Iterator[str]):
             self._draft.give_back(session)
 
     def _step(self) -> str:
-        """One token further: compute it if none is ready, decode. Text may be held back: empty."""
+        """The next token, computed if none is ready; its text, empty where that is held back."""
         if self._max_tokens == 0:
             self._end("length")
             return ""
@@ -176,7 +180,7 @@ class Generation(Handle, Iterator[str]):
                 raise CancelledError
         except CancelledError:
             self._end("cancelled")
-            return self._story.rest()
+            return self._decoder.rest()
         token, self._rng_state = self._ready.popleft()
         text = ""
         if token in self._ends:
@@ -184,13 +188,13 @@ class Generation(Handle, Iterator[str]):
         else:
             self._history[len(self.prompt_tokens) + len(self.tokens)] = token
             self.tokens.append(token)
-            text = self._story.feed(token)
-            if self._story.stopped:
+            text = self._decoder.feed(token)
+            if self._decoder.stopped:
                 self._end("stop")
             elif len(self.tokens) == self._max_tokens:
                 self._end("length")
         if self.finish_reason is not None:
-            text += self._story.rest()
+            text += self._decoder.rest()
         if first:
             self._first_token_seconds = perf_counter() - started
         else:
@@ -199,7 +203,7 @@ class Generation(Handle, Iterator[str]):
         return text
 
     def _compute(self) -> bool:
-        """Makes one token ready or, with a draft, several; False when `cancel` came between."""
+        """Makes one token ready or, with a draft, several; False when cancelled meanwhile."""
         if self._session is None:
             return self._prefill()
         session, n = self._session, len(self.prompt_tokens) + len(self.tokens)
@@ -225,7 +229,7 @@ class Generation(Handle, Iterator[str]):
         session = self._sessions.lease(prompt, self)
         with self._holding:
             self._session = session
-        # The last token is computed in any case: its logits are what the story begins with.
+        # The last token is computed even if it is cached: its logits choose the first new one.
         self._cached_tokens = start = min(session.cached(prompt), len(prompt) - 1)
         for at in range(start, len(prompt), PREFILL_ROWS):
             if self._cancelled:

@@ -9,7 +9,7 @@ from pyllama2c.tokenizers.base import BaseTokenizer
 
 
 class StopFinder:
-    """Holds back text that may be the beginning of a stop string."""
+    """Looks for stop strings, and holds back text that may be the beginning of one."""
 
     def __init__(self, stop: Sequence[str]):
         self._stop = stop
@@ -17,7 +17,7 @@ class StopFinder:
         self.found = False
 
     def feed(self, text: str) -> str:
-        """The part of the text so far that is certainly before any stop string."""
+        """The text, with what was held back, that is certainly before any stop string."""
         if not self._stop:
             return text
         held = self._held + text
@@ -46,9 +46,9 @@ class StopFinder:
 class StoryText:
     """The text of a story whose tokens arrive one by one.
 
-    It holds whole characters only: what the story ends within is in its tokens, not in its text,
-    and a story whose prompt ends within one tells all of it. So the texts of stories that each go
-    on from the tokens of the last are one whole text.
+    It has whole characters only. A character that the story ends within is in its tokens, not in
+    its text; one that the prompt ends within is all in the story's text. So stories of which each
+    continues the tokens of the last have texts that join without a gap.
     """
 
     def __init__(self, tokenizer: BaseTokenizer, prompt_tokens: Sequence[int], stop: Sequence[str]):
@@ -56,12 +56,12 @@ class StoryText:
         # As SentencePiece: encoding put a space before the text.
         self._strip_space = tokenizer.adds_space and prompt_tokens[-1] == tokenizer.bos_id
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._decoder.decode(_last_bytes(tokenizer, prompt_tokens))  # which keeps half a character
+        self._decoder.decode(_last_bytes(tokenizer, prompt_tokens))  # keeps half a character
         self._finder = StopFinder(stop)
 
     @property
     def stopped(self) -> bool:
-        """A stop string was found; what came before it is all the text there is."""
+        """Whether a stop string was found; the text ends before it."""
         return self._finder.found
 
     def feed(self, token: int) -> str:
@@ -81,7 +81,7 @@ class StoryText:
 
 
 def _last_bytes(tokenizer: BaseTokenizer, tokens: Sequence[int]) -> bytes:
-    """The last bytes of a text, as many as half a character may have; a control token ends it."""
+    """The last bytes of a text, as many as half a character can have, back to a control token."""
     data = b""
     for token in reversed(tokens):
         piece = tokenizer.piece(token) if 0 <= token < tokenizer.vocab_size else b""

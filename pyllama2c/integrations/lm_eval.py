@@ -35,10 +35,10 @@ from pyllama2c.progress import watched
 from pyllama2c.tokenizers.base import NONE
 
 _CHUNK = 512
-"""requests that are scored in one go: many, so that few answers to one question are torn apart"""
+"""requests per score_batch: many, so that the answers to one question are mostly in one"""
 
 _BOS_TEXT = "<s>"
-"""how prompts that were rendered elsewhere spell BOS"""
+"""BOS in prompts that were rendered elsewhere"""
 
 _DEFAULTS: dict[str, Any] = {
     "max_tokens": 0,
@@ -48,7 +48,7 @@ _DEFAULTS: dict[str, Any] = {
     "min_p": 0.0,
     "repetition_penalty": 1.0,
 }
-"""what a task may say about sampling, by the names of Llama.generate; off where it does not"""
+"""sampling parameters that a task may set, by their names in Llama.generate"""
 
 # (context and continuation as text, or None; context; continuation)
 _Request = tuple[tuple[str, str] | None, list[int], list[int]]
@@ -60,16 +60,16 @@ class HarnessLM(TemplateLM):
 
     pretrained: a pyllama2c.Llama, or what it opens: a path, or the name of a known model.
     tokenizer, dtype, threads: as for pyllama2c.Llama.
-    max_length: tokens that are read at once, prompt and answer together (default: the context).
+    max_length: tokens of prompt and answer together, at most (default: the context).
     max_gen_toks: new tokens of an answer where the task does not say.
     add_bos_token: BOS before every text (default: as the tokenizer has it, which is True for
     Llama's); a text that begins with BOS as text, `<s>`, already has it. The harness counts on it:
     log p(BOS | BOS) is part of loglikelihood_rolling. Where the vocabulary has no BOS, EOS stands
     before a text without a context.
-    batch_size: answers that generate_until tells at a time, 1 to 256, or "auto" (64); scoring
+    batch_size: stories that generate_until generates at a time, 1 to 256, or "auto" (64); scoring
     always fills its forward calls.
-    seed: of tasks that sample.
-    device, max_batch_size: the harness hands them to every model; here they change nothing.
+    seed: for tasks that sample.
+    device, max_batch_size: the harness passes them to every model; ignored.
     """
 
     def __init__(
@@ -91,10 +91,10 @@ class HarnessLM(TemplateLM):
         if not isinstance(pretrained, Llama):
             pretrained = Llama(pretrained, tokenizer, dtype=dtype, threads=threads)
         self.llama = pretrained
-        n_ctx = pretrained.config.seq_len
-        self.max_length = n_ctx if max_length is None else max_length
-        if not 1 <= self.max_length <= n_ctx:
-            raise ValueError(f"max_length is {max_length}; it must be 1 to the model's {n_ctx}")
+        context = pretrained.config.seq_len
+        self.max_length = context if max_length is None else max_length
+        if not 1 <= self.max_length <= context:
+            raise ValueError(f"max_length is {max_length}; it must be 1 to the model's {context}")
         self.batch_size = 64 if batch_size == "auto" else int(batch_size)
         if not 1 <= self.batch_size <= MAX_ROWS:
             raise ValueError(f"batch_size is {batch_size}; it must be 1 to {MAX_ROWS} or auto")
@@ -135,7 +135,7 @@ class HarnessLM(TemplateLM):
                 chunk = requests[at : at + _CHUNK]
                 new = list(self._score(chunk))
                 for (pair, _, _), answer in zip(chunk, new, strict=True):
-                    if pair is not None:  # a request of its own, not the window of a long text
+                    if pair is not None:  # a request, not a window of a long text
                         self.cache_hook.add_partial("loglikelihood", pair, answer)
                 answers += new
                 bar.update(len(chunk))
@@ -237,8 +237,8 @@ class HarnessLM(TemplateLM):
 
 
 def _safe_stops(until: Iterable[str]) -> list[str]:
-    """Those strings that may end a story while it is told. An answer's text has no space in front,
-    the story has; one that begins with a space is cut off afterwards."""
+    """The strings that may stop generation. An answer's text has no leading space, a story's may:
+    strings that begin with a space are cut off afterwards."""
     return [stop for stop in until if not stop.startswith(" ")]
 
 

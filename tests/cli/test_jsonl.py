@@ -131,19 +131,19 @@ def test_a_last_line_that_was_cut_is_told_again(llama: Llama, told: Path) -> Non
     lines = whole.splitlines(keepends=True)
     for cut in (1, 5, 12, len(lines[-1]) - 2):
         told.write_bytes(b"".join(lines[:-1]) + lines[-1][:cut])
-        assert run(llama, told, 5).startswith("1 stories, 4 were there")
+        assert run(llama, told, 5).startswith("1 stories, 4 already there")
         assert told.read_bytes() == whole
     # The first line of all: only where enough is left to see that it is ours.
     first = json.dumps(records(told)[0])
     told.write_text(first[:20])
-    assert run(llama, told, 5).startswith("5 stories, 0 were there")
+    assert run(llama, told, 5).startswith("5 stories, 0 already there")
     assert sorted(r["index"] for r in records(told)) == [0, 1, 2, 3, 4]
 
 
 def test_only_the_last_newline_is_missing(llama: Llama, told: Path) -> None:
     whole = told.read_bytes()
     told.write_bytes(whole[:-1])
-    assert run(llama, told).startswith("0 stories, 3 were there")
+    assert run(llama, told).startswith("0 stories, 3 already there")
     assert told.read_bytes() == whole
     told.write_bytes(whole[:-1])
     run(llama, told, 4)
@@ -158,10 +158,10 @@ def test_files_of_one_run_can_be_joined(llama: Llama, tmp_path: Path) -> None:
     # Shuffled, some twice, with the ends of lines that Windows writes.
     joined.write_bytes((shard.read_bytes() + b"".join(lines[:4])).replace(b"\n", b"\r\n"))
     before = joined.read_bytes()
-    assert run(llama, joined, 6, seed=None).startswith("0 stories, 6 were there")
-    assert run(llama, joined, 4).startswith("0 stories, 4 were there")  # others stay
+    assert run(llama, joined, 6, seed=None).startswith("0 stories, 6 already there")
+    assert run(llama, joined, 4).startswith("0 stories, 4 already there")  # others stay
     assert joined.read_bytes() == before
-    assert run(llama, joined, 8).startswith("2 stories, 6 were there")
+    assert run(llama, joined, 8).startswith("2 stories, 6 already there")
     assert joined.read_bytes().startswith(before)
 
 
@@ -193,13 +193,13 @@ def test_a_record_says_with_what_it_was_made(llama: Llama, told: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"temperature": 0.0}, "line 1: temperature was 1.0 and now is 0.0; name another file"),
-        ({"top_p": 0.5}, "top_p was 0.9 and now is 0.5"),
-        ({"max_tokens": 13}, "max_tokens was 12 and now is 13"),
-        ({"min_p": 0.1}, "min_p was 0.0 and now is 0.1"),
-        ({"top_k": 5, "temperature": 0.5}, "temperature was .*, top_k was 0 and now is 5"),
-        ({"stop": ["x"]}, r"stop was \[\] and now is \['x'\]"),
-        ({"prompt": "abc"}, "the prompt was 'ab', and now is 'abc'"),
+        ({"temperature": 0.0}, "line 1: temperature was 1.0 and is now 0.0; name another file"),
+        ({"top_p": 0.5}, "top_p was 0.9 and is now 0.5"),
+        ({"max_tokens": 13}, "max_tokens was 12 and is now 13"),
+        ({"min_p": 0.1}, "min_p was 0.0 and is now 0.1"),
+        ({"top_k": 5, "temperature": 0.5}, "temperature was .*, top_k was 0 and is now 5"),
+        ({"stop": ["x"]}, r"stop was \[\] and is now \['x'\]"),
+        ({"prompt": "abc"}, "the prompt was 'ab', and is now 'abc'"),
         ({"seed": 12}, "begun with seed 11"),
     ],
 )
@@ -217,14 +217,14 @@ def test_another_model_is_refused(tiny_path: Path, told: Path, tmp_path: Path) -
     other = tmp_path / "other.bin"
     other.write_bytes(TinyLlama.random(Shape(), seed=5).v0())
     with Llama(other, tokenizer) as llama:
-        refused(llama, told, "model was 'model.bin' and now is 'other.bin'")
+        refused(llama, told, "model was 'model.bin' and is now 'other.bin'")
     other.write_bytes(tiny_path.read_bytes())
     with Llama(other, tokenizer) as llama:  # a copy is the same model
         run(llama, told)
     with Llama(tiny_path, dtype="int8") as llama:
-        refused(llama, told, "line 1: dtype was 'float32' and now is 'int8'; name")
+        refused(llama, told, "line 1: dtype was 'float32' and is now 'int8'; name")
     with Llama(tiny_path, kv_dtype="float16") as llama:
-        refused(llama, told, "kv_dtype was 'float32' and now is 'float16'")
+        refused(llama, told, "kv_dtype was 'float32' and is now 'float16'")
     with Llama(tiny_path, threads=2, isa="scalar", speculative=True) as llama:
         run(llama, told)  # which change no story
     pieces = tmp_path / "tokenizer.bin"
@@ -240,7 +240,7 @@ def test_runq_is_named(tmp_path: Path) -> None:
     with Llama(path) as llama:
         run(llama, told)
     with Llama(path, isa="runq") as llama:
-        refused(llama, told, "line 1: isa was None and now is 'runq'; name")
+        refused(llama, told, "line 1: isa was None and is now 'runq'; name")
 
 
 def test_stories_of_two_runs_in_one_file(llama: Llama, told: Path, tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_a_file_of_an_older_release(llama: Llama, told: Path) -> None:
     old = records(told)[0]
     del old["settings"]
     told.write_text(json.dumps(old) + "\n")
-    refused(llama, told, "line 1 does not say with what it was made")
+    refused(llama, told, "line 1 does not say how it was made")
 
 
 # ---- Prompts that are not UTF-8 ----
@@ -268,7 +268,7 @@ def test_the_bytes_of_a_prompt_that_is_not_utf8(llama: Llama, tmp_path: Path) ->
         )
         story = llama.generate(b"caf\xe9", seed=record["seed"], **OPTIONS)
         assert record["text"] == story.read()
-    assert run(llama, path, 3, prompt).startswith("1 stories, 2 were there")
+    assert run(llama, path, 3, prompt).startswith("1 stories, 2 already there")
     refused(llama, path, "the prompt was", prompt="caf\ufffd")
     refused(llama, path, "the prompt was", prompt=os.fsdecode(b"caf\xe8"))
 
@@ -295,12 +295,15 @@ def test_standard_output(tiny_path: Path, tmp_path: Path, target: str) -> None:
     assert shown.returncode == 0, shown.stderr
     streamed = [json.loads(line) for line in shown.stdout.splitlines()]
     assert [r["seed"] for r in sorted(streamed, key=lambda r: r["index"])] == [11, 12, 13]
-    assert "3 stories, 0 were there" in shown.stderr
+    assert "3 stories, 0 already there" in shown.stderr
     run_python(*command(tiny_path, str(tmp_path / "f"), "-i", "ab"))
     assert records(tmp_path / "f") == streamed
     # Into a file, which a second run finds as it would under its own name.
     with (tmp_path / "g").open("ab") as out:
-        for there in ("3 stories, 0 were", "0 stories, 3 were" if target != "-" else "3 stories"):
+        for there in (
+            "3 stories, 0 already",
+            "0 stories, 3 were" if target != "-" else "3 stories",
+        ):
             shown = run_python(
                 *command(tiny_path, target, "-i", "ab"),
                 stdout=out, capture_output=False, stderr=subprocess.PIPE,
@@ -360,7 +363,7 @@ runpy.run_module("pyllama2c", run_name="__main__", alter_sys=True)
     assert shown.stderr == f"pyllama2c: error: {path}: File too large\n"
     assert path.read_bytes().count(b"\n") == len(records(path)) == 1
     shown = run_python(*command(tiny_path, str(path), "-i", "ab"))
-    assert "2 stories, 1 were there" in shown.stderr
+    assert "2 stories, 1 already there" in shown.stderr
 
 
 def test_targets_that_cannot_be_opened(llama: Llama, tmp_path: Path) -> None:

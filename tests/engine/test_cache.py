@@ -211,5 +211,5 @@ def test_a_model_is_not_overwritten(llama: Llama, tiny_path: Path, tmp_path: Pat
 def test_a_pipe_is_not_waited_for(llama: Llama, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path):
-        with pytest.raises(CacheFileError, match="no regular file"):
+        with pytest.raises(CacheFileError, match="not a regular file"):
             llama.load_cache(path)

@@ -251,12 +251,12 @@ def test_sessions_commit_memory_as_it_is_used(resident_kilobytes: Callable[[], i
     with Llama.from_buffer(TinyLlama.random(shape).v0(), threads=1) as llama:
         engine = llama._engine
         for _ in range(4):
-            sessions = [Session(engine.model, engine.pool, engine.computing) for _ in range(3)]
+            sessions = [Session(engine.model, engine.pool, engine.options) for _ in range(3)]
             for session in sessions:
                 session.feed([5] * 8, 0)
         del sessions, session
         before = resident_kilobytes()
-        kept = [Session(engine.model, engine.pool, engine.computing) for _ in range(8)]
+        kept = [Session(engine.model, engine.pool, engine.options) for _ in range(8)]
         assert resident_kilobytes() - before < 1024
         del kept
 

@@ -318,7 +318,7 @@ def test_logprobs_are_those_of_score(llama: Llama, isa: str) -> None:
     engine = llama._engine
     out, err = ffi.new("l2c_batch **"), ffi.new("l2c_error *")
     arguments = (engine.model, engine.pool, 3, 96, lib.L2C_KV_FLOAT32)
-    assert lib.l2c_batch_create(*arguments, engine.computing.isa, out, err) == lib.L2C_OK
+    assert lib.l2c_batch_create(*arguments, engine.options.isa, out, err) == lib.L2C_OK
     batch = ffi.gc(out[0], lib.l2c_batch_free)
     request = make_request([1, 9, 5], 96, seed=3, temperature=1.5, repetition_penalty=1.4)
     prompt = ffi.new("int32_t[]", request.prompt_tokens)
@@ -379,7 +379,7 @@ def test_jsonl_is_completed(tiny_path: Path, tmp_path: Path) -> None:
     whole = out.read_bytes()
     out.write_bytes(whole[:-20])  # as a kill in the middle of a line leaves it
     again = run_python(*command, "-N", "9")
-    assert again.returncode == 0 and "5 stories, 4 were there" in again.stderr, again.stderr
+    assert again.returncode == 0 and "5 stories, 4 already there" in again.stderr, again.stderr
     records = [json.loads(line) for line in out.read_text().splitlines()]
     assert sorted(r["index"] for r in records) == list(range(9))
     with Llama(tiny_path) as llama:

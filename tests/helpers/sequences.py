@@ -9,6 +9,7 @@ from tiny import Shape, TinyLlama
 
 from pyllama2c import Llama
 from pyllama2c._ffi import check, ffi, lib, new_error
+from pyllama2c.engine.session import new_session
 
 Row = tuple[int, int, int]
 
@@ -16,26 +17,13 @@ Row = tuple[int, int, int]
 class Sequences:
     """A C session of several sequences, fed row by row as a test likes."""
 
-    def __init__(self, llama: Llama, n_sequences: int, n_ctx: int = 0):
-        out, err = ffi.new("l2c_session **"), new_error()
-        create = lib.l2c_session_create
-        check(
-            create(
-                llama._engine.model,
-                llama._engine.pool,
-                n_sequences,
-                n_ctx,
-                llama._engine.computing.kv,
-                llama._engine.computing.isa,
-                out,
-                err,
-            ),
-            err,
-        )
-        self.handle = ffi.gc(out[0], lib.l2c_session_free)
+    def __init__(self, llama: Llama, n_sequences: int, context: int = 0):
+        engine = llama._engine
+        self.handle = new_session(engine.model, engine.pool, engine.options, n_sequences, context)
         self.vocab_size = llama.config.vocab_size
 
     def feed(self, rows: list[Row]) -> np.ndarray:
+        """(sequence, position, token) of each row -> float32 logits (len(rows), vocab_size)."""
         data, err = ffi.new("l2c_row[]", [(*row, 1) for row in rows]), new_error()
         check(lib.l2c_session_forward(self.handle, data, len(rows), err), err)
         pointer = lib.l2c_session_logits(self.handle, 0)
