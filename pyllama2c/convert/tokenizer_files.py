@@ -11,7 +11,7 @@ from pyllama2c.convert.json_files import Fields, read_json
 from pyllama2c.convert.sentencepiece_model import read_sentencepiece
 from pyllama2c.convert.tiktoken import read_tiktoken
 from pyllama2c.convert.tokenizer_json import added_tokens, read_tokenizer_json, template
-from pyllama2c.convert.vocabulary import Vocabulary
+from pyllama2c.convert.vocabulary import Added, Vocabulary
 from pyllama2c.errors import CheckpointWarning, TokenizerError, TokenizerNotFoundError
 
 _SPECIAL = ("bos", "eos", "unk", "pad")
@@ -28,21 +28,12 @@ def _is_tiktoken(path: Path) -> bool:
 
 def _put_added(v: Vocabulary, folder: Path, settings: Fields | None) -> None:
     """Tokens that were added to a tokenizer.model, from whichever file lists them."""
-    listed = _json(folder / "tokenizer.json")
+    added = added_tokens(_json(folder / "tokenizer.json"), settings)
     flat = _json(folder / "added_tokens.json")
-    added: list[tuple[object, object, bool]] = []
-    if listed is not None:
-        added = added_tokens(listed)
-    elif settings is not None and settings.get("added_tokens_decoder") is not None:
-        for key, entry in settings.object("added_tokens_decoder").items():
-            if key.isdecimal() and len(key) < 10 and isinstance(entry, dict):
-                added.append((int(key), entry.get("content"), entry.get("special") is True))
-    elif flat is not None:
-        added = [(i, piece, False) for piece, i in flat.items()]
-    for number, text, special in added:
-        old = v.pieces.get(number) if isinstance(number, int) else None
-        if old is None or old[0] != text:
-            v.add(number, text, special)
+    if not added and flat is not None:
+        added = [Added(i, piece) for piece, i in flat.items()]
+    for token in added:
+        v.add(token)
 
 
 def _listed_ends(v: Vocabulary, *sources: Fields | None) -> list[int]:
@@ -137,7 +128,7 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
         _put_added(v, folder, settings)
         _put_ends(v, None, settings)
     elif source.is_file():
-        v = read_tokenizer_json(source, vocab_size)
+        v = read_tokenizer_json(source, vocab_size, settings)
     elif protobuf.is_file():
         v = read_tiktoken(protobuf, vocab_size)
     else:

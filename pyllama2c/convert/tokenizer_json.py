@@ -12,6 +12,7 @@ from pyllama2c.convert.vocabulary import (
     MAX_PIECE,
     NORMAL,
     UNKNOWN,
+    Added,
     Vocabulary,
 )
 from pyllama2c.errors import TokenizerError, UnsupportedError
@@ -157,7 +158,11 @@ def _check_plain(v: Vocabulary, model: Fields) -> None:
 
 
 def _sentencepiece(
-    v: Vocabulary, source: Fields, model: Fields, known: dict[str, object], spaces: tuple[str, bool]
+    v: Vocabulary,
+    model: Fields,
+    known: dict[str, object],
+    spaces: tuple[str, bool],
+    added: list[Added],
 ) -> None:
     v.prepend_scheme, v.split_spaces = spaces
     v.add_space = v.prepend_scheme != "never"
@@ -180,10 +185,9 @@ def _sentencepiece(
             f"{v.path}: neighbouring characters without a piece are one <unk> here, not one each "
             "(model.fuse_unk is false)"
         )
-    added = [entry for entry in source.table("added_tokens") if isinstance(entry, dict)]
-    v.unk_surface = "" if any(e.get("content") == unknown for e in added) else str(unknown or "")
-    plain = {str(e.get("content")) for e in added if e.get("special") is not True}
-    special = {str(e.get("content")) for e in added} - plain
+    v.unk_surface = "" if any(t.text == unknown for t in added) else str(unknown or "")
+    plain = {str(t.text) for t in added if not t.special}
+    special = {str(t.text) for t in added} - plain
     own = {text for text, kind, _ in v.pieces.values() if kind == NORMAL} - special
     if plain & known.keys() or not _scores_say_it(own, merges, ranks):
         if not merges:
@@ -198,24 +202,18 @@ def _joined_by_space(v: Vocabulary, merges: list[tuple[str, str]]) -> list[str]:
     return [f"{left} {right}" for left, right in merges]
 
 
-def _check_added(v: Vocabulary, source: Fields) -> None:
-    """Tokens that are looked for in a way that readers of GGUF do not."""
-    for entry in source.table("added_tokens"):
-        if not isinstance(entry, dict) or entry.get("special") is True:
-            continue
-        odd = [name for name in ("lstrip", "rstrip", "single_word") if entry.get(name) is True]
-        if v.prepend_scheme == "every" and entry.get("normalized") is True:
-            odd.append("normalized")  # with a space in front, as a text has it
-        if odd:
-            raise UnsupportedError(
-                f"{v.path}: the added token {str(entry.get('content'))[:50]!r} is {odd[0]}"
-            )
-
-
-def added_tokens(source: Fields) -> list[tuple[object, object, bool]]:
-    """id, text, and whether it is special: what was added to a tokenizer later."""
-    entries = [e for e in source.table("added_tokens") if isinstance(e, dict)]
-    return [(e.get("id"), e.get("content"), e.get("special") is True) for e in entries]
+def added_tokens(source: Fields | None, settings: Fields | None) -> list[Added]:
+    """What was added to a tokenizer: as tokenizer.json lists it, and tokenizer_config.json, whose
+    word is the last."""
+    listed = source.table("added_tokens") if source is not None else []
+    added = [Added.of(entry, entry.get("id")) for entry in listed if isinstance(entry, dict)]
+    if settings is None or settings.get("added_tokens_decoder") is None:
+        return added
+    for key, entry in settings.object("added_tokens_decoder").items():
+        if key.isdecimal() and len(key) < 10 and isinstance(entry, dict):
+            added = [token for token in added if token.number != int(key)]
+            added.append(Added.of(entry, int(key)))
+    return added
 
 
 def template(source: Fields) -> list[str | None] | None:
@@ -228,21 +226,21 @@ def template(source: Fields) -> list[str | None] | None:
     return None
 
 
-def read_tokenizer_json(path: Path, vocab_size: int) -> Vocabulary:
+def read_tokenizer_json(path: Path, vocab_size: int, settings: Fields | None = None) -> Vocabulary:
     """TokenizerError for a damaged file; UnsupportedError for what GGUF has no words for."""
     source = read_json(path, TokenizerError)
     model = source.object("model")
     if model.text("type", "BPE") != "BPE":
         raise UnsupportedError(f"{path}: a tokenizer of type {model.text('type')[:50]}, not BPE")
-    added = added_tokens(source)
-    later = [text for i, text, _ in added if type(i) is int and i >= vocab_size]
+    added = added_tokens(source, settings)
+    later = [t.text for t in added if type(t.number) is int and t.number >= vocab_size]
     known: dict[str, object] = {
         text: number for text, number in model.object("vocab").items() if text not in later
     }
     spaces = _spaces(source)
     if spaces is not None:
         v = Vocabulary(path, "llama", vocab_size)
-        _sentencepiece(v, source, model, known, spaces)
+        _sentencepiece(v, model, known, spaces, added)
     elif model.boolean("byte_fallback", False):
         raise UnsupportedError(f"{path}: it has byte_fallback, but no spaces as SentencePiece")
     else:
@@ -251,11 +249,8 @@ def read_tokenizer_json(path: Path, vocab_size: int) -> Vocabulary:
         for text, number in known.items():
             v.put(number, text, NORMAL)
     _check_plain(v, model)
-    _check_added(v, source)
     if len(v.pieces) != len(known):
         raise TokenizerError(f"{path}: two pieces of model.vocab have one id")
-    for i, content, special in added:
-        old = v.pieces.get(i) if isinstance(i, int) else None
-        if old is None or old[0] != content or old[1] == NORMAL:
-            v.add(i, content, special)
+    for token in added:
+        v.add(token)
     return v

@@ -38,7 +38,7 @@ class ByteLevelTokenizer(BaseTokenizer):
     """`tokenizer.ggml.model` "gpt2"."""
 
     def __init__(self, v: Vocabulary):
-        super().__init__(v.of_type(CONTROL, UNKNOWN), v.of_type(USER_DEFINED))
+        super().__init__(v.of_type(CONTROL, UNKNOWN), v.of_type(USER_DEFINED), v.strips)
         self.path, self.vocab_size = v.path, v.size
         self.bos_id, self.eos_id, self.ends = v.bos, v.eos, v.ends
         self.unk_id, self.pad_id = v.unknown, v.padding

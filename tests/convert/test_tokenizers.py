@@ -391,8 +391,10 @@ def with_added(**flags: bool) -> dict[str, Any]:
         (with_model(ignore_merges=True), "takes words without merging"),
         (with_model(end_of_word_suffix="</w>"), "model.end_of_word_suffix is '</w>'"),
         (with_model(byte_fallback=False), "fuse_unk is false"),
-        (with_added(lstrip=True), "the added token 'x' is lstrip"),
+        (with_added(single_word=True), "the added token 'x' is single_word"),
+        (with_added(single_word=True, special=True), "the added token 'x' is single_word"),
         (with_added(normalized=True), "the added token 'x' is normalized"),
+        (with_added(normalized=True, special=True), "the added token 'x' is normalized"),
     ],
 )
 def test_refused_json_of_sentencepiece(source: dict[str, Any], message: str, folder: Path) -> None:
