@@ -15,6 +15,8 @@ from pyllama2c.convert.vocabulary import Added, Vocabulary
 from pyllama2c.errors import CheckpointWarning, TokenizerError, TokenizerNotFoundError
 
 _SPECIAL = ("bos", "eos", "unk", "pad")
+_MORE_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
+"""arrays of tokens, or objects by name, in transformers 4 and 5"""
 
 
 def _json(path: Path) -> Fields | None:
@@ -63,9 +65,12 @@ def _put_special(v: Vocabulary, folder: Path, settings: Fields | None) -> None:
     texts = [s for s in (settings, _json(folder / "special_tokens_map.json")) if s is not None]
     generation, model = _json(folder / "generation_config.json"), _json(folder / "config.json")
     v.ends = _listed_ends(v, generation, model)
+    for listed in (source.get(name) for source in texts for name in _MORE_SPECIAL):
+        for token in listed.values() if isinstance(listed, dict) else listed or ():
+            v.make_special(_content(token) or "")
     for name in _SPECIAL:
         tokens = [source.get(f"{name}_token") for source in texts]
-        found = [v.find(t) for t in map(_content, tokens) if t is not None]
+        found = [v.make_special(t) for t in map(_content, tokens) if t is not None]
         number = next((i for i in found if i is not None), None)
         if number is None and getattr(v, name) is None:
             ids = [s.get(f"{name}_token_id") for s in (generation, model) if s is not None]

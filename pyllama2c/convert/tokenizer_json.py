@@ -12,6 +12,7 @@ from pyllama2c.convert.vocabulary import (
     MAX_PIECE,
     NORMAL,
     UNKNOWN,
+    USER_DEFINED,
     Added,
     Vocabulary,
 )
@@ -186,7 +187,7 @@ def _sentencepiece(
             "(model.fuse_unk is false)"
         )
     v.unk_surface = "" if any(t.text == unknown for t in added) else str(unknown or "")
-    plain = {str(t.text) for t in added if not t.special}
+    plain = {str(t.text) for t in added if t.type == USER_DEFINED}
     special = {str(t.text) for t in added} - plain
     own = {text for text, kind, _ in v.pieces.values() if kind == NORMAL} - special
     if plain & known.keys() or not _scores_say_it(own, merges, ranks):

@@ -46,6 +46,11 @@ class Added(NamedTuple):
         flags = {name: entry.get(name) is True for name in cls._fields[2:]}
         return cls(number, entry.get("content"), **flags)
 
+    @property
+    def type(self) -> int:
+        """What is special is a control token, but a single character is always text."""
+        return CONTROL if self.special and len(str(self.text)) > 1 else USER_DEFINED
+
 
 @dataclass
 class Vocabulary:
@@ -109,11 +114,11 @@ class Vocabulary:
         number = token.number
         old = self.pieces.get(number) if type(number) is int else None
         if old is None or old[0] != token.text or old[1] == NORMAL:
-            self.put(number, token.text, CONTROL if token.special else USER_DEFINED)
+            self.put(number, token.text, token.type)
         if type(number) is not int or number not in self.pieces:
             return  # left out
         odd = [name for name in ("single_word",) if getattr(token, name)]
-        if self.model == "llama" and self.prepend_scheme is None and not token.special:
+        if self.model == "llama" and self.prepend_scheme is None and token.type == USER_DEFINED:
             odd += [name for name in ("lstrip", "rstrip") if getattr(token, name)]
         if self.prepend_scheme == "every" and token.normalized:
             odd.append("normalized")  # with a space in front, as a text has it
@@ -123,6 +128,15 @@ class Vocabulary:
             numbers.discard(number)
             if getattr(token, name):
                 numbers.add(number)
+
+    def make_special(self, text: str) -> int | None:
+        """The id of a piece, where there is one, which other files name as special."""
+        number = self.find(text)
+        if number is not None:
+            _, kind, score = self.pieces[number]
+            if kind in (NORMAL, USER_DEFINED):
+                self.pieces[number] = (text, Added(number, text, special=True).type, score)
+        return number
 
     def warn_of_left_out(self) -> None:
         """CheckpointWarning that names some of them."""

@@ -97,3 +97,33 @@ def test_what_a_tokenizer_model_cannot_say(tmp_path: Path) -> None:
         path.write_text(json.dumps({"added_tokens_decoder": decoder}))
         with pytest.raises(UnsupportedError, match=f"the added token '~x~' is {flag}"):
             read_vocabulary(tmp_path, VOCAB)
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("text", ["a", "b", "é", "☃"])
+def test_a_single_character_stays_text(
+    text: str, kind: str, special: bool, named: bool, tmp_path: Path
+) -> None:
+    """Such as the "!" that fine-tunes have for padding: wherever a text has the character, it is
+    the token, and the token is the character."""
+    source = with_added(SOURCES[kind], token(text, special=special))
+    ours, theirs = both(tmp_path, source, tokenizer_config={"pad_token": text} if named else {})
+    for said in ("ab", f"a{text}{text}b", "cab é日é", "語"):
+        ids = ours.encode(said)
+        assert ids == ours.encode(said, special=True) == theirs.encode(said).ids
+        if kind == "bytes" and text != "é":  # which is how a byte is written
+            assert ours.decode(ids) == said
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_named_tokens_are_special(kind: str, tmp_path: Path) -> None:
+    """Also those that nobody added: transformers adds them."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "ab"}
+    for changes in ({}, {"pad_token": "b"}, {"pad_token": "<s>", "extra_special_tokens": ["ab"]}):
+        ours, _ = both(tmp_path, with_added(SOURCES[kind]), tokenizer_config=settings | changes)
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+        for text in ("abab", " ab", "b ab bab"):
+            assert ours.encode(text, special=True) == theirs(text).input_ids

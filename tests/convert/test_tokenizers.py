@@ -146,7 +146,7 @@ def test_added_tokens_and_settings(folder: Path) -> None:
     path.write_text(json.dumps(config | {"added_tokens_decoder": decoder}))
     first = converted(folder)
     assert first["tokens"][265:269] == [SPACE + "ab", "<|im_end|>", "<pad>", "[PAD268]"]
-    assert first["token_type"][265:269] == [1, 3, 4, 5]
+    assert first["token_type"][265:269] == [1, 3, 3, 5]  # what is named is special
     ids = [first[f"{name}_token_id"] for name in ("unknown", "bos", "eos", "padding")]
     assert ids == [0, 1, 266, 267]
     assert (first["add_bos_token"], first["add_eos_token"]) == (False, True)
