@@ -10,9 +10,14 @@ from pathlib import Path
 from pyllama2c.convert.json_files import Fields, read_json
 from pyllama2c.convert.sentencepiece_model import read_sentencepiece
 from pyllama2c.convert.tiktoken import read_tiktoken
-from pyllama2c.convert.tokenizer_json import added_tokens, read_tokenizer_json, template
+from pyllama2c.convert.tokenizer_json import added_tokens, around, read_tokenizer_json
 from pyllama2c.convert.vocabulary import Added, Vocabulary
-from pyllama2c.errors import CheckpointWarning, TokenizerError, TokenizerNotFoundError
+from pyllama2c.errors import (
+    CheckpointWarning,
+    TokenizerError,
+    TokenizerNotFoundError,
+    UnsupportedError,
+)
 
 _SPECIAL = ("bos", "eos", "unk", "pad")
 _MORE_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
@@ -87,14 +92,18 @@ def _content(token: object) -> str | None:
 
 
 def _put_ends(v: Vocabulary, source: Fields | None, settings: Fields | None) -> None:
-    """Whether texts begin with BOS and end with EOS."""
-    around = template(source) if source is not None else None
-    if around is not None:
-        first, last = (
-            v.find(text) if text is not None else None for text in (around[0], around[-1])
-        )
-        v.add_bos = first is not None and first == v.bos
-        v.add_eos = last is not None and last == v.eos
+    """Whether texts begin with BOS and end with EOS. A tokenizer.json alone says so: transformers
+    does not ask the settings then."""
+    if source is not None:
+        before, after = around(source)
+        for ids, known, where in ((before, v.bos, "before"), (after, v.eos, "behind")):
+            if ids not in ([], [known]):
+                texts = ", ".join(repr(v.pieces[i][0]) if i in v.pieces else str(i) for i in ids)
+                raise UnsupportedError(
+                    f"{source.path}: post_processor puts {texts[:100]} {where} a text, where GGUF "
+                    f"has {'EOS' if where == 'behind' else 'BOS'} or nothing"
+                )
+        v.add_bos, v.add_eos = bool(before), bool(after)
     elif settings is not None:
         v.add_bos = settings.boolean("add_bos_token", v.add_bos)
         v.add_eos = settings.boolean("add_eos_token", v.add_eos)

@@ -217,14 +217,32 @@ def added_tokens(source: Fields | None, settings: Fields | None) -> list[Added]:
     return added
 
 
-def template(source: Fields) -> list[str | None] | None:
-    """What is put around a text, None for the text itself; None: nothing is said about it."""
-    for step in _steps(source.get("post_processor"), "processors"):
-        single = step.get("single")
-        if step.get("type") == "TemplateProcessing" and isinstance(single, list):
-            tokens = [e.get("SpecialToken") if isinstance(e, dict) else None for e in single]
-            return [str(t.get("id")) if isinstance(t, dict) else None for t in tokens]
-    return None
+def _around(step: Any) -> tuple[list[int], list[int]]:
+    """Ids that a step of the post-processor puts before a text and behind it."""
+    if step["type"] in ("BertProcessing", "RobertaProcessing"):
+        return [step["cls"][1]], [step["sep"][1]]
+    sides: list[list[int]] = [[]]
+    for each in step["single"]:
+        if "Sequence" in each:
+            sides.append([])
+        else:
+            sides[-1] += step["special_tokens"][each["SpecialToken"]["id"]]["ids"]
+    before, after = sides
+    return before, after
+
+
+def around(source: Fields) -> tuple[list[int], list[int]]:
+    """Ids that are put before a text and behind it."""
+    steps = _steps(source.get("post_processor"), "processors")
+    steps = [step for step in steps if step.get("type") != "ByteLevel"]  # which puts nothing
+    if not steps:
+        return [], []
+    try:
+        (step,) = steps
+        before, after = ([*map(int, ids)] for ids in _around(step))
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError):
+        raise source.fail("post_processor", "one TemplateProcessing around one text") from None
+    return before, after
 
 
 def read_tokenizer_json(path: Path, vocab_size: int, settings: Fields | None = None) -> Vocabulary:
@@ -254,4 +272,7 @@ def read_tokenizer_json(path: Path, vocab_size: int, settings: Fields | None = N
         raise TokenizerError(f"{path}: two pieces of model.vocab have one id")
     for token in added:
         v.add(token)
+    before, after = around(source)
+    v.bos = before[0] if len(before) == 1 and before[0] in v.pieces else None
+    v.eos = after[0] if len(after) == 1 and after[0] in v.pieces else None
     return v

@@ -266,7 +266,8 @@ def test_llama_3(folder: Path) -> None:
     """Its split, BOS by post-processor, merges as pairs, the template of several called default."""
     source = byte_level(LLAMA3_PRE, ignore_merges=True, merges=[["a", "b"], ["Ġ", "ab"]])
     single = [{"SpecialToken": {"id": "<|im_start|>"}}, {"Sequence": {"id": "A"}}]
-    template = {"type": "TemplateProcessing", "single": single}
+    special = {"<|im_start|>": {"id": "<|im_start|>", "ids": [260], "tokens": ["<|im_start|>"]}}
+    template = {"type": "TemplateProcessing", "single": single, "special_tokens": special}
     steps = [{"type": "ByteLevel"}, template]
     source["post_processor"] = {"type": "Sequence", "processors": steps}
     (folder / "tokenizer.json").write_text(json.dumps(source))
