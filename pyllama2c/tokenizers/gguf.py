@@ -170,7 +170,8 @@ class Vocabulary:
         return self._list("scores", float)
 
     def merges(self) -> list[str]:
-        return self.of("merges", self.field(self._gguf, "merges", list), str)
+        # Writers leave empty lists out.
+        return self.of("merges", self.field(self._gguf, "merges", list, []), str)
 
     def own(self, name: str, kind: type, default: Any) -> Any:
         """What a key of ours says, which `convert` writes where GGUF has no words for it."""

@@ -88,6 +88,13 @@ def test_the_settings_have_the_last_word(kind: str, tmp_path: Path) -> None:
     assert user not in ours.encode("<|user|>")
 
 
+def test_bytes_without_merges(tmp_path: Path) -> None:
+    source = byte_level(merges=[])
+    ours, theirs = both(tmp_path, with_added(source))
+    for text in ("ab cd", "é"):
+        assert ours.encode(text) == theirs.encode(text).ids
+
+
 def test_what_a_tokenizer_model_cannot_say(tmp_path: Path) -> None:
     """Its user-defined tokens are found by the engine, as SentencePiece finds them."""
     (tmp_path / "tokenizer.model").write_bytes(sentencepiece())

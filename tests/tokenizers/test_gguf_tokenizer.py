@@ -210,7 +210,6 @@ HOSTILE = [
     (with_entry(BPE(), "tokens", 262, "he"), "pieces 259 and 262 are the same"),
     (with_entry(BPE(), "merges", 0, "h"), "merge 0 .* is not of two pieces that make a third"),
     (with_entry(BPE(), "merges", 0, "h x"), "merge 0 .* is not of two pieces that make a third"),
-    (changed(BPE(), "merges"), "merges is missing"),
     (changed(BPE(), "merges", [1], INT32), "merges holds something else than str"),
     (changed(BPE(), "model", "t5"), "tokenizer.ggml.model is 't5'; known: llama, gpt2"),
     (changed(BPE(), "model", 1, UINT32), "tokenizer.ggml.model is 1; it must be a str"),
@@ -268,6 +267,11 @@ def test_bytes_whose_token_is_something_else_too(type_: int) -> None:
     tokenizer = read(keys)
     assert tokenizer.encode("hi!!") == [3 + byte for byte in b"hi!!"]
     assert tokenizer.decode(tokenizer.encode("hi!!")) == "hi!!"
+
+
+def test_no_merges() -> None:
+    tokenizer = read(changed(byte_level_keys(), "merges"))
+    assert tokenizer.encode("hello é") == [3 + byte for byte in "hello é".encode()]
 
 
 def test_a_newline_that_ends_a_text(kind: str) -> None:
