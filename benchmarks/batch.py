@@ -3,9 +3,9 @@
     python benchmarks/batch.py [--largest 256] [--json benchmarks/results/batch.json]
 
 Temperature 1, top-p 0.9; as many stories as the batch has room for, of equal length. Includes all
-that generate_batch does: memory for the sequences, the prompts (two tokens each: BOS alone has
-zeros for its embedding here, and all tokens are as likely after it), sampling, text. "Python" is
-the share of the time that is not spent in C's functions.
+that generate_batch does: memory for the sequences, the prompts (two tokens each: after BOS alone,
+whose embedding is zeros here, all tokens are equally likely), sampling, text. "Python" is the share
+of the time that is spent outside C's functions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pyllama2c.generation import batch as batch_module
 
 
 class TimedLibrary:
-    """The C library as batch.py sees it, with a clock around its functions."""
+    """The C library for generation/batch.py, with a clock around each function."""
 
     def __init__(self, library: Any):
         self.library, self.seconds = library, 0.0
@@ -56,7 +56,7 @@ def main() -> None:
     batch_module.lib = library
 
     def tell(case: tuple[Llama, int], number: int) -> tuple[float, float]:
-        """Seconds of a token, and of these in Python."""
+        """Seconds per token, and those of them in Python."""
         llama, batch = case
         library.seconds, started = 0.0, perf_counter()
         stories = list(

@@ -2,11 +2,11 @@
 
     python benchmarks/breakdown.py [--threads 1] [--json benchmarks/results/breakdown.json]
 
-One story, no speculation. The parts are timed inside the generator itself, within the same tokens
-as the whole, so that their differences are not those of a machine between two runs: the two C
-functions, the methods feed and sample of Session around them, and the text of a token. Timers cost
-a little, which is measured and taken off. "generator over C" is all that is not in the C functions,
-as a share of what is. The whole is also told without timers, in the same rounds.
+One story, no speculation. The parts are timed within the same tokens as the whole, so that drift of
+the machine between runs does not matter: the two C functions, Session's methods feed and sample
+around them, and the text of a token. The cost of the timers is measured and subtracted. "generator
+over C" is all that is outside the C functions, as a share of what is inside. The same story is also
+timed as a whole, without timers in it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Timed:
 
 
 class TimedLibrary:
-    """The C library as session.py sees it, two of its functions with a clock."""
+    """The C library for engine/session.py, two of its functions with a clock."""
 
     def __init__(self) -> None:
         self.l2c_session_forward = Timed(lib.l2c_session_forward)
@@ -61,7 +61,7 @@ class TimedLibrary:
 
 
 class Clocks:
-    """Puts the clocks in, and takes them out again."""
+    """Replaces the timed functions, and restores them."""
 
     def __enter__(self) -> dict[str, Timed]:
         library = TimedLibrary()
@@ -79,7 +79,7 @@ class Clocks:
 
 
 def cost_of_a_clock() -> tuple[float, float]:
-    """Seconds that a clock shows for a function that does nothing, and that it takes besides."""
+    """Seconds that a clock shows for a call of an empty function, and that it adds to the whole."""
 
     def nothing() -> None:
         pass
@@ -100,7 +100,7 @@ def cost_of_a_clock() -> tuple[float, float]:
 
 
 def tell(llama: Llama, seed: int, tokens: int, clocks: dict[str, Timed]) -> dict[str, float]:
-    """Microseconds of a token, the first excluded, by the clocks there are and as a whole."""
+    """Microseconds per token, the first excluded: by each clock, and as a whole."""
     story = llama.generate([1], max_tokens=tokens, seed=seed)
     next(story)
     for clock in clocks.values():
@@ -125,7 +125,7 @@ def main() -> None:
         bare = tell(llama, number + 1, tokens, {})["whole"]
         with Clocks() as clocks:
             times = tell(llama, number + 1, tokens, clocks)
-        # Two of the clocks are C's, which stand within the ones of feed() and sample().
+        # The clocks of the two C functions are within those of feed() and sample().
         forward, sample, text = (times[name] - shown for name in ("forward", "sample", "text"))
         methods = times["feed()"] + times["sample()"] - 2 * (shown + taken) - forward - sample
         whole = times["whole"] - len(PARTS) * taken

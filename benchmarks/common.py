@@ -33,7 +33,7 @@ Figure = TypeVar("Figure")
 
 
 def parser(description: str | None, rounds: int = 9) -> argparse.ArgumentParser:
-    """With the options that every benchmark has."""
+    """A parser with the options that every benchmark has."""
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -72,6 +72,11 @@ def interleaved(
             if number > 0:
                 kept.append(figure)
     return figures
+
+
+def is_ours(engine: str) -> bool:
+    """Whether an engine of peers.py is pyllama2c, in one mode or another."""
+    return engine.startswith("pyllama2c")
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

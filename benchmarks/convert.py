@@ -61,7 +61,7 @@ def _weights(c: Config, tensors: dict[str, Array]) -> Iterator[tuple[str, int | 
 
 
 def _halves(w: Array, head_size: int) -> Array:
-    """Rows of wq or wk for rotating (i, i + head_size/2), as Hugging Face does, where run.c
+    """Rows of wq or wk in Hugging Face's order, which rotates (i, i + head_size/2), where run.c
     rotates (2i, 2i + 1)."""
     rows, dim = w.shape
     heads = w.reshape(rows // head_size, head_size // 2, 2, dim)

@@ -81,13 +81,13 @@ def tell(case: Case, number: int, tokens: int) -> dict[str, Any]:
 
 def measure_stories(cases: list[Case], rounds: int, tokens: int) -> list[dict[str, Any]]:
     figures = interleaved(cases, rounds, lambda case, number: tell(case, number, tokens))
-    told: dict[tuple[str, int], list[int]] = {}
+    stories: dict[tuple[str, int], list[int]] = {}
     rows = []
     for case, runs in zip(cases, figures, strict=True):
         for number, run in enumerate(runs):
-            same = told.setdefault((case.name.dtype, number), run["story"])
+            same = stories.setdefault((case.name.dtype, number), run["story"])
             if same != run["story"]:
-                raise SystemExit(f"{case.name}: not the story that {case.name.dtype} told before")
+                raise SystemExit(f"{case.name}: another story than {case.name.dtype} before")
         drafted = sum(run["drafted"] for run in runs)
         rows.append(
             {
@@ -130,7 +130,7 @@ def stories_table(rows: list[dict[str, Any]]) -> str:
 
 
 def at_positions(case: Case, ids: list[int], positions: list[int]) -> list[float]:
-    """Seconds of a token at each position; what came before it is in the cache by then."""
+    """Seconds per token at each position; what precedes it is cached by then."""
     seconds = []
     for position in positions:
         story = case.llama.generate(ids[: position - WINDOW], max_tokens=WINDOW + 1, seed=1)

@@ -25,7 +25,7 @@ FLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-pthread", 
 
 
 def source(name: str, scratch: Path) -> Path:
-    """The folder of a revision's csrc, or of one that is there already."""
+    """The csrc of a git revision, extracted to `scratch`, or of a folder."""
     if Path(name).is_dir():
         return Path(name) / "csrc"
     command = ["git", "-C", str(ROOT), "archive", name, "csrc"]
@@ -37,7 +37,7 @@ def source(name: str, scratch: Path) -> Path:
 
 
 def compiled(csrc: Path, to: Path) -> Path:
-    """A shared library that, unlike the package's, shows the kernels' tables."""
+    """A shared library that, unlike the package's, exports the kernels' tables."""
     files = sorted(str(path) for path in csrc.rglob("*.c"))
     include = [f"-I{csrc}", f"-I{csrc / 'kernels'}"]
     command = ["gcc", *FLAGS, *include, "-shared", "-fPIC", "-Wl,-Bsymbolic", *files, "-lm"]

@@ -1,11 +1,11 @@
-"""What the kernels reach by themselves, and the quantized products within a forward pass.
+"""What the kernels reach alone, and the quantized products within a forward pass.
 
     python benchmarks/kernels.py [--isa avx2] [--json benchmarks/results/kernels.json]
 
 Kernels run on one thread. GB/s count every input and output once (in place: once); operations are
 additions and multiplications of products, and values of exp, softmax and swiglu. "in cache" is
-wq's shape: its Gop/s at 64 rows are what this kernel reaches when memory does not hold it up, and
-so a lower bound of the processor's FMA peak, which is not measured as such. Forward passes feed one
+wq's shape: its Gop/s at 64 rows are what the kernel reaches when memory does not limit it, hence a
+lower bound of the processor's FMA peak, which is not measured itself. Forward passes feed one
 row at position 0, or 64 at positions 0 to 63, of one sequence through the whole synthetic model,
 logits of every row wanted: GMAC/s are those of its matrices, attention not counted, GB/s the bytes
 of weights (once a pass) beside what the same threads read of one long matrix.
@@ -99,7 +99,7 @@ def make_kernels(shape: str) -> list[Kernel]:
 
 
 def seconds_of(k: Kernel, isa: int, at_least: float) -> float:
-    """Of one call from Python: the median of three loops that are long enough for the clock."""
+    """Per call from Python: the median of three loops that are long enough for the clock."""
     call, arguments = k.call, (isa, *k.arguments)
 
     def loop(count: int) -> float:
@@ -115,7 +115,7 @@ def seconds_of(k: Kernel, isa: int, at_least: float) -> float:
 
 
 def macs_of(shape: str) -> int:
-    """Multiplications of a row with the model's matrices."""
+    """Multiply-accumulates of one row with the model's matrices."""
     dim, hidden, layers, heads, kv_heads, vocab, _ = SHAPES[shape]
     kv = dim // heads * kv_heads
     return layers * (2 * dim * dim + 2 * dim * kv + 3 * dim * hidden) + abs(vocab) * dim

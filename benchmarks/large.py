@@ -1,10 +1,10 @@
-"""Models of many gigabytes: do they load, how fast are they, and is their memory what `info` says?
+"""Models of many gigabytes: do they load, how fast are they, and does `info` predict their memory?
 
     python benchmarks/large.py [--folder /tmp] [--json benchmarks/results/large.json]
 
 Writes a GGUF file of random int8 or int4 blocks in a model's exact shape (streamed: no float32 copy
-exists anywhere; up to 7.2 GB of disk, removed again), opens it in a fresh interpreter, reads a
-prompt and tells a story to the end of --context, so that all its memory is used. Peaks are the
+is ever made; up to 7.2 GB of disk, removed again), opens it in a fresh interpreter and generates to
+the end of --context, so that all its memory is used. Peaks are the
 system's VmHWM, in which pages of the mapped file count while they are mapped, less what the
 interpreter had before it opened the model. Needs the gguf package (pip install .[convert]).
 """
@@ -25,18 +25,18 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from pyllama2c.cli.bench import tokenizer_image
 from pyllama2c.cli.info import describe
 
-# dim, hidden_dim, layers, heads, key heads, vocabulary, context
+# dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len
 SHAPES = {
     "llama-2-7b": (4096, 11008, 32, 32, 32, 32000, 4096),
     "open_llama_3b": (3200, 8640, 26, 32, 32, 32000, 2048),
 }
-# of a block of 32 values: the type, bytes of integers, the scale that makes weights of about 0.02
+# blocks of 32 values: type, bytes of integers, the scale for weights of about 0.02
 BLOCKS = {
     "int8": (GGMLQuantizationType.Q8_0, 32, 0.02 / 74),
     "int4": (GGMLQuantizationType.Q4_0, 16, 0.02 / 4.6),
 }
 PIECE = 1 << 20
-"""blocks that are made once and written over and over, from another start each time"""
+"""blocks that are made once and written repeatedly, each time from another start"""
 
 CHILD = """
 import json, sys, time
@@ -168,7 +168,7 @@ def main() -> None:
                 row = measure(Path(folder), shape, dtype, arguments.context, arguments.tokens)
             rows.append(row)
             print(json.dumps(row), file=sys.stderr)
-    head = ["GB", "file", "predicted peak", "peak", "off by", "opened", "told", "s to open"]
+    head = ["GB", "file", "predicted peak", "peak", "off by", "opened", "resident", "s to open"]
     head += ["prefill tok/s", "tok/s", "GB/s"]
     lines = [
         [

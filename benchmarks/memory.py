@@ -3,8 +3,8 @@
     python benchmarks/memory.py [--rounds 3] [--json benchmarks/results/memory.json]
 
 Each case is a fresh interpreter that reads its own /proc/self/smaps_rollup (Linux): Rss counts
-every page that is there, Pss a page that n processes share as 1/n; the peak is VmHWM. Megabytes of
-10^6 bytes. "weights" is what a token reads (with a draft, of both); a story has the whole context.
+every resident page, Pss a page that n processes share as 1/n; the peak is VmHWM. Megabytes of
+10^6 bytes. "weights" is what a token reads (the draft's included); a story has the whole context.
 """
 
 from __future__ import annotations

@@ -5,12 +5,11 @@
 Peers, each where it is installed: llama-cpp-python (with gguf), OpenVINO (exported by
 optimum-intel), CTranslate2, transformers; binaries of llama2.c (run.c, runq.c) as they are given.
 Scenarios: one stream (decode), many streams (batch), a prompt up to its last logits (prefill).
-Every engine has a process of its own, which only works when it is asked to: no engine's idle
-threads or memory allocator disturb another's turn, and one that hangs or crashes is left out and
-named.
+Every engine has a process of its own, which works only in its turn: no engine's idle threads or
+memory allocator disturb another's, and one that hangs or crashes is left out and named.
 
 Before anything is timed every engine continues a few prompts greedily. A float32 engine whose
-tokens are not those of pyllama2c's float32 is called wrong and not timed. Engines are driven
+tokens are not those of pyllama2c's float32 is reported as wrong and not timed. Engines are driven
 through the fastest interface that gives token ids: llama.cpp through llama_decode, OpenVINO through
 its infer request. Ratios are taken round by round, so that drift of the machine cancels.
 """
@@ -34,7 +33,7 @@ from typing import Any
 
 import convert
 import numpy as np
-from common import finish, model_files, parser, processor
+from common import finish, is_ours, model_files, parser, processor
 
 from pyllama2c import Llama
 from pyllama2c.cli.bench import SHAPES, read_bandwidth
@@ -43,7 +42,7 @@ from pyllama2c.convert.quantize import quantize_file
 FIRST_BYTE, SPACE, FIRST_WORD = 3, 259, 260
 """ids of synthetic_files' pieces: of byte 0, of " " and of " w0" """
 PROMPTS = 8
-"""of a turn of prefill: one alone is over before the caches are the engine's own again"""
+"""in a turn of prefill: one alone ends before the processor's caches hold the engine's weights"""
 NOTE = """\
 pyllama2c, run.c and runq.c sample (temperature 1, top-p 0.9); the other engines decode greedily,
 without sampling, which is less work and favours them. In prefill nothing is sampled."""
@@ -73,7 +72,7 @@ class Engine:
         raise NotImplementedError
 
     def prefill(self, prompts: list[list[int]]) -> list[int]:
-        """The likeliest next token of each prompt; one after the other."""
+        """The likeliest next token of each prompt; one prompt after the other."""
         return [self.decode(prompt, 1, None)[0] for prompt in prompts]
 
 
@@ -97,13 +96,13 @@ class Pyllama2c(Engine):
         return [c.tokens for c in self.llama.generate_batch(prompts, **options)]
 
     def sweep(self) -> tuple[int, float]:
-        """The bytes of weights that a token reads, and the bytes a second that can be read."""
+        """Bytes of weights that a token reads, and the read bandwidth in bytes per second."""
         return self.llama.sweep_bytes, read_bandwidth(self.llama.sweep_bytes, self.llama.threads)
 
 
 class Binary(Engine):
     """run.c or runq.c: a process a story; the speed is the one it prints (from the first token on).
-    Prompts are BOS, or `letters` as byte pieces, which is what run.c makes of them here."""
+    Prompts are BOS, a space and letters, which run.c's tokenizer makes byte pieces of here."""
 
     def __init__(self, s: Setup, path: str, model: Path):
         self.command = [path, str(model), "-z", str(s.tokenizer), "-p", "0.9"]
@@ -127,7 +126,7 @@ class LlamaCpp(Engine):
         import llama_cpp
 
         self.api, self.setup, self.contexts = llama_cpp, s, dict[int, Any]()
-        self.capacity = max(512, s.positions)  # tokens of a call
+        self.capacity = max(512, s.positions)  # tokens per call
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
         self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
@@ -307,7 +306,7 @@ def entries(arguments: argparse.Namespace, int8_model: Path) -> dict[str, Entry]
 
 
 def serve(pipe: Any, log: str, engine: type[Engine], s: Setup, arguments: tuple[Any, ...]) -> None:
-    """The process of one engine: does what it is asked, tells the result and the seconds."""
+    """The process of one engine: answers each request with its result and the seconds it took."""
     with open(log, "w") as file:  # engines print a lot, from C too
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -367,22 +366,22 @@ Stories = list[tuple[list[int], list[int]]]
 
 
 def right_stories(s: Setup, n: int) -> tuple[Stories, str]:
-    """Prompts, how they go on for n tokens, and the instruction set of the engine that says so.
+    """Prompts with their greedy continuations of n tokens, by pyllama2c in float32, and its isa.
 
-    Synthetic models like to repeat one word, which wrong weights would do too: of many prompts,
-    the 8 whose words change most, none of them a word of the prompt.
+    Synthetic models tend to repeat one word, which wrong weights would do, too: of many prompts,
+    the 8 with the most different words, all of them words.
     """
     letters = np.frombuffer(b"abcdefghijklmnopqrstuv", np.uint8).astype(int) + FIRST_BYTE
     rows = np.random.default_rng(5).choice(letters, (256, 30))
     prompts = [[1, SPACE, *row] for row in rows.tolist()]
     with Llama(s.model, s.tokenizer, speculative=False, threads=s.threads) as llama:
         batch = llama.generate_batch(prompts, in_order=True, max_tokens=n, temperature=0)
-        told = [(c.prompt_tokens, c.tokens) for c in batch if min(c.tokens) >= FIRST_WORD]
-        return sorted(told, key=lambda pair: -len(set(pair[1])))[:8], llama.isa
+        stories = [(c.prompt_tokens, c.tokens) for c in batch if min(c.tokens) >= FIRST_WORD]
+        return sorted(stories, key=lambda pair: -len(set(pair[1])))[:8], llama.isa
 
 
 def agreement(worker: Worker, e: Entry, right: Stories) -> tuple[int, int]:
-    """Greedy tokens before the first that differs, in every mode, and how many there were."""
+    """Greedy tokens before the first that differs, in every mode, and how many there are."""
     n = len(right[0][1])
     found = [(worker.ask("decode", prompt, n, None)[0], story) for prompt, story in right]
     if "batch" in e.modes:
@@ -398,7 +397,7 @@ def agreement(worker: Worker, e: Entry, right: Stories) -> tuple[int, int]:
 
 
 def start(a: argparse.Namespace, s: Setup, result: dict[str, Any]) -> dict[str, tuple[Entry, Any]]:
-    """The engines that are there and right; `result` gets what became of each."""
+    """The engines that are installed and right; `result` gets the outcome of each."""
     int8_model = s.model.with_name("model-int8.bin")
     quantize_file(s.model, int8_model)
     right, result["isa"] = right_stories(s, 16)
@@ -437,11 +436,11 @@ def start(a: argparse.Namespace, s: Setup, result: dict[str, Any]) -> dict[str, 
 
 def scenario(mode: str, a: argparse.Namespace, vocab_size: int, seed: int) -> tuple[int, list[Any]]:
     """Tokens to count and the arguments of a turn. Prompts differ from round to round, so that
-    pyllama2c's cache of prompts never helps; within a round every engine has the same."""
+    pyllama2c's cached prompts never help; within a round every engine has the same."""
     rng = np.random.default_rng(1000 + seed)
     if mode == "decode":
-        # Not BOS alone: its embedding is zeros, all tokens are as likely after it, and only those
-        # who sample would pay for that.
+        # Not BOS alone: its embedding is zeros, so that all tokens are equally likely after it, and
+        # engines that sample would pay for that.
         return a.tokens, [[1, SPACE, FIRST_BYTE + ord("a") + seed % 26], a.tokens, seed]
     if mode == "prefill":
         prompts = rng.integers(FIRST_WORD, vocab_size, (PROMPTS, a.prompt))
@@ -463,12 +462,12 @@ def measure(a: argparse.Namespace, s: Setup, result: dict[str, Any]) -> None:
             first = seed % max(1, len(turns))
             for name in turns[first:] + turns[:first]:
                 e, worker = running[name]
-                time.sleep(0.2)  # OpenMP threads of the engine before spin for as long as this
+                time.sleep(0.2)  # OpenMP threads of the previous engine spin this long
                 try:
-                    told, seconds = worker.ask(mode, *values)
+                    tokens, seconds = worker.ask(mode, *values)
                     expected = PROMPTS if mode == "prefill" else count
-                    if e.engine is not Binary and np.size(told) != expected:
-                        raise RuntimeError(f"{np.size(told)} tokens instead of {expected}")
+                    if e.engine is not Binary and np.size(tokens) != expected:
+                        raise RuntimeError(f"{np.size(tokens)} tokens instead of {expected}")
                     if not seed:
                         continue
                     scenarios[mode][name]["all"].append(count / seconds)
@@ -491,7 +490,7 @@ def measure(a: argparse.Namespace, s: Setup, result: dict[str, Any]) -> None:
             f["ratio"] = {
                 mine: median(x / y for x, y in zip(figures[mine]["all"], f["all"], strict=True))
                 for mine in figures
-                if mine.startswith("pyllama2c") and not name.startswith("pyllama2c")
+                if is_ours(mine) and not is_ours(name)
             }
     result["share_of_read_bandwidth"] = {name: median(all_) for name, all_ in shares.items()}
 
@@ -503,9 +502,9 @@ def to_text(r: dict[str, Any]) -> str:
         NOTE,
     ]
     for mode, figures in r["scenarios"].items():
-        mine = [name for name in figures if name.startswith("pyllama2c")]
+        mine = [name for name in figures if is_ours(name)]
         heads = "".join(f"{name.removeprefix('pyllama2c '):>15}" for name in mine)
-        ratios = "pyllama2c is so many times as fast, by dtype" if mine else ""
+        ratios = "pyllama2c is this many times as fast, by dtype" if mine else ""
         lines += ["", f"{r['title'][mode]:58}{ratios}"]
         lines += [f"{'':26}{'tok/s':>9}{'lowest':>9}{'highest':>9}{heads}"]
         for name, f in sorted(figures.items(), key=lambda pair: -pair[1]["tokens_per_second"]):

@@ -4,7 +4,7 @@
 
 speed.svg: tokens per second of every engine, a panel per scenario (peers.json). scaling.svg:
 microseconds a token against position (positions.json) and batch size (batch.json), and thin lines
-for the model that how-it-works.md tells of:
+for this model:
 
     time = max(weight bytes / batch / bandwidth, operations / rate) + cache bytes / cache rate
 
@@ -23,7 +23,7 @@ import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
-from common import RESULTS
+from common import RESULTS, is_ours
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -49,10 +49,6 @@ def save(figure: Figure, path: Path) -> None:
     path.write_text("".join(f"{line.rstrip()}\n" for line in lines))
     plt.close(figure)
     print(path)
-
-
-def is_ours(engine: str) -> bool:
-    return engine.startswith("pyllama2c")
 
 
 def draw_speed(peers: dict[str, Any], path: Path) -> None:
@@ -87,12 +83,12 @@ def draw_speed(peers: dict[str, Any], path: Path) -> None:
 
 
 def cache_bytes(config: dict[str, Any]) -> int:
-    """Keys and values of a position, which every later token of the story reads."""
+    """Bytes of keys and values per position, which every later token of the story reads."""
     return 2 * 4 * config["n_layers"] * config["n_kv_heads"] * config["head_size"]
 
 
 def macs(config: dict[str, Any]) -> int:
-    """Multiplications of a token with the model's matrices."""
+    """Multiply-accumulates of one token with the model's matrices."""
     dim, kv = config["dim"], config["n_kv_heads"] * config["head_size"]
     layer = 2 * dim * dim + 2 * dim * kv + 3 * dim * config["hidden_dim"]
     return int(config["n_layers"] * layer + dim * config["vocab_size"])
@@ -116,7 +112,7 @@ def draw_positions(axes: Axes, result: dict[str, Any]) -> None:
 
 
 def cache_time(result: dict[str, Any], positions: dict[str, Any] | None, dtype: str) -> float:
-    """Microseconds of a batch's token for the cache, at the rate that the other panel shows."""
+    """Microseconds per token of a batch for reading the cache, at the other panel's rate."""
     curve = (positions or {}).get("positions", {}).get(dtype, {})
     if len(curve) < 2 or positions is None:
         return 0.0
@@ -132,7 +128,7 @@ def draw_batches(axes: Axes, result: dict[str, Any], positions: dict[str, Any] |
         batches = [row["batch"] for row in rows]
         times = [row["microseconds_per_token"] for row in rows]
         cache = cache_time(result, positions, dtype)
-        if cache >= times[-1]:  # the cache is read faster here than there; its share is unknown
+        if cache >= times[-1]:  # read faster here than there: its share is unknown
             cache = 0.0
         reading, computing = batches[0] * (times[0] - cache), times[-1] - cache
         label = (
@@ -186,7 +182,7 @@ def main() -> None:
         path = arguments.results / name
         if path.exists():
             return json.loads(path.read_text())  # type: ignore[no-any-return]
-        print(f"{path} is not there: skipped")
+        print(f"{path} does not exist: skipped")
         return None
 
     with plt.rc_context(STYLE):

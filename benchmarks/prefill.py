@@ -2,8 +2,8 @@
 
     python benchmarks/prefill.py [--prompts 16 64 200 250] [--json benchmarks/results/prefill.json]
 
-Every prompt is new, so that nothing of it is found in the cache of an earlier story (checked).
-The classifier for the last token and the sampling of the first new one are included.
+Every prompt is new, so that no cache holds any of it (checked). The classifier for the last token
+and the sampling of the first new one are included.
 """
 
 from __future__ import annotations

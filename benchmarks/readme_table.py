@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS
+from common import RESULTS, is_ours
 
 from pyllama2c.files.whole import whole_file
 
@@ -21,19 +21,15 @@ BEGIN, END = "<!-- speed table -->", "<!-- /speed table -->"
 
 
 def precision(engine: str) -> str:
-    """What an engine's weights are, by its name."""
+    """The dtype of an engine's weights, by its name."""
     name = engine.lower()
     if "int4" in name or "q4" in name:
         return "int4"
     return "int8" if any(word in name for word in ("int8", "q8", "runq")) else "float32"
 
 
-def is_ours(engine: str) -> bool:
-    return engine.startswith("pyllama2c")
-
-
 def ours_beside(engine: str, engines: dict[str, Any]) -> str | None:
-    """The pyllama2c that an engine compares with: the default one with such weights."""
+    """The mode of pyllama2c that an engine is compared with: the default one in its precision."""
     wanted = ("pyllama2c", f"pyllama2c {precision(engine)}")
     return next((name for name in wanted if name in engines), None)
 
@@ -47,7 +43,7 @@ def cell(engine: str, engines: dict[str, Any]) -> str:
         return f"**{speed:,.0f}**"
     if ours is None:
         return f"{speed:,.0f}"
-    # Of the same rounds where peers.py says so, so that drift of the machine cancels.
+    # From the same rounds where peers.json has it, so that drift of the machine cancels.
     ratio = figures.get("ratio", {}).get(ours) or engines[ours]["tokens_per_second"] / speed
     return f"{speed:,.0f} ({ratio:.{1 if ratio >= 10 else 2}f}x)"
 
@@ -89,7 +85,7 @@ def markdown(peers: dict[str, Any]) -> str:
 
 
 def put(readme: str, block: str) -> str:
-    """The README with the block between the markers, each of which is there once."""
+    """The README with the block between the markers, of which each must occur once."""
     if readme.count(BEGIN) != 1 or readme.count(END) != 1:
         raise SystemExit(f"README.md needs one {BEGIN} and, behind it, one {END}")
     before, rest = readme.split(BEGIN)
@@ -107,7 +103,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="into README.md")
     arguments = parser.parse_args()
     if not arguments.peers.exists():
-        raise SystemExit(f"{arguments.peers} is not there: run benchmarks/peers.py first")
+        raise SystemExit(f"{arguments.peers} does not exist: run benchmarks/peers.py first")
     block = markdown(json.loads(arguments.peers.read_text()))
     print(block)
     if arguments.write:

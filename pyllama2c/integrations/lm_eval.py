@@ -95,9 +95,14 @@ class HarnessLM(TemplateLM):
         self.max_length = context if max_length is None else max_length
         if not 1 <= self.max_length <= context:
             raise ValueError(f"max_length is {max_length}; it must be 1 to the model's {context}")
-        self.batch_size = 64 if batch_size == "auto" else int(batch_size)
-        if not 1 <= self.batch_size <= MAX_ROWS:
-            raise ValueError(f"batch_size is {batch_size}; it must be 1 to {MAX_ROWS} or auto")
+        try:  # the harness's "auto:4" looks for the largest four times
+            auto = str(batch_size).partition(":")[0] == "auto"
+            self.batch_size = 64 if auto else int(batch_size)
+            if not 1 <= self.batch_size <= MAX_ROWS:
+                raise ValueError
+        except ValueError:
+            limits = f"1 to {MAX_ROWS} or auto"
+            raise ValueError(f"batch_size is {batch_size!r}; it must be {limits}") from None
         self.max_gen_toks, self.seed = max_gen_toks, seed
         own = self.llama.tokenizer
         self.add_bos_token = own.add_bos if add_bos_token is None else add_bos_token

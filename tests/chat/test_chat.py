@@ -55,7 +55,7 @@ def test_what_was_said_before_is_counted(
     monkeypatch.setattr(chat, "sampling", lambda _: {"seed": 1, "stop_tokens": range(512)})
     assert talk(monkeypatch, tiny_path, b"ab\n" + b"cd" * 90 + b"\n") == 1
     err = capsys.readouterr().err
-    assert "tokens of what was said before; the context has 96 positions" in err
+    assert "tokens before it; the context has 96 positions" in err
 
 
 def test_a_line_that_is_not_utf8(

@@ -302,7 +302,7 @@ def test_standard_output(tiny_path: Path, tmp_path: Path, target: str) -> None:
     with (tmp_path / "g").open("ab") as out:
         for there in (
             "3 stories, 0 already",
-            "0 stories, 3 were" if target != "-" else "3 stories",
+            "0 stories, 3 already" if target != "-" else "3 stories",
         ):
             shown = run_python(
                 *command(tiny_path, target, "-i", "ab"),

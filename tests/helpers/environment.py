@@ -1,4 +1,4 @@
-"""Where real models and goldens are, which kernels this machine may have, fresh interpreters."""
+"""Paths of real models and goldens, this machine's instruction sets, fresh interpreters."""
 
 from __future__ import annotations
 
@@ -13,11 +13,7 @@ import pytest
 from pyllama2c.files.hub import Registry, cache_folder
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
-
-
 DATA = Path(__file__).resolve().parents[1] / "data"
-
-
 ISAS = (
     ("scalar", "neon")
     if platform.machine() in ("aarch64", "arm64")

@@ -1,7 +1,7 @@
 """Hugging Face and Meta folders of random tiny Llamas, and a float64 Llama in Hugging Face's order.
 
-PyTorch's files are put together byte by byte, so neither PyTorch nor transformers is needed, and
-so that tests can put anything else into them.
+PyTorch's files are written byte by byte: neither PyTorch nor transformers is needed, and tests can
+put anything else into them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STORAGES = {"float32": "FloatStorage", "float16": "HalfStorage", "bfloat16": "BF
 
 @dataclass(frozen=True)
 class Model:
-    """A random Llama under Hugging Face's names: each weight is what bfloat16 can hold."""
+    """A random Llama under Hugging Face's names; bfloat16 holds each weight exactly."""
 
     dim: int = 64
     hidden_dim: int = 96
@@ -117,9 +117,9 @@ class Model:
         def norm(x: Array, name: str) -> Array:
             return w[name] * x / np.sqrt((x**2).mean(-1, keepdims=True) + self.eps)
 
-        def heads(x: Array, count: int, turn: bool) -> Array:
+        def heads(x: Array, count: int, rotate: bool) -> Array:
             x = x.reshape(n, count, size).transpose(1, 0, 2)
-            if turn:
+            if rotate:
                 half = np.concatenate([-x[..., size // 2 :], x[..., : size // 2]], axis=-1)
                 x = x * np.cos(angle) + half * np.sin(angle)
             return x
@@ -135,8 +135,8 @@ class Model:
             k, v = (np.repeat(a, self.n_heads // self.n_kv_heads, axis=0) for a in (k, v))
             scores = q @ k.transpose(0, 2, 1) / size**0.5 + mask
             p = np.exp(scores - scores.max(-1, keepdims=True))
-            mixed = (p / p.sum(-1, keepdims=True) @ v).transpose(1, 0, 2).reshape(n, -1)
-            x = x + mixed @ w[f"{at}.self_attn.o_proj.weight"].T
+            out = (p / p.sum(-1, keepdims=True) @ v).transpose(1, 0, 2).reshape(n, -1)
+            x = x + out @ w[f"{at}.self_attn.o_proj.weight"].T
             h = norm(x, f"{at}.post_attention_layernorm.weight")
             gate, up = (h @ w[f"{at}.mlp.{name}_proj.weight"].T for name in ("gate", "up"))
             x = x + (gate / (1 + np.exp(-gate)) * up) @ w[f"{at}.mlp.down_proj.weight"].T
@@ -194,7 +194,7 @@ def numbers(values: tuple[int, ...]) -> bytes:
 
 
 def call(name: str, arguments: bytes) -> bytes:
-    """A global, called with arguments that are already on one tuple's way."""
+    """A global called with `arguments`, opcodes that push the items of a tuple."""
     module, _, last = name.rpartition(".")
     return f"c{module}\n{last}\n".encode() + b"(" + arguments + b"tR"
 
@@ -269,7 +269,7 @@ _META = {
 
 def pairs_together(values: NDArray[Any], head_size: int) -> NDArray[Any]:
     """Rows of wq or wk from Hugging Face's order to Meta's: numbers j and j + head_size / 2 of a
-    head become 2j and 2j + 1. Written head by head, as slowly as it is plain."""
+    head become 2j and 2j + 1. One by one, to be plainly right."""
     out = np.empty_like(values)
     for head in range(len(values) // head_size):
         for j in range(head_size // 2):
@@ -279,7 +279,7 @@ def pairs_together(values: NDArray[Any], head_size: int) -> NDArray[Any]:
 
 
 def meta_weights(weights: Weights, head_size: int) -> Weights:
-    """Hugging Face's weights as Meta has them."""
+    """Hugging Face's weights under Meta's names and in Meta's order."""
     out = {}
     for name, values in weights.items():
         if "q_proj" in name or "k_proj" in name:
@@ -291,7 +291,7 @@ def meta_weights(weights: Weights, head_size: int) -> Weights:
 
 
 def meta_shard(weights: Weights, i: int, n: int, embedding_axis: int) -> Weights:
-    """What GPU i of n held."""
+    """The shard of GPU i of n."""
     out = {"rope.freqs": np.ones(4, np.float32)}
     for name, values in weights.items():
         kind = name.split(".")[-2]

@@ -42,7 +42,7 @@ class Key:
     name: str | bytes
     kind: int
     value: Any
-    """a list: an array of that kind; bytes for a kind that is not one: as they are"""
+    """a list is an array of that kind; for an unknown kind, its bytes"""
 
     def build(self) -> bytes:
         head = string(self.name)
@@ -58,7 +58,7 @@ class Key:
 class TensorData:
     name: str | bytes
     dims: Sequence[int]
-    """the fastest first, as in the file"""
+    """fastest first, as in the file"""
     kind: int
     data: bytes
     offset: int | None = None
@@ -107,7 +107,7 @@ def random_blocks(kind: str, n_values: int, seed: int = 0, scale: float = 0.01) 
         return encode(rng.normal(0, scale, n_values), kind)
     blocks = rng.integers(0, 256, (n_values // values, size), np.uint8)
     halves = rng.uniform(0.5, 1.5, (len(blocks), 2)) * [scale, -8 * scale]
-    if kind in ("Q4_K", "Q5_K"):  # their numbers are multiplied by integers up to 63
+    if kind in ("Q4_K", "Q5_K"):  # which are multiplied by integers up to 63
         halves = halves * [1 / 32, -1 / 32]
     as_bytes = halves.astype(np.float16).view(np.uint8)
     if kind == "Q6_K":
@@ -120,7 +120,7 @@ def random_blocks(kind: str, n_values: int, seed: int = 0, scale: float = 0.01) 
 
 
 def encode(x: NDArray[Any], kind: str) -> bytes:
-    """float64 values as one of the types that need no more than NumPy."""
+    """float64 values as F32, F16 or BF16."""
     if kind == "F32":
         return x.astype("<f4").tobytes()
     if kind == "F16":
@@ -172,7 +172,7 @@ def settings(shape: Shape) -> list[Key]:
 def model_file(tiny: TinyLlama, kinds: dict[str, str] | None = None, seed: int = 0) -> File:
     """`tiny` as GGUF; matrices in `kinds` ("embedding", "wq", ..., "classifier") have those types.
 
-    Of types other than F32 they are random blocks, and `tiny` gets the weights that these mean.
+    Of types other than F32 they are random blocks, and `tiny` gets the weights that those hold.
     """
     s, w, kinds = tiny.shape, tiny.weights, kinds or {}
     tensors: list[TensorData] = []

@@ -10,8 +10,6 @@ from pyllama2c.tokenizers.base import BaseTokenizer
 from pyllama2c.tokenizers.gguf import read_tokenizer
 
 KINDS = {"llama": sentencepiece_keys, "gpt2": byte_level_keys}
-
-
 IM_START = {"llama": 281, "gpt2": 1}
 
 

@@ -139,7 +139,7 @@ class TinyLlama:
         return (self.v0, self.v1, self.v2)[version]()
 
     def as_int8(self) -> TinyLlama:
-        """The same model with the weights that its version 2 file means."""
+        """The same model with the weights that its version 2 file holds."""
         size, out = self.shape.group_size, dict(self.weights)
         for name in ("embedding", "classifier", *MATRICES):
             out[name] = dequantize(*quantize(out[name], size)).reshape(out[name].shape)
@@ -148,9 +148,9 @@ class TinyLlama:
     def logits(
         self, tokens: list[int], int8_activations: bool = False, float32: Collection[str] = ()
     ) -> Array:
-        """(len(tokens), vocab_size): the whole transformer, in float64, the way the paper says.
+        """(len(tokens), vocab_size): the whole transformer in float64, as in the paper.
 
-        `float32` are matrices whose inputs stay as they are where those of others are int8.
+        With `int8_activations`, inputs of matrices are quantized, but not those in `float32`.
         """
         s, w = self.shape, self.weights
         size = s.group_size
@@ -166,13 +166,13 @@ class TinyLlama:
         frequency = s.rope_theta ** (-np.arange(0, s.head_size, 2) / s.head_size)
         frequency = frequency / np.array(s.rope_divisors or 1.0)
         angle = np.outer(np.arange(len(tokens)), frequency)
-        turn = np.exp(1j * angle)[:, None, :]
+        rotation = np.exp(1j * angle)[:, None, :]
 
         def heads(x: Array, n: int, rotate: bool) -> Array:
             x = x.reshape(len(tokens), n, s.head_size)
             if rotate:
-                turned = (x[..., 0::2] + 1j * x[..., 1::2]) * turn
-                x = np.stack([turned.real, turned.imag], axis=-1).reshape(x.shape)
+                pairs = (x[..., 0::2] + 1j * x[..., 1::2]) * rotation
+                x = np.stack([pairs.real, pairs.imag], axis=-1).reshape(x.shape)
             return x.transpose(1, 0, 2)
 
         x = w["embedding"][tokens]
@@ -185,8 +185,8 @@ class TinyLlama:
             k, v = (np.repeat(a, s.n_heads // s.n_kv_heads, axis=0) for a in (k, v))
             scores = q @ k.transpose(0, 2, 1) / np.sqrt(s.head_size) + mask
             p = np.exp(scores - scores.max(axis=-1, keepdims=True))
-            mixed = (p / p.sum(axis=-1, keepdims=True)) @ v
-            x = x + linear(mixed.transpose(1, 0, 2).reshape(len(tokens), -1), "wo", layer)
+            out = (p / p.sum(axis=-1, keepdims=True)) @ v
+            x = x + linear(out.transpose(1, 0, 2).reshape(len(tokens), -1), "wo", layer)
             h = norm(x, w["ffn_norm"][layer])
             gate = linear(h, "w1", layer)
             inner = gate / (1 + np.exp(-gate)) * linear(h, "w3", layer)

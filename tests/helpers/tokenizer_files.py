@@ -5,12 +5,9 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from vocabularies import block, piece, varint
+from vocabularies import SPACE, block, piece, varint
 
 from pyllama2c.convert.tiktoken import as_text
-
-SPACE = "▁"
-
 
 LLAMA3_SPLIT = (
     "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}|"

@@ -16,7 +16,7 @@ TEMPLATE = (
 )
 
 
-def _key(name: str, kind: int, value: Any) -> Key:
+def tokenizer_key(name: str, kind: int, value: Any) -> Key:
     return Key(f"tokenizer.ggml.{name}", kind, value)
 
 
@@ -31,7 +31,7 @@ def sentencepiece_keys(**changes: Any) -> list[Key]:
         pieces.append(f"[PAD{len(pieces)}]")
         types.append(UNUSED)
     scores = [-float(i) if i > 258 else 0.0 for i in range(300)]
-    return [*_keys("llama", pieces, types, changes), _key("scores", FLOAT32, scores)]
+    return [*_keys("llama", pieces, types, changes), tokenizer_key("scores", FLOAT32, scores)]
 
 
 MERGES = ["h e", "l l", "he ll", "hell o", "Ġ w", "o r", "Ġw or", "l d", "Ġwor ld", "Ã ©"]
@@ -47,20 +47,24 @@ def byte_level_keys(**changes: Any) -> list[Key]:
         pieces.append(f"[PAD{len(pieces)}]")
         types.append(UNUSED)
     keys = _keys("gpt2", pieces, types, changes)
-    return [*keys, _key("merges", STRING, MERGES), _key("pre", STRING, changes.get("pre", "gpt-2"))]
+    return [
+        *keys,
+        tokenizer_key("merges", STRING, MERGES),
+        tokenizer_key("pre", STRING, changes.get("pre", "gpt-2")),
+    ]
 
 
 def _keys(kind: str, pieces: list[str], types: list[int], changes: dict[str, Any]) -> list[Key]:
     keys = [
-        _key("model", STRING, kind),
-        _key("tokens", STRING, pieces),
-        _key("token_type", INT32, types),
-        _key("bos_token_id", UINT32, 1),
-        _key("eos_token_id", UINT32, 2),
+        tokenizer_key("model", STRING, kind),
+        tokenizer_key("tokens", STRING, pieces),
+        tokenizer_key("token_type", INT32, types),
+        tokenizer_key("bos_token_id", UINT32, 1),
+        tokenizer_key("eos_token_id", UINT32, 2),
     ]
     for name in ("add_bos_token", "add_eos_token", "add_space_prefix"):
         if name in changes:
-            keys.append(_key(name, BOOL, changes[name]))
+            keys.append(tokenizer_key(name, BOOL, changes[name]))
     return keys
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from gguf_files import BOOL, FLOAT32, INT32, STRING, UINT32, File, Key
+from tokenizer_keys import BYTE, CONTROL, UNKNOWN, tokenizer_key
 
 from pyllama2c.files.gguf import Gguf
 from pyllama2c.tokenizers.base import BaseTokenizer
 from pyllama2c.tokenizers.gguf import read_tokenizer
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 SPACE = "▁"
 BYTES = [(f"<0x{i:02X}>", 0.0, BYTE) for i in range(256)]
 
@@ -60,19 +60,21 @@ class Layout:
         return b"".join(piece(*p) for p in self.pieces) + block(2, about) + block(3, normalizer)
 
     def keys(self) -> list[Key]:
-        """As GGUF has it. What there is none of is left out, or -1 where that means an id."""
+        """GGUF metadata. The id of a token that does not exist is -1."""
         texts, scores, kinds = zip(*self.pieces, strict=True)
         lists = {
             "tokens": (STRING, texts),
             "scores": (FLOAT32, scores),
             "token_type": (INT32, kinds),
         }
-        keys = [_key("model", STRING, "llama")]
-        keys += [_key(name, kind, list(values)) for name, (kind, values) in lists.items()]
+        keys = [tokenizer_key("model", STRING, "llama")]
+        keys += [tokenizer_key(name, kind, list(values)) for name, (kind, values) in lists.items()]
         for name, text in (("bos", "<s>"), ("eos", "</s>"), ("unknown", "<unk>")):
             number = self.id_of(text)
-            keys.append(_key(f"{name}_token_id", UINT32, 2**32 - 1 if number is None else number))
-        return [*keys, _key("add_space_prefix", BOOL, self.add_space)]
+            keys.append(
+                tokenizer_key(f"{name}_token_id", UINT32, 2**32 - 1 if number is None else number)
+            )
+        return [*keys, tokenizer_key("add_space_prefix", BOOL, self.add_space)]
 
     def through_gguf(self) -> BaseTokenizer:
         with Gguf.from_buffer(File(self.keys()).build()) as gguf:
@@ -94,10 +96,6 @@ class Layout:
             for text, (_, score, _) in zip(texts, self.pieces, strict=True)
         ]
         return struct.pack("<i", max(map(len, texts))) + b"".join(records)
-
-
-def _key(name: str, kind: int, value: Any) -> Key:
-    return Key(f"tokenizer.ggml.{name}", kind, value)
 
 
 def like_sentencepiece(merges: list[str], **changes: Any) -> dict[str, Any]:

@@ -13,22 +13,9 @@ from folders import Model, write_hugging_face
 from gguf_files import File
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vocabularies import BYTE as BYTE_TYPE
-from vocabularies import (
-    BYTES,
-    CONTROL,
-    NORMAL,
-    SPACE,
-    UNKNOWN,
-    UNUSED,
-    USER_DEFINED,
-    Layout,
-    as_opened,
-    block,
-    like_sentencepiece,
-    piece,
-    varint,
-)
+from tokenizer_keys import BYTE as BYTE_TYPE
+from tokenizer_keys import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from vocabularies import BYTES, SPACE, Layout, as_opened, block, like_sentencepiece, piece, varint
 
 from pyllama2c import Tokenizer, TokenizerError, UnsupportedError
 from pyllama2c.files.gguf import Gguf
