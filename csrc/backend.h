@@ -15,16 +15,17 @@ typedef struct {
     int32_t n_sequences, n_ctx;
     l2c_kv kv;
     l2c_isa isa;
-    int32_t n_threads; /* of the pool */
+    l2c_pool *pool; /* NULL where it is only measured */
 } l2c_session_options;
 
 struct l2c_backend {
     const char *name;
 
-    /* Bytes of a session for a model of this shape; UINT64_MAX when they do not fit 64 bits. */
-    uint64_t (*session_bytes)(const l2c_config *config, const l2c_matrices *matrices, const l2c_session_options *options);
+    /* Bytes of a session of so many threads, for a model that needs no weights; UINT64_MAX when they do not fit 64
+     * bits. */
+    uint64_t (*session_bytes)(const l2c_model *model, const l2c_session_options *options, int32_t n_threads);
 
-    /* Makes session->state and kernels; frees it, which must not look at the model: that may be gone. */
+    /* Makes session->state; frees it, which must not look at the model: that may be gone. */
     l2c_status (*session_open)(l2c_session *session, const l2c_session_options *options, l2c_error *err);
     void (*session_close)(l2c_session *session);
 
@@ -35,8 +36,9 @@ struct l2c_backend {
     /* The i-th row of logits, on the host. */
     float *(*logits)(l2c_session *session, size_t i);
 
-    /* Fills token and status of draws from different rows; err, which may be NULL, is the last failed one's. */
-    void (*sample)(l2c_session *session, l2c_draw *draws, size_t n, l2c_error *err);
+    /* Fills token and status of draws from different rows; grants wishes, one for each draw, or NULL for none. err,
+     * which may be NULL, is that of a draw alone. */
+    void (*sample)(l2c_session *session, l2c_draw *draws, l2c_wish *wishes, size_t n, l2c_error *err);
 
     /* log p of a token under row i; NaN where the logits are not finite */
     double (*logprob)(l2c_session *session, size_t i, int32_t token);
@@ -48,5 +50,9 @@ struct l2c_backend {
 };
 
 extern const l2c_backend l2c_backend_cpu;
+
+/* session.c: l2c_session_create on a backend. */
+l2c_status l2c_session_create_on(const l2c_backend *backend, const l2c_model *model, const l2c_session_options *options,
+                                 l2c_session **session, l2c_error *err);
 
 #endif

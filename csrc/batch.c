@@ -19,22 +19,24 @@ l2c_status l2c_batch_create(const l2c_model *model, l2c_pool *pool, int32_t n_se
         return l2c_fail(err, L2C_ARG, "%d sequences; a batch has 1 to %d", n_sequences, L2C_MAX_ROWS);
     l2c_session *session;
     l2c_status status = l2c_session_create(model, pool, n_sequences, n_ctx, kv, isa, &session, err);
-    if (status != L2C_OK) return status;
+    return status == L2C_OK ? l2c_batch_create_on(session, batch, err) : status;
+}
+
+l2c_status l2c_batch_create_on(l2c_session *session, l2c_batch **batch, l2c_error *err) {
     l2c_batch *b = l2c_memory_zeroed(1, sizeof *b);
     if (b == NULL) {
         l2c_session_free(session);
         return l2c_fail(err, L2C_NOMEM, "out of memory for a batch");
     }
-    size_t n = b->n_stories = (size_t)n_sequences;
+    size_t n = b->n_stories = (size_t)session->n_sequences;
     b->session = session;
-    b->pool = pool;
-    b->kernels = session->kernels;
     b->n_ctx = (size_t)session->n_ctx;
-    b->vocab = (size_t)model->config.vocab_size;
+    b->vocab = (size_t)session->model->config.vocab_size;
     b->words = (b->vocab + 31) / 32;
     b->stories = block(b, n, sizeof *b->stories);
     b->drawn = block(b, n, sizeof *b->drawn);
     b->draws = block(b, n, sizeof *b->draws);
+    b->wishes = block(b, n, sizeof *b->wishes);
     b->events = block(b, 4 * n, sizeof *b->events);
     int32_t *tokens = block(b, n * (b->n_ctx + 1), sizeof *tokens);
     uint32_t *bits = block(b, n * 2 * b->words, sizeof *bits);
@@ -42,8 +44,9 @@ l2c_status l2c_batch_create(const l2c_model *model, l2c_pool *pool, int32_t n_se
     l2c_logprob *top = block(b, n * L2C_MAX_TOP, sizeof *top);
     for (int i = 0; i < b->n_blocks; i++)
         if (b->blocks[i] == NULL) {
+            size_t n_ctx = b->n_ctx;
             l2c_batch_free(b);
-            return l2c_fail(err, L2C_NOMEM, "out of memory for a batch of %d x %zu positions", n_sequences, b->n_ctx);
+            return l2c_fail(err, L2C_NOMEM, "out of memory for a batch of %zu x %zu positions", n, n_ctx);
         }
     for (size_t i = 0; i < n; i++) {
         story *s = &b->stories[i];
@@ -66,13 +69,13 @@ void l2c_batch_free(l2c_batch *b) {
 
 /* ---- Prompts that begin alike ---------------------------------------------------------------------- */
 
-static size_t n_alike(const int32_t *a, const int32_t *b, size_t n) {
+static size_t common_prefix(const int32_t *a, const int32_t *b, size_t n) {
     size_t i = 0;
     while (i < n && a[i] == b[i]) i++;
     return i;
 }
 
-static void take_over(l2c_batch *b, story *s, const story *from, size_t n) {
+static void copy_prefix(l2c_batch *b, story *s, const story *from, size_t n) {
     if (l2c_session_copy(b->session, number(b, from), number(b, s), (int32_t)n, NULL) != L2C_OK) return;
     b->counts.prompt_tokens += n - s->fed;
     b->counts.cached_prompt_tokens += n - s->fed;
@@ -88,12 +91,12 @@ static void find_prefix(l2c_batch *b, story *s) {
         story *other = &b->stories[i];
         if (other == s) continue;
         int reads = other->stage == READING && other->id < s->id; /* nobody waits in a circle */
-        size_t most = smaller(s->n_prompt - 1, reads ? other->n : other->fed);
-        size_t n = n_alike(other->tokens, s->tokens, most);
-        if (smaller(n, other->fed) > has) has = smaller(n, other->fed), from = other;
+        size_t most = min_size(s->n_prompt - 1, reads ? other->n : other->fed);
+        size_t n = common_prefix(other->tokens, s->tokens, most);
+        if (min_size(n, other->fed) > has) has = min_size(n, other->fed), from = other;
         if (reads && (n > n_ahead || (n == n_ahead && n > 0 && other->id < ahead->id))) n_ahead = n, ahead = other;
     }
-    if (from != NULL) take_over(b, s, from, has);
+    if (from != NULL) copy_prefix(b, s, from, has);
     s->ahead = NULL;
     if (n_ahead <= s->fed) return;
     size_t gain = n_ahead - s->fed, left = s->n_prompt - s->fed;
@@ -110,7 +113,7 @@ void l2c_batch_end_waiting(l2c_batch *b) {
         if (s->ahead->id != s->ahead_id || !under_way(s->ahead)) {
             find_prefix(b, s);
         } else if (s->ahead->fed >= s->n_ahead) {
-            take_over(b, s, s->ahead, s->n_ahead);
+            copy_prefix(b, s, s->ahead, s->n_ahead);
             s->ahead = NULL;
         }
     }
@@ -129,9 +132,10 @@ static l2c_status check_request(const l2c_batch *b, const l2c_request *r, l2c_er
     if (r->n_prompt < 1) return l2c_fail(err, L2C_ARG, "the prompt has no tokens");
     if (r->max_tokens < 1) return l2c_fail(err, L2C_ARG, "max_tokens is %d; it must be 1 or more", r->max_tokens);
     if (r->n_prompt > b->n_ctx || (size_t)r->max_tokens - 1 > b->n_ctx - r->n_prompt)
-        return l2c_fail(err, L2C_RANGE, "a prompt of %zu tokens and %d more; the context is %zu", r->n_prompt, r->max_tokens, b->n_ctx);
+        return l2c_fail(err, L2C_RANGE, "a prompt of %zu tokens and %d more; the context is %zu", r->n_prompt,
+                        r->max_tokens, b->n_ctx);
     if (r->tell & ~(L2C_TELL_TOKENS | L2C_TELL_LOGPROBS | L2C_TELL_CHOICES))
-        return l2c_fail(err, L2C_ARG, "tell is %d", r->tell);
+        return l2c_fail(err, L2C_ARG, "tell is %d; it has unknown flags", r->tell);
     if (r->n_top < 0 || r->n_top > L2C_MAX_TOP)
         return l2c_fail(err, L2C_ARG, "n_top is %d; it must be 0 to %d", r->n_top, L2C_MAX_TOP);
     l2c_status status = check_tokens(b, "prompt", r->prompt, r->n_prompt, err);
@@ -147,7 +151,7 @@ static story *choose_sequence(const l2c_batch *b, const l2c_request *r, size_t *
     for (size_t i = 0; i < b->n_stories; i++) {
         story *s = &b->stories[i];
         if (s->stage != FREE) continue;
-        size_t n = n_alike(s->tokens, r->prompt, smaller(s->fed, r->n_prompt - 1));
+        size_t n = common_prefix(s->tokens, r->prompt, min_size(s->fed, r->n_prompt - 1));
         if (n > most) most = n, best = s;
         if (oldest == NULL || s->last_used < oldest->last_used) oldest = s, of_oldest = n;
     }
@@ -161,7 +165,7 @@ static void begin(l2c_batch *b, story *s, const l2c_request *r, size_t n_cached)
     s->stage = READING;
     s->sampler = *r->sampler;
     s->tell = r->tell & L2C_TELL_LOGPROBS ? r->tell | L2C_TELL_TOKENS : r->tell;
-    s->n_top = smaller((size_t)r->n_top, b->vocab);
+    s->n_top = min_size((size_t)r->n_top, b->vocab);
     s->n = s->n_prompt = r->n_prompt;
     s->n_most = r->n_prompt + (size_t)r->max_tokens;
     memcpy(s->tokens, r->prompt, r->n_prompt * sizeof *r->prompt);
@@ -186,7 +190,7 @@ l2c_status l2c_batch_add(l2c_batch *b, const l2c_request *r, int64_t *id, l2c_er
     size_t n_cached;
     story *s = choose_sequence(b, r, &n_cached);
     if (s == NULL) {
-        status = l2c_fail(err, L2C_FULL, "all %zu sequences have stories", b->n_stories);
+        status = l2c_fail(err, L2C_FULL, "all %zu sequences are in use", b->n_stories);
     } else {
         begin(b, s, r, n_cached);
         *id = s->id;

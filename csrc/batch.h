@@ -8,8 +8,8 @@
 
 typedef enum {
     FREE,     /* the sequence still holds tokens[0 .. fed) of the story that was here */
-    READING,  /* its prompt */
-    TELLING,  /* all tokens but the last are fed */
+    READING,  /* prefill: its prompt is being fed */
+    TELLING,  /* decode: all tokens but the last are fed */
     CHOOSING, /* the next step draws from logits row `row` */
     ENDED     /* in events that are still to be told */
 } stage;
@@ -39,20 +39,18 @@ typedef struct story {
 
     size_t row;       /* of logits, from which the next token is drawn */
     float *logits;    /* (vocab) that row as the model computed it, where log-probabilities are told */
-    l2c_logprob chosen;
     l2c_logprob *top; /* (L2C_MAX_TOP) */
 } story;
 
-enum { BLOCKS = 10 };
+enum { BLOCKS = 9 };
 
 struct l2c_batch {
     l2c_session *session;
-    l2c_pool *pool;
-    const l2c_kernels *kernels;
     size_t vocab, words, n_ctx, n_stories;
     story *stories;    /* (n_stories) */
     story **drawn;     /* (n_stories) those whose next token is being picked */
     l2c_draw *draws;   /* (n_stories) the same */
+    l2c_wish *wishes;  /* (n_stories) and what is wanted besides */
     l2c_event *events; /* (4 * n_stories) to be told by the next step that succeeds */
     size_t n_drawn, n_events;
     size_t turn;       /* of this story's prompt */
@@ -71,7 +69,7 @@ static inline l2c_status fail_busy(l2c_error *err) {
     return l2c_fail(err, L2C_BUSY, "the batch is being used by another thread");
 }
 
-static inline size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
+static inline size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 static inline int bit(const uint32_t *bits, int32_t token) { return bits[token / 32] >> (token % 32) & 1; }
 static inline int under_way(const story *s) { return s->stage == READING || s->stage == TELLING || s->stage == CHOOSING; }
 
@@ -85,7 +83,8 @@ static inline story *find(const l2c_batch *b, int64_t id) {
 /* A story has no more than three events between two steps that succeed. */
 static inline l2c_event *tell(l2c_batch *b, const story *s, l2c_event_kind kind) {
     l2c_event *event = &b->events[b->n_events++];
-    *event = (l2c_event){.story = s->id, .kind = (int32_t)kind, .tokens = s->tokens + s->n_prompt, .n_tokens = s->n - s->n_prompt};
+    *event = (l2c_event){.story = s->id, .kind = (int32_t)kind, .tokens = s->tokens + s->n_prompt,
+                         .n_tokens = s->n - s->n_prompt};
     return event;
 }
 
@@ -102,6 +101,9 @@ static inline void end_dropped(l2c_batch *b, story *s, stage then) {
 }
 
 static inline int is_dropped(const story *s) { return under_way(s) && atomic_load(&s->dropped) == s->id; }
+
+/* l2c_batch_create with a session, which it owns from here on, whatever becomes of it. */
+l2c_status l2c_batch_create_on(l2c_session *session, l2c_batch **batch, l2c_error *err);
 
 /* Goes on with stories that waited for one that has read so far, or is no longer there. */
 void l2c_batch_end_waiting(l2c_batch *b);

@@ -2,6 +2,7 @@
  * cpu_session.c - the CPU as a backend: a session's memory, and what is made of its logits. The forward pass
  * is in forward.c.
  */
+#include <math.h>
 #include <string.h>
 
 #include "cpu_session.h"
@@ -54,10 +55,12 @@ static l2c_quantized quantized_rows(arena *a, const l2c_matrices *m, uint64_t ro
 
 /* Gives s its parts of `memory`, or with NULL none; returns the bytes of it all, UINT64_MAX for too many. Only
  * what depends on n_sequences and n_ctx can be too much: the rest is bounded by the header's checks. */
-static uint64_t lay_out(l2c_cpu_session *s, unsigned char *memory, const l2c_config *c, const l2c_matrices *m,
-                        const l2c_session_options *o) {
+static uint64_t lay_out(l2c_cpu_session *s, unsigned char *memory, const l2c_model *model, const l2c_session_options *o,
+                        int32_t n_threads) {
+    const l2c_config *c = &model->config;
+    const l2c_matrices *m = &model->matrices;
     arena a = {memory, 0};
-    uint64_t threads = (uint64_t)o->n_threads, f = sizeof(float);
+    uint64_t threads = (uint64_t)n_threads, f = sizeof(float);
     uint64_t rows = L2C_MAX_ROWS > threads ? L2C_MAX_ROWS : threads; /* a single row is normed by every thread */
     uint64_t dim = (uint64_t)c->dim, hidden = (uint64_t)c->hidden_dim, vocab = (uint64_t)c->vocab_size;
     uint64_t head = (uint64_t)c->head_size, q_dim = (uint64_t)c->n_heads * head, kv_dim = (uint64_t)c->n_kv_heads * head;
@@ -70,7 +73,7 @@ static uint64_t lay_out(l2c_cpu_session *s, unsigned char *memory, const l2c_con
     s->x = part(&a, rows * dim * f, 1);
     s->xb = part(&a, rows * dim * f, 1);
     s->hb = part(&a, rows * hidden * f, 1);
-    s->att = part(&a, rows * q_dim * f, 1);
+    s->attn_out = part(&a, rows * q_dim * f, 1);
     s->q = part(&a, rows * q_dim * f, 1);
     s->delta = part(&a, rows * dim * f, 1);
     s->k = part(&a, rows * kv_dim * f, 1);
@@ -88,9 +91,9 @@ static uint64_t lay_out(l2c_cpu_session *s, unsigned char *memory, const l2c_con
     return a.used;
 }
 
-static uint64_t session_bytes(const l2c_config *config, const l2c_matrices *matrices, const l2c_session_options *options) {
+static uint64_t session_bytes(const l2c_model *model, const l2c_session_options *options, int32_t n_threads) {
     l2c_cpu_session unused;
-    return lay_out(&unused, NULL, config, matrices, options);
+    return lay_out(&unused, NULL, model, options, n_threads);
 }
 
 static l2c_status session_open(l2c_session *session, const l2c_session_options *o, l2c_error *err) {
@@ -99,10 +102,12 @@ static l2c_status session_open(l2c_session *session, const l2c_session_options *
     l2c_status status = l2c_isa_resolve(o->isa, &isa, err);
     if (status != L2C_OK) return status;
     if (isa == L2C_ISA_RUNQ && !m->matrices.as_file)
-        return l2c_fail(err, L2C_UNSUPPORTED, "the runq kernels compute int8 files of llama2.c (version 2), as they lie");
+        return l2c_fail(err, L2C_UNSUPPORTED, "the runq kernels only compute int8 files of llama2.c (version 2), opened "
+                                              "as L2C_DTYPE_FILE");
     if (isa == L2C_ISA_RUNQ && o->kv != L2C_KV_FLOAT32)
         return l2c_fail(err, L2C_UNSUPPORTED, "the runq kernels keep keys and values in float32, as runq.c does");
-    uint64_t bytes = session_bytes(&m->config, &m->matrices, o);
+    int32_t n_threads = l2c_pool_size(o->pool);
+    uint64_t bytes = session_bytes(m, o, n_threads);
     l2c_cpu_session *s = l2c_memory_zeroed(1, sizeof *s);
     void *memory = bytes > SIZE_MAX ? NULL : l2c_memory_zeroed((size_t)bytes, 1);
     if (s == NULL || memory == NULL) {
@@ -111,12 +116,12 @@ static l2c_status session_open(l2c_session *session, const l2c_session_options *
         return l2c_fail(err, L2C_NOMEM, "out of memory for a session of %d x %d positions, which needs %llu bytes",
                         o->n_sequences, o->n_ctx, (unsigned long long)bytes);
     }
-    lay_out(s, memory, &m->config, &m->matrices, o);
+    lay_out(s, memory, m, o, n_threads);
     s->memory = memory;
     s->session = session;
     s->model = m;
-    s->pool = session->pool;
-    s->kernels = session->kernels = m->matrices.as_file ? &l2c_kernels_runq : l2c_kernels_for(isa);
+    s->pool = o->pool;
+    s->kernels = m->matrices.as_file ? &l2c_kernels_runq : l2c_kernels_for(isa);
     s->kv = o->kv;
     s->kv_bytes = o->kv == L2C_KV_FLOAT16 ? sizeof(uint16_t) : sizeof(float);
     s->n_ctx = (size_t)o->n_ctx;
@@ -138,7 +143,8 @@ static l2c_status forward(l2c_session *session, const l2c_row *rows, size_t n_ro
     for (size_t r = 0; r < n_rows; r++)
         if (l2c_rope_extend(s->model, rows[r].position) != L2C_OK)
             return l2c_fail(err, L2C_NOMEM, "out of memory for the angles of position %d", rows[r].position);
-    return l2c_forward(s, rows, n_rows) == L2C_OK ? L2C_OK : l2c_fail(err, L2C_CANCELLED, "the forward pass was cancelled");
+    if (l2c_forward(s, rows, n_rows) == L2C_OK) return L2C_OK;
+    return l2c_fail(err, L2C_CANCELLED, "the forward pass was cancelled");
 }
 
 static float *logits(l2c_session *session, size_t i) {
@@ -146,9 +152,21 @@ static float *logits(l2c_session *session, size_t i) {
     return s->logits + i * (size_t)s->model->config.vocab_size;
 }
 
+static void forbid(float *x, const uint32_t *mask, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (!(mask[i / 32] >> (i % 32) & 1)) x[i] = -INFINITY;
+}
+
+static void tell_logprobs(const l2c_kernels *kernels, l2c_wish *wish, int32_t token, size_t n) {
+    l2c_log_total total = l2c_logprob_total(kernels, wish->logits, n);
+    wish->logprob = l2c_logprob_of(total, wish->logits[token]);
+    l2c_logprob_top(kernels, total, wish->logits, n, wish->top, wish->n_top);
+}
+
 typedef struct {
     l2c_session *session;
     l2c_draw *draws;
+    l2c_wish *wishes;
     size_t n;
     l2c_error *err; /* of a single draw */
 } drawing;
@@ -161,13 +179,18 @@ static void draw_on_thread(void *arg, int thread, int n_threads) {
     unsigned char *seen = s->seen + (size_t)thread * vocab;
     for (size_t i = (size_t)thread; i < d->n; i += (size_t)n_threads) {
         l2c_draw *draw = &d->draws[i];
-        draw->status = l2c_sampler_pick(draw->sampler, s->kernels, logits(d->session, draw->row), (int32_t)vocab,
-                                        draw->history, draw->n_history, candidates, seen, &draw->token, d->err);
+        l2c_wish none = {.mask = NULL}, *wish = d->wishes != NULL ? &d->wishes[i] : &none;
+        float *x = logits(d->session, draw->row);
+        if (wish->logits != NULL && !wish->logits_are_kept) memcpy(wish->logits, x, vocab * sizeof *x);
+        if (wish->mask != NULL) forbid(x, wish->mask, vocab);
+        draw->status = l2c_sampler_pick(draw->sampler, s->kernels, x, (int32_t)vocab, draw->history, draw->n_history,
+                                        candidates, seen, &draw->token, d->err);
+        if (wish->logits != NULL && draw->status == L2C_OK) tell_logprobs(s->kernels, wish, draw->token, vocab);
     }
 }
 
-static void sample(l2c_session *session, l2c_draw *draws, size_t n, l2c_error *err) {
-    drawing d = {session, draws, n, n == 1 ? err : NULL};
+static void sample(l2c_session *session, l2c_draw *draws, l2c_wish *wishes, size_t n, l2c_error *err) {
+    drawing d = {session, draws, wishes, n, n == 1 ? err : NULL};
     if (n == 1) draw_on_thread(&d, 0, 1);
     else l2c_pool_run(((l2c_cpu_session *)session->state)->pool, draw_on_thread, &d);
 }

@@ -11,8 +11,8 @@ enum { L2C_TILE = 4 }; /* queries that go through the same keys and values side 
 typedef struct {
     const l2c_session *session;
     const l2c_model *model;
-    l2c_pool *pool;             /* the session's */
-    const l2c_kernels *kernels; /* as well */
+    l2c_pool *pool;
+    const l2c_kernels *kernels;
     l2c_kv kv;
     size_t kv_bytes; /* of a number in the cache */
     size_t n_ctx;
@@ -24,9 +24,9 @@ typedef struct {
     float *x;            /* (L2C_MAX_ROWS, dim) the residual stream */
     float *xb;           /* the same shape: normed rows */
     float *hb;           /* (L2C_MAX_ROWS, hidden_dim) the feed-forward network's inner rows */
-    float *att;          /* (L2C_MAX_ROWS, n_heads * head_size) the heads' outputs */
+    float *attn_out;     /* (L2C_MAX_ROWS, n_heads * head_size) the heads' outputs */
     l2c_quantized xq;    /* xb in int8; q is NULL where all weights are float32 */
-    l2c_quantized aq;    /* att in int8 */
+    l2c_quantized aq;    /* attn_out in int8 */
     l2c_quantized hq;    /* hb in int8 */
     float *q;            /* (L2C_MAX_ROWS, n_heads * head_size) queries */
     float *delta;        /* (L2C_MAX_ROWS, dim) what a block adds to x */

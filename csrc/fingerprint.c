@@ -46,6 +46,7 @@ uint64_t l2c_model_fingerprint(const l2c_model *model) {
     const l2c_config *c = &model->config;
     size_t norm = (size_t)c->dim * sizeof(float);
     uint64_t lanes[LANES] = {1, 2, 3, 4}, whole = 0;
+    if (model->layers == NULL) return 0; /* only the header was read */
     /* Without what changes no number: the context's length, and which format the file has. */
     const int32_t shape[] = {c->dim, c->hidden_dim, c->n_layers, c->n_heads, c->n_kv_heads,
                              c->head_size, c->vocab_size, c->shared_classifier};

@@ -5,7 +5,8 @@
  * step; a barrier stands wherever a step reads what other threads wrote. Shapes are in comments as
  * (rows, columns); n is the number of rows of this call, each a token at a position of a sequence.
  *
- * Names follow llama2.c and, before it, Meta's own code of LLaMA (Touvron et al. 2023).
+ * Names follow llama2.c and, before it, Meta's own code of LLaMA (Touvron et al. 2023). What run.c calls att is
+ * `scores` here, its xb2 `delta`, its hb2 `up`; the heads' outputs, which it puts into xb, have `attn_out`.
  */
 #include <math.h>
 #include <string.h>
@@ -106,12 +107,12 @@ typedef struct {
     const float *query;          /* of the first, rotated */
     float *out;                  /* of the first */
     const void *keys, *values;   /* (n_keys + (n - 1) * step, head_size), as the cache has them */
-    size_t n, stride;            /* how many, and how far apart in q and att */
+    size_t n, stride;            /* how many, and how far apart in q and attn_out */
     size_t n_keys, step;         /* query i attends to the first n_keys + i * step */
 } queries;
 
-/* Keys or values of n positions from t on, in float32: as they lie in the cache, or turned into it in `room`. */
-static const float *in_f32(const l2c_cpu_session *s, const void *cache, size_t t, size_t n, float *room) {
+/* Keys or values of n positions from t on, in float32: as they lie in the KV cache, or converted into `room`. */
+static const float *as_f32(const l2c_cpu_session *s, const void *cache, size_t t, size_t n, float *room) {
     size_t head_size = (size_t)s->model->config.head_size;
     if (s->kv == L2C_KV_FLOAT32) return (const float *)cache + t * head_size;
     s->kernels->f16_to_f32(room, (const uint16_t *)cache + t * head_size, n * head_size);
@@ -122,43 +123,43 @@ static const float *in_f32(const l2c_cpu_session *s, const void *cache, size_t t
 static size_t most_keys(const queries *a) { return a->n_keys + (a->n - 1) * a->step; }
 
 /* scores (n, n_ctx) = query keys^T, of the positions in `part` */
-static void score(const l2c_cpu_session *s, const queries *a, float *scores, range part, float *kv_f32) {
+static void attention_scores(const l2c_cpu_session *s, const queries *a, float *scores, range part, float *kv_f32) {
     size_t head_size = (size_t)s->model->config.head_size;
     size_t some = s->kv == L2C_KV_FLOAT32 ? part.end - part.begin : L2C_SUM_BLOCK;
     for (size_t t = part.begin, n; t < part.end; t += n) {
         n = part.end - t < some ? part.end - t : some;
-        s->kernels->matmul(scores + t, s->n_ctx, a->query, a->stride, a->n, in_f32(s, a->keys, t, n, kv_f32),
+        s->kernels->matmul(scores + t, s->n_ctx, a->query, a->stride, a->n, as_f32(s, a->keys, t, n, kv_f32),
                            head_size, 0, n);
     }
 }
 
 /* scores = softmax(scores / sqrt(head_size)), of query i */
-static void weigh(const l2c_cpu_session *s, const queries *a, float *scores, size_t i) {
+static void attention_weights(const l2c_cpu_session *s, const queries *a, float *scores, size_t i) {
     float *own = scores + i * s->n_ctx;
     s->kernels->divide(own, sqrtf((float)s->model->config.head_size), a->n_keys + i * a->step);
     s->kernels->softmax(own, a->n_keys + i * a->step);
 }
 
-/* out (n, head_size) += scores values, of the positions from t on up to L2C_SUM_BLOCK */
-static void add_values(const l2c_cpu_session *s, const queries *a, float *out, size_t stride, const float *scores, size_t t,
-                       int more, float *kv_f32) {
+/* out (n, head_size) = scores values, or with `more` += that, of the up to L2C_SUM_BLOCK positions from t on */
+static void add_values(const l2c_cpu_session *s, const queries *a, float *out, size_t stride, const float *scores,
+                       size_t t, int more, float *kv_f32) {
     size_t left = most_keys(a) - t, n = left < L2C_SUM_BLOCK ? left : L2C_SUM_BLOCK;
     s->kernels->weighted_sum(out, stride, scores + t, s->n_ctx, a->n, a->step,
-                             in_f32(s, a->values, t, n, kv_f32), (ptrdiff_t)a->n_keys - (ptrdiff_t)t,
+                             as_f32(s, a->values, t, n, kv_f32), (ptrdiff_t)a->n_keys - (ptrdiff_t)t,
                              (size_t)s->model->config.head_size, more);
 }
 
 /* out (n, head_size) = softmax(query keys^T / sqrt(head_size)) values; scores and kv_f32 are this thread's */
 static void attend(const l2c_cpu_session *s, const queries *a, float *scores, float *kv_f32) {
-    score(s, a, scores, (range){0, most_keys(a)}, kv_f32);
-    for (size_t i = 0; i < a->n; i++) weigh(s, a, scores, i);
+    attention_scores(s, a, scores, (range){0, most_keys(a)}, kv_f32);
+    for (size_t i = 0; i < a->n; i++) attention_weights(s, a, scores, i);
     for (size_t t = 0; t < most_keys(a); t += L2C_SUM_BLOCK)
         add_values(s, a, a->out, a->stride, scores, t, t > 0, kv_f32);
 }
 
-/* Asks for the first keys and values, which another story's since then have driven from the cache. What
- * follows them the processor finds by itself. */
-static void fetch(const l2c_cpu_session *s, const queries *a) {
+/* Asks for the first keys and values, which those of other stories have driven from the processor's cache. It
+ * finds by itself what follows them. */
+static void prefetch(const l2c_cpu_session *s, const queries *a) {
     enum { LINE = 64, MOST = 8192 };
     size_t bytes = a->n_keys * (size_t)s->model->config.head_size * s->kv_bytes;
     for (size_t i = 0; i < bytes && i < MOST; i += LINE) {
@@ -187,7 +188,7 @@ static int next_tile(const pass *p, size_t layer, range heads, size_t *r, size_t
     const l2c_row *row = &p->rows[*r];
     *tile = (queries){
         .query = s->q + *r * q_dim + *h * head_size,
-        .out = s->att + *r * q_dim + *h * head_size,
+        .out = s->attn_out + *r * q_dim + *h * head_size,
         .keys = cached(s, s->key_cache, row->sequence, layer, *h / per_kv),
         .values = cached(s, s->value_cache, row->sequence, layer, *h / per_kv),
         .n = n_rows > 1 ? n_rows : n_heads_of_it,
@@ -203,7 +204,7 @@ static int next_tile(const pass *p, size_t layer, range heads, size_t *r, size_t
     return 1;
 }
 
-/* att (n, q_dim): each head's weighted sum of the values it attends to. Of the tiles of these heads, each of
+/* attn_out (n, q_dim): each head's weighted sum of the values it attends to. Of the tiles of these heads, each of
  * n_threads threads takes its turns. */
 static void attention(const pass *p, size_t layer, range heads, int thread, int n_threads, float *scores,
                       float *kv_f32) {
@@ -211,7 +212,7 @@ static void attention(const pass *p, size_t layer, range heads, int thread, int 
     queries tile, ready = {0}; /* one is worked on while the next one's memory is on its way */
     while (next_tile(p, layer, heads, &r, &h, &tile)) {
         if (turn++ % (size_t)n_threads != (size_t)thread) continue;
-        fetch(p->s, &tile);
+        prefetch(p->s, &tile);
         if (ready.n > 0) attend(p->s, &ready, scores, kv_f32);
         ready = tile;
     }
@@ -245,9 +246,9 @@ static void attention_by_blocks(const pass *p, size_t layer, size_t n_tiles, int
     size_t block_size = a.n * head_size;
     range part = share(most_keys(&a), L2C_SUM_BLOCK, member, members), columns = share(head_size, 16, member, members);
 
-    score(s, &a, scores, part, kv_f32);
+    attention_scores(s, &a, scores, part, kv_f32);
     l2c_pool_barrier(s->pool, thread);
-    for (size_t i = (size_t)member; i < a.n; i += (size_t)members) weigh(s, &a, scores, i);
+    for (size_t i = (size_t)member; i < a.n; i += (size_t)members) attention_weights(s, &a, scores, i);
     l2c_pool_barrier(s->pool, thread);
     for (size_t t = part.begin; t < part.end; t += L2C_SUM_BLOCK)
         add_values(s, &a, sums + t / L2C_SUM_BLOCK * block_size, head_size, scores, t, 0, kv_f32);
@@ -336,11 +337,11 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
         }
         l2c_pool_barrier(s->pool, thread);
         if (p->cancelled) return;
-        for (size_t r = rows.begin; r < rows.end; r++) quantize(s, &s->aq, own + r, s->att + r * q_dim);
+        for (size_t r = rows.begin; r < rows.end; r++) quantize(s, &s->aq, own + r, s->attn_out + r * q_dim);
         if (!alone && s->aq.q != NULL) l2c_pool_barrier(s->pool, thread);
 
         /* x += attention's output (n, dim) */
-        linear(s, s->delta, s->att, &s->aq, own, n, &w->wo, dim_part);
+        linear(s, s->delta, s->attn_out, &s->aq, own, n, &w->wo, dim_part);
         add(s, s->x, s->delta, n, dim_part);
         l2c_pool_barrier(s->pool, thread);
 

@@ -86,7 +86,7 @@ int l2c_pool_size(const l2c_pool *pool);
 /* The kernels of an instruction set that l2c_isa_resolve returned. */
 const l2c_kernels *l2c_kernels_for(l2c_isa isa);
 
-/* ---- files/checkpoint.c -------------------------------------------------------------------------------- */
+/* ---- model.c ------------------------------------------------------------------------------------------- */
 
 typedef struct {
     const float *attention_norm; /* (dim) */
@@ -100,34 +100,33 @@ typedef struct {
 
 /* What the matrices of a model come to together. */
 typedef struct {
-    l2c_dtype dtype; /* of all of them, or mixed */
-    int as_file;     /* they lie as in a v2 file, which kernels_runq.c alone computes */
-    size_t group;    /* of int8 rows that they take, all the same; 0: all are float32 */
-    uint64_t sweep;  /* bytes that decoding a token reads, norms included */
+    l2c_dtype dtype;  /* of all of them, or mixed */
+    int as_file;      /* they lie as in a v2 file, which kernels/runq.c alone computes */
+    size_t group;     /* of int8 rows that they take, all the same; 0: all are float32 */
+    uint64_t sweep;   /* bytes that decoding a token reads, norms included */
+    uint64_t packed;  /* bytes of the memory that they are packed into; 0: they stay as they lie in the file */
+    uint64_t largest; /* bytes of the largest one in the file */
 } l2c_matrices;
 
 struct l2c_model {
     l2c_config config;
     l2c_matrix token_embedding; /* (vocab_size, dim) */
-    l2c_layer *layers;          /* (n_layers) */
+    l2c_layer *layers;          /* (n_layers); NULL: it has no weights, only its header was read */
     const float *final_norm;    /* (dim) */
     l2c_matrix classifier;      /* (vocab_size, dim); the embedding itself when shared */
     double *rope_divisors;      /* (head_size / 2) of RoPE's frequencies; NULL: all 1 */
     _Atomic(float *) *rope;     /* (seq_len / L2C_ROPE_BLOCK, rounded up) cosines and sines (rope.c) */
     l2c_matrices matrices;
+    uint64_t file_bytes;
+    int moved;                  /* the file went into memory of its own as it is */
+    size_t tensors_start;       /* where they begin in the file */
     l2c_mapping mapping;        /* the file; nothing once the weights are packed */
     l2c_mapping packed;         /* packed weights and the norms, or nothing */
 };
 
-/* Reads a mapped file's header and tensors into an empty model, whose matrices then lie in the file. */
-l2c_status l2c_model_load(l2c_model *model, const unsigned char *data, size_t size, l2c_error *err);
-
-/* Where the weights begin in a file that holds only float32; 0 for all others, and for what is no model. */
-size_t l2c_model_float32_start(const unsigned char *data, size_t size);
-
-/* Begins a sum of the model's matrices, and adds one of its matrices, in the shape that it has or would have. */
-l2c_matrices l2c_matrices_begin(const l2c_model *model);
-void l2c_matrices_add(l2c_matrices *sum, const l2c_model *model, const l2c_matrix *matrix, const l2c_matrix *shape);
+/* files/checkpoint.c: reads a llama2.c file's header and finds its tensors, for an empty model, whose matrices then
+ * lie in `data`. */
+l2c_status l2c_checkpoint_load_model(l2c_model *model, const unsigned char *data, size_t size, l2c_error *err);
 
 /* ---- rope.c -------------------------------------------------------------------------------------------- */
 
@@ -142,16 +141,14 @@ l2c_status l2c_rope_extend(const l2c_model *model, int32_t position);
 
 /* ---- files/pack.c -------------------------------------------------------------------------------------------- */
 
-/* Turns an open model's matrices into those of a dtype (auto: each into what is nearest to it), in
- * memory of its own, and gives the file back; leaves all as it is where there is nothing to turn.
- * On the threads of a pool, or without one on this. L2C_UNSUPPORTED for a v2 file whose groups the packed
- * kernels do not take. */
-l2c_status l2c_model_pack(l2c_model *model, l2c_dtype dtype, l2c_pool *pool, l2c_error *err);
+/* Sets `matrices` and config.dtype of a loaded model to what a dtype makes of it (auto: of each matrix what is
+ * nearest to it). A v2 file whose groups the packed kernels do not take stays as it lies. L2C_UNSUPPORTED for a dtype
+ * that the file cannot give. */
+l2c_status l2c_model_measure(l2c_model *model, l2c_dtype dtype, l2c_error *err);
 
-/* The bytes that it would take of memory (0 where there is nothing to turn), and what the matrices would come
- * to. Fails as l2c_model_pack does. */
-l2c_status l2c_model_pack_measure(const l2c_model *model, l2c_dtype dtype, uint64_t *bytes, l2c_matrices *matrices,
-                                  l2c_error *err);
+/* Makes that of them, in memory of its own, and gives the file back; leaves all as it is where there is nothing to
+ * do. On the threads of a pool, or without one on this. Fails as l2c_model_measure does. */
+l2c_status l2c_model_pack(l2c_model *model, l2c_dtype dtype, l2c_pool *pool, l2c_error *err);
 
 /* Calls visit for every matrix of the model; a shared classifier is the embedding. */
 #define EACH_MATRIX(m, visit)                                              \
@@ -186,9 +183,7 @@ typedef struct l2c_backend l2c_backend;
 struct l2c_session {
     const l2c_model *model;
     const l2c_backend *backend;
-    void *state; /* the backend's own: caches, scratch, logits */
-    l2c_pool *pool;
-    const l2c_kernels *kernels; /* for what is computed on the host, whatever computes the rows */
+    void *state; /* the backend's own: threads, caches, scratch, logits */
     int32_t n_sequences, n_ctx;
 
     int32_t *lengths; /* (n_sequences) positions that are in the cache */
@@ -202,14 +197,24 @@ struct l2c_session {
     l2c_session *partner; /* whose request to stop counts here as well: draft and target while they speculate */
 };
 
-/* What a session takes: `fixed` bytes and `per_position` for each position of its context, of which
- * `cache` are keys and values; parts of a session begin on cache lines, which may add some hundred bytes. Of one
- * sequence, with a pool of n_threads, for a model of this shape. UINT64_MAX where it does not fit. */
+/* What a batch wants of a draw besides its token. */
 typedef struct {
-    uint64_t fixed, per_position, cache;
-} l2c_session_size;
-l2c_session_size l2c_session_measure(const l2c_config *config, const l2c_matrices *matrices, l2c_kv kv,
-                                     int32_t n_threads);
+    const uint32_t *mask; /* a bit for each token that may be picked, as for l2c_batch_mask; NULL: all may */
+    float *logits;        /* (vocab_size) for the row as the model computed it; NULL: no log-probabilities are wanted */
+    int logits_are_kept;  /* they are there already: the caller has changed the row since */
+    double logprob;       /* out: of the token; of `logits`, as are those of */
+    l2c_logprob *top;     /* (n_top) the likeliest, likeliest first; of equals, the smaller id first */
+    size_t n_top;
+} l2c_wish;
+
+/* l2c_session_sample_many, with a wish for each draw. */
+l2c_status l2c_session_draw(l2c_session *session, l2c_draw *draws, l2c_wish *wishes, size_t n, l2c_error *err);
+
+/* Whether whoever computes should stop: somebody asked for it, and no call has answered yet. */
+static inline int l2c_session_stopping(const l2c_session *s) {
+    return atomic_load_explicit(&s->cancel, memory_order_relaxed) ||
+           (s->partner != NULL && atomic_load_explicit(&s->partner->cancel, memory_order_relaxed));
+}
 
 /* What the public functions of these names do, by a caller that has entered the session. A call that
  * finds a request to stop returns L2C_CANCELLED and leaves the request. */
@@ -218,7 +223,6 @@ void l2c_session_leave(l2c_session *session);
 l2c_status l2c_session_feed(l2c_session *session, const l2c_row *rows, size_t n_rows, l2c_error *err);
 l2c_status l2c_session_pick(l2c_session *session, size_t i, l2c_sampler *sampler, const int32_t *history,
                             size_t n_history, int32_t *token, l2c_error *err);
-int l2c_session_stopping(const l2c_session *session);
 l2c_status l2c_session_fail_busy(l2c_error *err);
 
 /* ---- sampler.c --------------------------------------------------------------------------------------- */

@@ -1,27 +1,45 @@
 /*
  * llama2c.h - Llama inference as a small C library.
  *
- *     l2c_error err;
- *     l2c_model *model; l2c_tokenizer *tokenizer; l2c_pool *pool; l2c_session *session;
- *     if (l2c_pool_create(2, &pool, &err) ||
- *         l2c_model_open("stories15M.bin", L2C_DTYPE_AUTO, pool, &model, &err) ||
- *         l2c_tokenizer_open("tokenizer.bin", 0, &tokenizer, &err) ||
- *         l2c_session_create(model, pool, 1, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, &err)) {
- *         fprintf(stderr, "%s\n", err.message);
- *         return 1;
+ *     #include <stdio.h>
+ *     #include "llama2c.h"
+ *
+ *     int main(void) {
+ *         l2c_pool *pool = NULL;
+ *         l2c_model *model = NULL;
+ *         l2c_tokenizer *tokenizer = NULL;
+ *         l2c_session *session = NULL;
+ *         l2c_error err;
+ *         int failed = l2c_pool_create(2, &pool, &err) ||
+ *                      l2c_model_open("stories15M.bin", L2C_DTYPE_AUTO, pool, &model, &err) ||
+ *                      l2c_tokenizer_open("tokenizer.bin", 0, &tokenizer, &err) ||
+ *                      l2c_session_create(model, pool, 1, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, &err);
+ *         if (!failed) {
+ *             const int32_t bos = l2c_tokenizer_bos(tokenizer), eos = l2c_tokenizer_eos(tokenizer);
+ *             l2c_sampler sampler;
+ *             l2c_sampler_init(&sampler, 42);
+ *             l2c_row row = {0, 0, bos, 1}; // sequence, position, token, want_logits
+ *             while (row.position < l2c_model_config(model)->seq_len) {
+ *                 failed = l2c_session_forward(session, &row, 1, &err) ||
+ *                          l2c_session_sample(session, 0, &sampler, NULL, 0, &row.token, &err);
+ *                 if (failed || row.token == bos || row.token == eos) break;
+ *                 const char *piece;
+ *                 size_t length;
+ *                 l2c_tokenizer_piece(tokenizer, row.token, &piece, &length);
+ *                 fwrite(piece, 1, length, stdout);
+ *                 row.position++;
+ *             }
+ *         }
+ *         if (failed) fprintf(stderr, "%s\n", err.message);
+ *         l2c_session_free(session);
+ *         l2c_tokenizer_free(tokenizer);
+ *         l2c_model_free(model);
+ *         l2c_pool_free(pool);
+ *         return failed;
  *     }
- *     l2c_sampler sampler;
- *     l2c_sampler_init(&sampler, 42);
- *     l2c_row row = {.sequence = 0, .position = 0, .token = l2c_tokenizer_bos(tokenizer), .want_logits = 1};
- *     while (row.position < l2c_model_config(model)->seq_len) {
- *         if (l2c_session_forward(session, &row, 1, &err)) break;
- *         if (l2c_session_sample(session, 0, &sampler, NULL, 0, &row.token, &err)) break;
- *         if (row.token == l2c_tokenizer_bos(tokenizer) || row.token == l2c_tokenizer_eos(tokenizer)) break;
- *         const char *piece; size_t length;
- *         l2c_tokenizer_piece(tokenizer, row.token, &piece, &length);
- *         fwrite(piece, 1, length, stdout);
- *         row.position++;
- *     }
+ *
+ * In a shared library of these sources, built with -fvisibility=hidden -DL2C_SHARED, exactly what is declared here can
+ * be seen from outside.
  *
  * Rules that hold for every function below:
  *  - A function that can fail returns an l2c_status and fills *err when it is not L2C_OK. err may
@@ -38,6 +56,15 @@
 
 #include <stddef.h>
 #include <stdint.h>
+
+#define L2C_VERSION "0.1.0" /* of pyllama2c, whose engine this is */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+#ifdef L2C_SHARED
+#pragma GCC visibility push(default)
+#endif
 
 /* cdef-begin: pyllama2c/_build.py hands the lines from here to cdef-end to cffi as they are. */
 
@@ -153,6 +180,16 @@ l2c_status l2c_model_open(const char *path, l2c_dtype dtype, l2c_pool *pool, l2c
 l2c_status l2c_model_open_memory(const void *data, size_t size, l2c_dtype dtype, l2c_pool *pool,
                                  l2c_model **model, l2c_error *err);
 
+/*
+ * What l2c_model_open would make of a file, from its header alone: a model without weights. All that is told of a
+ * model, its fingerprint excepted (0), and what its sessions would take is as if it had been opened;
+ * l2c_session_create and l2c_model_quantize refuse it (L2C_ARG). Fails as l2c_model_open does, but for weights that
+ * cannot be quantized, since it reads none. Takes memory for the list of tensors only, and closes the file.
+ */
+l2c_status l2c_model_open_header(const char *path, l2c_dtype dtype, l2c_model **model, l2c_error *err);
+l2c_status l2c_model_open_header_memory(const void *data, size_t size, l2c_dtype dtype, l2c_model **model,
+                                        l2c_error *err);
+
 /* The same model with int8 or int4 weights, quantized from a float32 one, which it does not keep. */
 l2c_status l2c_model_quantize(const l2c_model *from, l2c_dtype dtype, l2c_pool *pool, l2c_model **model,
                               l2c_error *err);
@@ -168,6 +205,13 @@ uint64_t l2c_model_fingerprint(const l2c_model *model);
 uint64_t l2c_model_parameters(const l2c_model *model);
 uint64_t l2c_model_bytes(const l2c_model *model);
 uint64_t l2c_model_sweep_bytes(const l2c_model *model);
+
+/* Bytes of the file; of those, the most that are in memory besides the weights while the model is opened. */
+uint64_t l2c_model_file_bytes(const l2c_model *model);
+uint64_t l2c_model_opening_bytes(const l2c_model *model);
+
+/* 1: the weights stay in the mapped file (or the caller's memory), whose pages the system may drop and read again. */
+int l2c_model_is_mapped(const l2c_model *model);
 
 void l2c_model_free(l2c_model *model);
 
@@ -289,9 +333,10 @@ typedef enum { L2C_KV_FLOAT32 = 0, L2C_KV_FLOAT16 } l2c_kv;
 l2c_status l2c_session_create(const l2c_model *model, l2c_pool *pool, int32_t n_sequences, int32_t n_ctx,
                               l2c_kv kv, l2c_isa isa, l2c_session **session, l2c_error *err);
 
-/* Bytes that such a session takes when it is full, with one thread, and the model's table of angles for
- * its positions; UINT64_MAX when that does not fit 64 bits. */
-uint64_t l2c_session_bytes(const l2c_model *model, int32_t n_sequences, int32_t n_ctx, l2c_kv kv);
+/* Bytes that such a session takes when it is full, with a pool of n_threads, and the model's table of angles for its
+ * positions; UINT64_MAX when that does not fit 64 bits, or makes no sense. Parts of a session begin on cache lines:
+ * of 64 positions each takes as much as of any other 64. */
+uint64_t l2c_session_bytes(const l2c_model *model, int32_t n_sequences, int32_t n_ctx, l2c_kv kv, int32_t n_threads);
 
 /*
  * The forward pass: feeds 1 to L2C_MAX_ROWS rows through the model in one sweep over the weights.
@@ -497,32 +542,6 @@ l2c_batch_counts l2c_batch_count(const l2c_batch *batch);
 
 void l2c_batch_free(l2c_batch *batch);
 
-/* ---- Memory: what opening a model and telling a story take, before it is taken ---------------------- */
-
-/* In bytes, with one dtype. A session of one sequence takes session_fixed + n_ctx * session_per_position:
- * of that, per position, cache_per_position are keys and values. UINT64_MAX where 64 bits do not hold it. */
-typedef struct {
-    int32_t possible;  /* 0: the file has no such weights; the rest is 0 */
-    int32_t dtype;     /* of the weights: what l2c_model_open leaves in config.dtype */
-    int32_t mapped;    /* 1: weights stay in the mapped file, whose pages the system may drop and read again */
-    uint64_t weights;  /* what they are held in */
-    uint64_t sweep;    /* what decoding one token reads of them */
-    uint64_t opening;  /* pages of the file, at most, that are in memory besides while the model is opened */
-    uint64_t session_fixed, session_per_position, cache_per_position; /* with a float32 cache */
-    uint64_t half_session_fixed, half_session_per_position;           /* with a float16 one */
-} l2c_needs;
-
-typedef struct {
-    l2c_config config; /* dtype: what auto becomes */
-    uint64_t parameters, file_bytes;
-    l2c_needs needs[6]; /* by l2c_dtype; nothing for mixed */
-} l2c_plan;
-
-/* Reads the header of what l2c_model_open opens, checks it as that does, and adds up what it would take
- * with a pool of n_threads. Reads no weights, and takes memory for the list of tensors only. */
-l2c_status l2c_model_plan(const char *path, int32_t n_threads, l2c_plan *plan, l2c_error *err);
-l2c_status l2c_model_plan_memory(const void *data, size_t size, int32_t n_threads, l2c_plan *plan, l2c_error *err);
-
 /* ---- Tokenizers: immutable after open, shared by any number of threads ------------------------ */
 
 typedef struct l2c_tokenizer l2c_tokenizer;
@@ -586,5 +605,12 @@ l2c_status l2c_tokenizer_encode(const l2c_tokenizer *tokenizer, const char *text
 void l2c_tokenizer_free(l2c_tokenizer *tokenizer);
 
 /* cdef-end */
+
+#ifdef L2C_SHARED
+#pragma GCC visibility pop
+#endif
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -46,7 +46,7 @@ l2c_status l2c_sampler_check(const l2c_sampler *s, l2c_error *err) {
     if (!(s->repetition_penalty > 0.0f && s->repetition_penalty <= 3.4e38f))
         return l2c_fail(err, L2C_ARG, "repetition_penalty is %g; it must be finite and more than 0",
                         (double)s->repetition_penalty);
-    if (s->rng_state == 0) return l2c_fail(err, L2C_ARG, "rng_state is 0, where xorshift stays forever");
+    if (s->rng_state == 0) return l2c_fail(err, L2C_ARG, "rng_state is 0, which xorshift never leaves");
     return L2C_OK;
 }
 

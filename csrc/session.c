@@ -9,57 +9,46 @@
 
 /* ---- Creating --------------------------------------------------------------------------------- */
 
-/* With what session.c and rope.c keep for it. */
-static uint64_t bytes_of(const l2c_config *config, const l2c_matrices *matrices, const l2c_session_options *options) {
-    uint64_t bytes = l2c_backend_cpu.session_bytes(config, matrices, options);
-    uint64_t own = 2 * sizeof(int32_t) * (uint64_t)options->n_sequences;
-    uint64_t angles = sizeof(float) * (uint64_t)options->n_ctx * (uint64_t)config->head_size;
+uint64_t l2c_session_bytes(const l2c_model *model, int32_t n_sequences, int32_t n_ctx, l2c_kv kv, int32_t n_threads) {
+    if (n_ctx == 0) n_ctx = model->config.seq_len;
+    if (n_sequences < 1 || n_ctx < 1 || n_threads < 1) return UINT64_MAX;
+    const l2c_session_options options = {.n_sequences = n_sequences, .n_ctx = n_ctx, .kv = kv};
+    uint64_t bytes = l2c_backend_cpu.session_bytes(model, &options, n_threads);
+    /* and what is kept here, and in rope.c */
+    uint64_t own = 2 * sizeof(int32_t) * (uint64_t)n_sequences;
+    uint64_t angles = sizeof(float) * (uint64_t)n_ctx * (uint64_t)model->config.head_size;
     return bytes > UINT64_MAX - own - angles ? UINT64_MAX : bytes + own + angles;
 }
 
-uint64_t l2c_session_bytes(const l2c_model *model, int32_t n_sequences, int32_t n_ctx, l2c_kv kv) {
-    if (n_ctx == 0) n_ctx = model->config.seq_len;
-    if (n_sequences < 1 || n_ctx < 1) return UINT64_MAX;
-    l2c_session_options options = {.n_sequences = n_sequences, .n_ctx = n_ctx, .kv = kv, .n_threads = 1};
-    return bytes_of(&model->config, &model->matrices, &options);
+l2c_status l2c_session_create(const l2c_model *model, l2c_pool *pool, int32_t n_sequences, int32_t n_ctx, l2c_kv kv,
+                              l2c_isa isa, l2c_session **session, l2c_error *err) {
+    const l2c_session_options options = {n_sequences, n_ctx == 0 ? model->config.seq_len : n_ctx, kv, isa, pool};
+    return l2c_session_create_on(&l2c_backend_cpu, model, &options, session, err);
 }
 
-l2c_session_size l2c_session_measure(const l2c_config *c, const l2c_matrices *matrices, l2c_kv kv, int32_t n_threads) {
-    /* Of so many positions all parts end on cache lines, so that the difference is what positions take. */
-    enum { STEP = 64 };
-    l2c_session_options options = {.n_sequences = 1, .n_ctx = STEP, .kv = kv, .n_threads = n_threads};
-    uint64_t one = bytes_of(c, matrices, &options);
-    options.n_ctx = 2 * STEP;
-    uint64_t two = bytes_of(c, matrices, &options);
-    if (two == UINT64_MAX) return (l2c_session_size){two, two, two};
-    uint64_t heads = (uint64_t)c->n_layers * (uint64_t)c->n_kv_heads * (uint64_t)c->head_size; /* below 2^51 */
-    return (l2c_session_size){one - (two - one), (two - one) / STEP, 2 * heads * (kv == L2C_KV_FLOAT16 ? 2 : 4)};
-}
-
-l2c_status l2c_session_create(const l2c_model *model, l2c_pool *pool, int32_t n_sequences,
-                              int32_t n_ctx, l2c_kv kv, l2c_isa isa, l2c_session **session, l2c_error *err) {
+l2c_status l2c_session_create_on(const l2c_backend *backend, const l2c_model *model, const l2c_session_options *o,
+                                 l2c_session **session, l2c_error *err) {
     const l2c_config *c = &model->config;
-    if (n_ctx == 0) n_ctx = c->seq_len;
-    if (n_ctx < 1 || n_ctx > c->seq_len)
-        return l2c_fail(err, L2C_ARG, "context of %d positions; the model has %d", n_ctx, c->seq_len);
-    if (n_sequences < 1)
-        return l2c_fail(err, L2C_ARG, "n_sequences is %d; it must be 1 or more", n_sequences);
-    if (kv != L2C_KV_FLOAT32 && kv != L2C_KV_FLOAT16) return l2c_fail(err, L2C_ARG, "unknown cache type %d", (int)kv);
-    l2c_session_options options = {n_sequences, n_ctx, kv, isa, l2c_pool_size(pool)};
+    if (model->layers == NULL) return l2c_fail(err, L2C_ARG, "the model has no weights: only its header was read");
+    if (o->n_ctx < 1 || o->n_ctx > c->seq_len)
+        return l2c_fail(err, L2C_ARG, "context of %d positions; the model has %d", o->n_ctx, c->seq_len);
+    if (o->n_sequences < 1)
+        return l2c_fail(err, L2C_ARG, "n_sequences is %d; it must be 1 or more", o->n_sequences);
+    if (o->kv != L2C_KV_FLOAT32 && o->kv != L2C_KV_FLOAT16)
+        return l2c_fail(err, L2C_ARG, "unknown cache type %d", (int)o->kv);
 
     l2c_session *s = l2c_memory_zeroed(1, sizeof *s);
     if (s == NULL) return l2c_fail(err, L2C_NOMEM, "out of memory for a session");
     s->model = model;
-    s->pool = pool;
-    s->backend = &l2c_backend_cpu;
-    s->n_sequences = n_sequences;
-    s->n_ctx = n_ctx;
-    l2c_status status = s->backend->session_open(s, &options, err);
+    s->backend = backend;
+    s->n_sequences = o->n_sequences;
+    s->n_ctx = o->n_ctx;
+    l2c_status status = backend->session_open(s, o, err);
     if (status == L2C_OK) {
-        s->lengths = l2c_memory_zeroed((size_t)n_sequences, sizeof *s->lengths);
-        s->next = l2c_memory_zeroed((size_t)n_sequences, sizeof *s->next);
+        s->lengths = l2c_memory_zeroed((size_t)o->n_sequences, sizeof *s->lengths);
+        s->next = l2c_memory_zeroed((size_t)o->n_sequences, sizeof *s->next);
         if (s->lengths == NULL || s->next == NULL)
-            status = l2c_fail(err, L2C_NOMEM, "out of memory for %d sequences", n_sequences);
+            status = l2c_fail(err, L2C_NOMEM, "out of memory for %d sequences", o->n_sequences);
     }
     if (status != L2C_OK) l2c_session_free(s);
     else *session = s;
@@ -103,11 +92,6 @@ void l2c_session_leave(l2c_session *s) { atomic_store_explicit(&s->busy, 0, memo
 
 l2c_status l2c_session_fail_busy(l2c_error *err) {
     return l2c_fail(err, L2C_BUSY, "the session is being used by another thread");
-}
-
-int l2c_session_stopping(const l2c_session *s) {
-    return atomic_load_explicit(&s->cancel, memory_order_relaxed) ||
-           (s->partner != NULL && atomic_load_explicit(&s->partner->cancel, memory_order_relaxed));
 }
 
 l2c_status l2c_session_feed(l2c_session *s, const l2c_row *rows, size_t n_rows, l2c_error *err) {

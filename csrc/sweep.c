@@ -6,7 +6,6 @@
  * story's tokens depend on this order: a row's logits are the same bits whatever else is in the call, and
  * copied keys and values are those that would have been computed.
  */
-#include <math.h>
 #include <string.h>
 
 #include "batch.h"
@@ -25,30 +24,7 @@ static void keep_logits(const l2c_batch *b, story *s) {
     memcpy(s->logits, l2c_session_logits(b->session, s->row), b->vocab * sizeof(float));
 }
 
-static void prepare_on_thread(void *arg, int thread, int n_threads) {
-    const l2c_batch *b = arg;
-    for (size_t i = (size_t)thread; i < b->n_drawn; i += (size_t)n_threads) {
-        story *s = b->drawn[i];
-        if (wants_logprobs(s) && s->stage != CHOOSING) keep_logits(b, s); /* else kept before it was changed */
-        if (!s->masked) continue;
-        float *logits = l2c_session_logits(b->session, s->row);
-        for (size_t t = 0; t < b->vocab; t++)
-            if (!bit(s->mask, (int32_t)t)) logits[t] = -INFINITY;
-    }
-}
-
-static void measure_on_thread(void *arg, int thread, int n_threads) {
-    const l2c_batch *b = arg;
-    for (size_t i = (size_t)thread; i < b->n_drawn; i += (size_t)n_threads) {
-        story *s = b->drawn[i];
-        if (!wants_logprobs(s) || b->draws[i].status != L2C_OK) continue;
-        l2c_log_total total = l2c_logprob_total(b->kernels, s->logits, b->vocab);
-        s->chosen.logprob = l2c_logprob_of(total, s->logits[b->draws[i].token]);
-        l2c_logprob_top(b->kernels, total, s->logits, b->vocab, s->top, s->n_top);
-    }
-}
-
-static void take(l2c_batch *b, story *s, const l2c_draw *draw) {
+static void accept(l2c_batch *b, story *s, const l2c_draw *draw, double logprob) {
     s->stage = TELLING;
     s->masked = 0;
     if (draw->status != L2C_OK) {
@@ -59,11 +35,11 @@ static void take(l2c_batch *b, story *s, const l2c_draw *draw) {
         end(b, s, L2C_END_STOP);
         return;
     }
-    s->tokens[s->n++] = s->chosen.token = draw->token;
+    s->tokens[s->n++] = draw->token;
     b->counts.tokens++;
     if (s->tell & L2C_TELL_TOKENS) {
         l2c_event *event = tell(b, s, L2C_EVENT_TOKEN);
-        event->chosen = s->chosen;
+        event->chosen = (l2c_logprob){draw->token, logprob};
         if (wants_logprobs(s)) event->top = s->top, event->n_top = s->n_top;
     }
     if (s->n == s->n_most) end(b, s, L2C_END_LENGTH);
@@ -71,19 +47,16 @@ static void take(l2c_batch *b, story *s, const l2c_draw *draw) {
 
 /* The next token of each story in `drawn`. */
 static l2c_status draw(l2c_batch *b, l2c_error *err) {
-    int prepare = 0, measure = 0;
     for (size_t i = 0; i < b->n_drawn; i++) {
         story *s = b->drawn[i];
-        prepare |= s->masked || (wants_logprobs(s) && s->stage != CHOOSING);
-        measure |= wants_logprobs(s);
         b->draws[i] = (l2c_draw){.row = s->row, .sampler = &s->sampler, .history = s->tokens, .n_history = s->n};
+        b->wishes[i] = (l2c_wish){.mask = s->masked ? s->mask : NULL, .logits = wants_logprobs(s) ? s->logits : NULL,
+                                  .logits_are_kept = s->stage == CHOOSING, .top = s->top, .n_top = s->n_top};
     }
     if (b->n_drawn == 0) return L2C_OK;
-    if (prepare) l2c_pool_run(b->pool, prepare_on_thread, b);
-    l2c_status status = l2c_session_sample_many(b->session, b->draws, b->n_drawn, err);
+    l2c_status status = l2c_session_draw(b->session, b->draws, b->wishes, b->n_drawn, err);
     if (status != L2C_OK) return status;
-    if (measure) l2c_pool_run(b->pool, measure_on_thread, b);
-    for (size_t i = 0; i < b->n_drawn; i++) take(b, b->drawn[i], &b->draws[i]);
+    for (size_t i = 0; i < b->n_drawn; i++) accept(b, b->drawn[i], &b->draws[i], b->wishes[i].logprob);
     return L2C_OK;
 }
 
@@ -99,13 +72,13 @@ static l2c_status draw_waiting(l2c_batch *b, l2c_error *err) {
 static void share_rows(l2c_batch *b) {
     size_t left = L2C_MAX_ROWS;
     for (size_t i = 0; i < b->n_stories; i++) left -= b->stories[i].n_rows = b->stories[i].stage == TELLING;
-    left = smaller(left, PROMPT_ROWS);
+    left = min_size(left, PROMPT_ROWS);
     for (size_t given = 1, first = b->turn; given > 0;) {
         given = 0;
         for (size_t i = 0; i < b->n_stories && left > 0; i++) {
             story *s = &b->stories[(first + i) % b->n_stories];
             if (s->stage != READING || s->ahead != NULL) continue;
-            size_t n = smaller(smaller(s->n - s->fed - s->n_rows, TURN), left);
+            size_t n = min_size(min_size(s->n - s->fed - s->n_rows, TURN), left);
             if (n > 0) b->turn = (first + i + 1) % b->n_stories;
             s->n_rows += n;
             left -= n;

@@ -7,6 +7,7 @@
 
 __version__ = "0.1.0"
 
+import pkgutil
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from pyllama2c.model import Llama
     from pyllama2c.tokenizers.base import BaseTokenizer
     from pyllama2c.tokenizers.llama2c import Tokenizer
+
+# In the source folder, from which `pip install .` put the built engine elsewhere.
+__path__ = pkgutil.extend_path(__path__, __name__)
 
 __all__ = [
     "BaseTokenizer",

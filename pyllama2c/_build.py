@@ -25,19 +25,9 @@ def cdef() -> str:
     return "".join(regions)
 
 
-def version() -> str:
-    """The package's: it cannot be imported before its engine is built."""
-    code = Path("pyllama2c/__init__.py").read_text(encoding="utf-8")
-    match = re.search(r'^__version__ = "(.+)"$', code, re.MULTILINE)
-    if match is None:
-        raise RuntimeError("pyllama2c/__init__.py has lost its __version__")
-    return match.group(1)
-
-
 # What the engine was built from, for _ffi.py to compare with what it finds.
 ORIGIN = f"""
 #define PYLLAMA2C_HEADER_CRC {crc32((CSRC / "llama2c.h").read_bytes())}u
-#define PYLLAMA2C_VERSION "{version()}"
 """
 
 # Per-instruction-set code sits in target regions of its own files, so one set of flags serves all.
@@ -46,7 +36,7 @@ CFLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibili
 
 ffibuilder = FFI()
 ffibuilder.cdef(cdef())
-ffibuilder.cdef("#define PYLLAMA2C_HEADER_CRC ...\nstatic char *const PYLLAMA2C_VERSION;")
+ffibuilder.cdef("#define PYLLAMA2C_HEADER_CRC ...\nstatic char *const L2C_VERSION;")
 ffibuilder.set_source(
     "pyllama2c._llama2c",
     '#include "llama2c.h"\n#include "testing.h"' + ORIGIN,

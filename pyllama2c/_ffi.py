@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pkgutil
 import sys
 from errno import ENOENT
 from pathlib import Path
@@ -15,16 +14,11 @@ from pyllama2c import errors
 
 try:
     from pyllama2c._llama2c import ffi, lib
-except ImportError:
-    # The source folder, from which `pip install .` put the built package elsewhere.
-    pyllama2c.__path__ = pkgutil.extend_path(pyllama2c.__path__, pyllama2c.__name__)
-    try:
-        from pyllama2c._llama2c import ffi, lib
-    except ImportError as error:
-        raise ImportError(
-            "pyllama2c's C engine is not built for this Python: pip install . (or -e .) in its "
-            "source folder"
-        ) from error
+except ImportError as error:
+    raise ImportError(
+        "pyllama2c's C engine is not built for this Python: pip install . (or -e .) in its source "
+        "folder"
+    ) from error
 
 
 def _check_engine() -> None:
@@ -32,7 +26,7 @@ def _check_engine() -> None:
     header."""
     header = Path(__file__).resolve().parents[1] / "csrc" / "llama2c.h"
     built_from = getattr(lib, "PYLLAMA2C_HEADER_CRC", None)
-    version = getattr(lib, "PYLLAMA2C_VERSION", None)
+    version = getattr(lib, "L2C_VERSION", None)
     same = version is not None and ffi.string(version).decode() == pyllama2c.__version__
     if same and header.is_file():
         same = built_from == crc32(header.read_bytes())

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
 from pyllama2c import model as engine
+from pyllama2c import validate
 from pyllama2c.chat.llama2 import (
     Dialog,
     Message,
@@ -72,14 +74,14 @@ class Llama:
     """
 
     def __init__(self, model: engine.Llama, max_seq_len: int, max_batch_size: int, seed: int = 1):
-        context = model.config.seq_len
-        if not 1 <= max_seq_len <= context:
-            raise ValueError(f"max_seq_len is {max_seq_len}; it must be 1 to the model's {context}")
-        if max_batch_size < 1:
-            raise ValueError(f"max_batch_size is {max_batch_size}; it must be 1 or more")
+        context, many = model.config.seq_len, sys.maxsize
+        limits = f"1 to the model's {context}"
+        self.max_seq_len = validate.integer("max_seq_len", max_seq_len, 1, context, limits)
+        self.max_batch_size = validate.integer(
+            "max_batch_size", max_batch_size, 1, many, "1 or more"
+        )
+        self._seeds = random.Random(validate.integer("seed", seed, -(2**63), 2**64 - 1))
         self.model, self.tokenizer = model, model.tokenizer
-        self.max_seq_len, self.max_batch_size = max_seq_len, max_batch_size
-        self._seeds = random.Random(seed)
 
     @staticmethod
     def build(
@@ -121,7 +123,9 @@ class Llama:
         ValueError for more prompts than max_batch_size or none, ContextLengthError (a ValueError)
         for a prompt longer than max_seq_len, TokenizerError for ids outside the vocabulary.
         """
-        self._check(prompt_tokens, max_gen_len)
+        logprobs, echo = validate.flag("logprobs", logprobs), validate.flag("echo", echo)
+        prompt_tokens = self._checked(prompt_tokens)
+        max_gen_len = validate.integer("max_gen_len", max_gen_len, 0, sys.maxsize, "0 or more")
         room = [min(max_gen_len, self.max_seq_len - len(prompt)) for prompt in prompt_tokens]
         whole = self._continue(prompt_tokens, room, temperature, top_p)
         starts = [0 if echo else len(prompt) for prompt in prompt_tokens]
@@ -137,17 +141,19 @@ class Llama:
         values = [[p or 0.0 for p in score.logprobs] for score in scores]
         return out, [row[span] for row, span in zip(values, spans, strict=True)]
 
-    def _check(self, prompts: Sequence[Sequence[int]], max_gen_len: int) -> None:
-        if not 1 <= len(prompts) <= self.max_batch_size:
+    def _checked(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        needed, size = "a list of prompts: lists of token ids", self.model.config.vocab_size
+        listed = validate.values("prompt_tokens", prompts, needed)
+        checked = [validate.token_ids(f"prompt_tokens[{i}]", p, size) for i, p in enumerate(listed)]
+        if not 1 <= len(checked) <= self.max_batch_size:
             limit = self.max_batch_size
-            raise ValueError(f"{len(prompts)} prompts; max_batch_size allows 1 to {limit}")
-        for i, prompt in enumerate(prompts):
+            raise ValueError(f"{len(checked)} prompts; max_batch_size allows 1 to {limit}")
+        for i, prompt in enumerate(checked):
             if len(prompt) > self.max_seq_len:
                 raise ContextLengthError(
                     f"prompt {i} has {len(prompt)} tokens; max_seq_len is {self.max_seq_len}"
                 )
-        if max_gen_len < 0:
-            raise ValueError(f"max_gen_len is {max_gen_len}; it must be 0 or more")
+        return checked
 
     def _continue(
         self, prompts: Sequence[Sequence[int]], room: list[int], temperature: float, top_p: float
@@ -183,6 +189,7 @@ class Llama:
         `generate` for the rest, and for what is raised."""
         if isinstance(prompts, str):
             raise ValueError("prompts is one text; give a list of prompts")
+        prompts = list(validate.values("prompts", prompts, "a list of texts"))
         tokens = [self.tokenizer.encode(prompt, bos=True) for prompt in prompts]
         out, values = self.generate(
             tokens, self._gen_len(max_gen_len), temperature, top_p, logprobs, echo
@@ -208,6 +215,7 @@ class Llama:
         <<SYS>> and their ends) is answered by an error message as the content.
         """
         tokens = []
+        dialogs = list(validate.values("dialogs", dialogs, "a list of dialogs: lists of messages"))
         for i, dialog in enumerate(dialogs):
             try:
                 check_dialog(dialog)

@@ -70,9 +70,8 @@ class Llama(Handle):
         threads: int | None = None,
         isa: str | None = None,
     ):
-        validate.model_options(
-            model, tokenizer, dtype, context, kv_dtype, speculative, threads, isa
-        )
+        options = (dtype, context, kv_dtype, speculative, threads, isa)
+        validate.model_options(model, tokenizer, *options)
         files = hub.find_model(model, tokenizer)
         self.path = str(files.checkpoint)
         opened = open_file(self.path, dtype, context, kv_dtype, threads, isa)
@@ -218,10 +217,8 @@ class Llama(Handle):
         in_order = validate.flag("in_order", in_order)
         engine = self._engine
         requests = batch_requests(prompts, n, parameters, self._tokens, self.config.seq_len)
-        new_batch = partial(
-            Batch, engine.model, engine.batch_pool(), engine.options, self.tokenizer
-        )
-        stories = run_batch(new_batch, requests, max_batch)
+        opened = (engine.model, engine.batch_pool(), engine.options)
+        stories = run_batch(partial(Batch, *opened, self.tokenizer), requests, max_batch)
         return in_turn(stories) if in_order else stories
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib
 import os
 import re
@@ -19,6 +20,7 @@ from pyllama2c import _llama2c
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
+TESTS = ROOT / "tests"
 
 
 def test_nothing_leaks_from_the_extension() -> None:
@@ -36,19 +38,72 @@ def test_nothing_leaks_from_the_extension() -> None:
     assert {name for name in names if "asan" not in name} == {"PyInit__llama2c"}
 
 
-def test_every_global_c_name_is_prefixed(tmp_path: Path) -> None:
+Symbols = dict[str, tuple[set[str], set[str]]]
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The files of csrc, compiled as for a shared library."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None or shutil.which("nm") is None:
         pytest.skip("a C compiler and nm are needed")
-    for source in CSRC.rglob("*.c"):
-        target = tmp_path / "object.o"
-        command = [compiler, "-std=c11", "-O0", "-c", f"-I{CSRC}", str(source), "-o", str(target)]
-        subprocess.run(command, check=True)
+    folder, made = tmp_path_factory.mktemp("objects"), {}
+    for number, source in enumerate(CSRC.rglob("*.c")):
+        made[source.relative_to(CSRC).as_posix()] = target = folder / f"{number}.o"
+        flags = ["-std=c11", "-O0", "-fPIC", "-fvisibility=hidden", "-DL2C_SHARED", f"-I{CSRC}"]
+        subprocess.run([compiler, *flags, "-c", str(source), "-o", str(target)], check=True)
+    return made
+
+
+@pytest.fixture(scope="module")
+def c_symbols(objects: dict[str, Path]) -> Symbols:
+    """The global names that each file defines, and those that it takes from elsewhere."""
+    symbols = {}
+    for source, target in objects.items():
         listing = subprocess.run(
-            ["nm", "-g", "--defined-only", str(target)], capture_output=True, text=True, check=True
+            ["nm", "-g", str(target)], capture_output=True, text=True, check=True
         )
-        names = [line.split()[-1].lstrip("_") for line in listing.stdout.splitlines() if line]
-        assert all(name.startswith("l2c_") for name in names), (source.name, names)
+        defined, taken = set(), set()
+        for line in listing.stdout.splitlines():
+            *_, kind, name = line.split()
+            (taken if kind in "Uw" else defined).add(name.lstrip("_"))
+        symbols[source] = defined, taken
+    return symbols
+
+
+def test_every_global_c_name_is_prefixed(c_symbols: Symbols) -> None:
+    for source, (defined, _) in c_symbols.items():
+        assert all(name.startswith("l2c_") for name in defined), (source, defined)
+
+
+def test_c_files_call_downwards(c_symbols: Symbols) -> None:
+    """No file calls back into one that calls it, not even by way of others."""
+    home = {name: source for source, (defined, _) in c_symbols.items() for name in defined}
+    calls = {
+        source: {home[name] for name in taken & home.keys()}
+        for source, (_, taken) in c_symbols.items()
+    }
+    assert calls["model.c"] >= {"files/checkpoint.c", "files/gguf_model.c"}
+    try:
+        graphlib.TopologicalSorter(calls).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(f"these call each other in a circle: {', '.join(error.args[1])}")
+
+
+def test_a_shared_library_offers_what_the_header_declares(
+    objects: dict[str, Path], tmp_path: Path
+) -> None:
+    library = tmp_path / "libllama2c.so"
+    command = ["cc", "-shared", *map(str, objects.values()), "-o", str(library), "-lm", "-pthread"]
+    subprocess.run(command, check=True)
+    listing = subprocess.run(
+        ["nm", "-D", "--defined-only", str(library)], capture_output=True, text=True, check=True
+    )
+    header = re.sub(r"/\*.*?\*/", "", (CSRC / "llama2c.h").read_text(), flags=re.DOTALL)
+    declared = set(re.findall(r"^\w[\w *]*?\b(l2c_\w+)\(", header, re.MULTILINE))
+    offered = {line.split()[-1] for line in listing.stdout.splitlines()}
+    assert {name for name in offered if name.startswith("l2c_")} == declared
+    assert len(declared) > 50
 
 
 def test_the_engine_never_prints_or_exits() -> None:
@@ -89,6 +144,8 @@ def test_typed_and_complete() -> None:
         assert getattr(pyllama2c, name).__doc__, name
     assert pyllama2c.__version__ in (ROOT / "pyproject.toml").read_text()
     assert pyllama2c.__version__ in (ROOT / "CHANGELOG.md").read_text()
+    header = (CSRC / "llama2c.h").read_text()
+    assert f'#define L2C_VERSION "{pyllama2c.__version__}"' in header
 
 
 def test_the_embedded_model_travels() -> None:
@@ -131,6 +188,20 @@ def test_import_in_the_clone(tmp_path: Path) -> None:
         refused = in_a_clone(tmp_path / name, *older)
         assert refused.returncode == 1
         assert "the installed engine is older: pip install . again" in refused.stderr
+
+
+def test_the_harness_names_its_extra() -> None:
+    """lm_eval is not there: one line for `python -m`, an ImportError for Python."""
+    absent = "import runpy, sys; sys.modules['lm_eval'] = None"
+    module = "pyllama2c.integrations.lm_eval"
+    for code, lines in (
+        (f"runpy.run_module({module!r}, run_name='__main__')", 1),
+        (f"import {module}", 9),
+    ):
+        done = run_python("-c", f"{absent}\n{code}")
+        assert done.returncode == 1
+        assert done.stderr.rstrip().endswith("pip install 'pyllama2c[eval]'")
+        assert done.stderr.count("\n") <= lines
 
 
 @pytest.mark.parametrize("free_threaded", [0, 1])
@@ -188,3 +259,10 @@ def test_benchmarks_can_be_imported(path: Path) -> None:
                 assert hasattr(source, name.name) or importlib.import_module(
                     f"{node.module}.{name.name}"
                 )
+
+
+def test_no_clock_decides_a_test() -> None:
+    """A machine may be as busy as it likes: what could run away is bounded by processor time."""
+    clocks = re.compile(r"\b(perf_counter|monotonic|time\.time)(_ns)?\(|deadline=\d")
+    for path in TESTS.rglob("*.py"):
+        assert not clocks.findall(path.read_text(encoding="utf-8")), path

@@ -1,5 +1,5 @@
 /*
- * checkpoint.c - opening models; llama2.c checkpoints: v0 (legacy), v1 (float32), v2 (int8 groups).
+ * checkpoint.c - llama2.c checkpoints: v0 (legacy), v1 (float32), v2 (int8 groups).
  *
  * A file is not trusted. Every header field is bounded first; then one walk over the tensors adds
  * up what the file must hold, with saturating arithmetic, and hands out a pointer only when the
@@ -9,9 +9,7 @@
 #include <limits.h>
 #include <string.h>
 
-#include "gguf.h"
 #include "internal.h"
-#include "system/float_env.h"
 
 enum {
     MAGIC = 0x616b3432, /* "ak42" read as a little-endian integer */
@@ -169,14 +167,13 @@ static void walk_tensors(walk *w, l2c_model *m, l2c_layer *layers) {
                                          : take_matrix(w, c, (size_t)c->vocab_size, dim);
 }
 
-/* ---- Opening ------------------------------------------------------------------------------------- */
+/* ---- Loading --------------------------------------------------------------------------------------- */
 
-l2c_status l2c_model_load(l2c_model *m, const unsigned char *data, size_t size, l2c_error *err) {
-    if (l2c_gguf_is(data, size)) return l2c_gguf_load_model(m, data, size, err);
+l2c_status l2c_checkpoint_load_model(l2c_model *m, const unsigned char *data, size_t size, l2c_error *err) {
     l2c_status status = read_header(&m->config, data, size, err);
     if (status != L2C_OK) return status;
-    uint64_t start = m->config.version == 0 ? V0_HEADER : HEADER;
-    walk measure = {data, size, start};
+    m->tensors_start = m->config.version == 0 ? V0_HEADER : HEADER;
+    walk measure = {data, size, m->tensors_start};
     walk_tensors(&measure, m, NULL);
     if (measure.offset != size)
         return l2c_fail(err, L2C_FORMAT,
@@ -187,173 +184,7 @@ l2c_status l2c_model_load(l2c_model *m, const unsigned char *data, size_t size, 
                         measure.offset > size ? "it is cut short" : "it has trailing bytes");
     m->layers = l2c_memory_zeroed((size_t)m->config.n_layers, sizeof *m->layers);
     if (m->layers == NULL) return l2c_fail(err, L2C_NOMEM, "out of memory for %d layers", m->config.n_layers);
-    walk again = {data, size, start};
+    walk again = {data, size, m->tensors_start};
     walk_tensors(&again, m, m->layers);
     return L2C_OK;
-}
-
-static l2c_dtype dtype_of(const l2c_matrix *m) {
-    switch (m->type) {
-    case L2C_WEIGHTS_F32: return L2C_DTYPE_FLOAT32;
-    case L2C_WEIGHTS_Q4:
-    case L2C_WEIGHTS_Q4_1: return L2C_DTYPE_INT4;
-    default: return L2C_DTYPE_INT8;
-    }
-}
-
-l2c_matrices l2c_matrices_begin(const l2c_model *m) {
-    return (l2c_matrices){.dtype = L2C_DTYPE_AUTO,
-                          .sweep = 4 * (2 * (uint64_t)m->config.n_layers + 1) * (uint64_t)m->config.dim};
-}
-
-void l2c_matrices_add(l2c_matrices *sum, const l2c_model *m, const l2c_matrix *matrix, const l2c_matrix *shape) {
-    l2c_dtype dtype = dtype_of(shape);
-    if (sum->dtype == L2C_DTYPE_AUTO) sum->dtype = dtype;
-    else if (sum->dtype != dtype) sum->dtype = L2C_DTYPE_MIXED;
-    if (shape->type != L2C_WEIGHTS_F32) sum->group = shape->group;
-    sum->as_file |= shape->type == L2C_WEIGHTS_FILE;
-    if (matrix != &m->token_embedding || m->config.shared_classifier) sum->sweep += l2c_matrix_bytes(shape); /* else a row */
-}
-
-static void sum_up(l2c_model *m) {
-    m->matrices = l2c_matrices_begin(m);
-#define ADD(matrix) l2c_matrices_add(&m->matrices, m, matrix, matrix)
-    EACH_MATRIX(m, ADD);
-#undef ADD
-    m->config.dtype = (int32_t)m->matrices.dtype;
-}
-
-/* Packs what is not to be computed as it lies. */
-static l2c_status convert(l2c_model *m, l2c_dtype dtype, l2c_pool *pool, l2c_error *err) {
-    int file_is_int8 = m->config.group_size > 0;
-    if (dtype == L2C_DTYPE_FLOAT32 && file_is_int8)
-        return l2c_fail(err, L2C_UNSUPPORTED, "the file holds int8 weights; float32 are not to be had from it");
-    if (dtype == L2C_DTYPE_FILE && !file_is_int8)
-        return l2c_fail(err, L2C_UNSUPPORTED, "only an int8 file of llama2.c (version 2) is computed as runq.c does it; "
-                                              "this is %s version %d", m->config.file == L2C_FILE_GGUF ? "GGUF" : "llama2.c",
-                        m->config.version);
-    l2c_status status = dtype == L2C_DTYPE_FILE ? L2C_OK : l2c_model_pack(m, dtype, pool, err);
-    /* A v2 file that cannot be packed is computed as it lies. */
-    if (status == L2C_UNSUPPORTED && dtype != L2C_DTYPE_INT4) status = L2C_OK;
-    if (status == L2C_OK) sum_up(m);
-    return status;
-}
-
-/* Owns the mapping from here on, whatever becomes of it. */
-static l2c_status open_mapping(l2c_mapping mapping, l2c_dtype dtype, l2c_pool *pool, l2c_model **model,
-                               l2c_error *err) {
-    l2c_model *m = l2c_memory_zeroed(1, sizeof *m);
-    if (m == NULL) {
-        l2c_file_unmap(&mapping);
-        return l2c_fail(err, L2C_NOMEM, "out of memory for a model");
-    }
-    m->mapping = mapping;
-    l2c_float_env env = l2c_float_enter();
-    l2c_status status = l2c_model_load(m, mapping.data, mapping.size, err);
-    if (status == L2C_OK) status = l2c_rope_create(m, err);
-    if (status == L2C_OK) status = convert(m, dtype, pool, err);
-    l2c_float_leave(env);
-    if (status != L2C_OK) {
-        l2c_model_free(m);
-        return status;
-    }
-    *model = m;
-    return L2C_OK;
-}
-
-static l2c_status check_dtype(l2c_dtype dtype, l2c_error *err) {
-    if (((int)dtype >= L2C_DTYPE_AUTO && dtype <= L2C_DTYPE_INT4) || dtype == L2C_DTYPE_FILE) return L2C_OK;
-    return l2c_fail(err, L2C_ARG, "unknown dtype number %d", (int)dtype);
-}
-
-size_t l2c_model_float32_start(const unsigned char *data, size_t size) {
-    l2c_config c;
-    if (l2c_gguf_is(data, size)) return l2c_gguf_float32_start(data, size);
-    if (read_header(&c, data, size, NULL) != L2C_OK || c.group_size > 0) return 0;
-    return c.version == 0 ? V0_HEADER : HEADER;
-}
-
-/* float32 weights are read as fast as memory allows, so it matters what memory they are in. Only
- * files that have a valid header are copied, and whose weights are computed with as they lie. */
-static void place_weights(l2c_mapping *mapping) {
-    size_t start = l2c_model_float32_start(mapping->data, mapping->size);
-    if (start > 0) l2c_file_to_memory(mapping, start);
-}
-
-l2c_status l2c_model_open(const char *path, l2c_dtype dtype, l2c_pool *pool, l2c_model **model, l2c_error *err) {
-    l2c_status status = check_dtype(dtype, err);
-    if (status != L2C_OK) return status;
-    l2c_mapping mapping = {0};
-    status = l2c_file_map(path, "checkpoint", &mapping, err);
-    if (status != L2C_OK) return status;
-    if (dtype <= L2C_DTYPE_FLOAT32) place_weights(&mapping);
-    return open_mapping(mapping, dtype, pool, model, err);
-}
-
-l2c_status l2c_model_open_memory(const void *data, size_t size, l2c_dtype dtype, l2c_pool *pool, l2c_model **model,
-                                 l2c_error *err) {
-    l2c_status status = check_dtype(dtype, err);
-    if (status != L2C_OK) return status;
-    if ((uintptr_t)data % sizeof(float) != 0)
-        return l2c_fail(err, L2C_ARG, "checkpoint memory must be aligned to 4 bytes");
-    return open_mapping((l2c_mapping){.data = data, .size = size}, dtype, pool, model, err);
-}
-
-l2c_status l2c_model_quantize(const l2c_model *from, l2c_dtype dtype, l2c_pool *pool, l2c_model **model,
-                              l2c_error *err) {
-    if (from->config.dtype != L2C_DTYPE_FLOAT32 || (dtype != L2C_DTYPE_INT8 && dtype != L2C_DTYPE_INT4))
-        return l2c_fail(err, L2C_ARG, "only float32 weights can be quantized, and to int8 or int4");
-    l2c_model *m = l2c_memory_zeroed(1, sizeof *m);
-    size_t n_layers = (size_t)from->config.n_layers, pairs = (size_t)from->config.head_size / 2;
-    l2c_layer *layers = l2c_memory_zeroed(n_layers, sizeof *layers);
-    double *divisors = l2c_memory_zeroed(pairs, sizeof *divisors);
-    if (m == NULL || layers == NULL || divisors == NULL) {
-        l2c_memory_free(m);
-        l2c_memory_free(layers);
-        l2c_memory_free(divisors);
-        return l2c_fail(err, L2C_NOMEM, "out of memory for a model");
-    }
-    *m = *from;
-    m->mapping = m->packed = (l2c_mapping){0}; /* stays with `from` */
-    m->layers = memcpy(layers, from->layers, n_layers * sizeof *layers);
-    for (size_t j = 0; j < pairs; j++) divisors[j] = from->rope_divisors == NULL ? 1.0 : from->rope_divisors[j];
-    m->rope_divisors = divisors;
-    m->rope = NULL;
-    l2c_float_env env = l2c_float_enter();
-    l2c_status status = l2c_rope_create(m, err);
-    if (status == L2C_OK) status = convert(m, dtype, pool, err);
-    l2c_float_leave(env);
-    if (status != L2C_OK) l2c_model_free(m);
-    else *model = m;
-    return status;
-}
-
-const l2c_config *l2c_model_config(const l2c_model *model) { return &model->config; }
-
-/* ---- What it holds --------------------------------------------------------------------------------- */
-
-static uint64_t per_layer(const l2c_config *c) {
-    uint64_t dim = (uint64_t)c->dim, heads = (uint64_t)c->n_heads + (uint64_t)c->n_kv_heads;
-    return 2 * dim * heads * (uint64_t)c->head_size + 3 * dim * (uint64_t)c->hidden_dim;
-}
-
-uint64_t l2c_model_parameters(const l2c_model *model) {
-    const l2c_config *c = &model->config;
-    uint64_t table = (uint64_t)c->vocab_size * (uint64_t)c->dim;
-    uint64_t norms = (2 * (uint64_t)c->n_layers + 1) * (uint64_t)c->dim;
-    return table * (c->shared_classifier ? 1 : 2) + (uint64_t)c->n_layers * per_layer(c) + norms;
-}
-
-uint64_t l2c_model_bytes(const l2c_model *model) { return model->mapping.size + model->packed.size; }
-
-uint64_t l2c_model_sweep_bytes(const l2c_model *model) { return model->matrices.sweep; }
-
-void l2c_model_free(l2c_model *model) {
-    if (model == NULL) return;
-    l2c_rope_free(model);
-    l2c_memory_free(model->layers);
-    l2c_memory_free(model->rope_divisors);
-    l2c_file_unmap(&model->mapping);
-    l2c_file_unmap(&model->packed);
-    l2c_memory_free(model);
 }

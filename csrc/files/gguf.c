@@ -153,7 +153,7 @@ static l2c_status take_tensor(cursor *c, uint64_t i, uint64_t n, l2c_gguf_tensor
     if (!take_u32(c, &type) || !take_u64(c, &t->offset)) return fail_short(err, "tensors", i, n);
     const l2c_block_type *blocks = l2c_block_type_of(type);
     if (blocks == NULL)
-        return l2c_fail(err, L2C_UNSUPPORTED, "GGUF: %.*s is of type number %u, which is not known", L2C_GGUF_NAME(t),
+        return l2c_fail(err, L2C_UNSUPPORTED, "GGUF: %.*s is of unknown type number %u", L2C_GGUF_NAME(t),
                         type);
     t->type = blocks->name;
     t->type_number = (int32_t)type;
@@ -211,10 +211,10 @@ static l2c_status sort_names(l2c_gguf *g, l2c_error *err) {
     qsort(g->tensors, g->n_tensors, sizeof *g->tensors, compare_tensors);
     for (size_t i = 1; i < g->n_keys; i++)
         if (compare_keys(&g->keys[i - 1], &g->keys[i]) == 0)
-            return l2c_fail(err, L2C_FORMAT, "GGUF: %.*s is there twice", L2C_GGUF_NAME(&g->keys[i].key));
+            return l2c_fail(err, L2C_FORMAT, "GGUF: %.*s appears twice", L2C_GGUF_NAME(&g->keys[i].key));
     for (size_t i = 1; i < g->n_tensors; i++)
         if (compare_tensors(&g->tensors[i - 1], &g->tensors[i]) == 0)
-            return l2c_fail(err, L2C_FORMAT, "GGUF: the tensor %.*s is there twice", L2C_GGUF_NAME(&g->tensors[i]));
+            return l2c_fail(err, L2C_FORMAT, "GGUF: the tensor %.*s appears twice", L2C_GGUF_NAME(&g->tensors[i]));
     return L2C_OK;
 }
 

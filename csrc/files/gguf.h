@@ -69,7 +69,4 @@ uint64_t l2c_gguf_type_size(uint32_t type);
 /* Fills in an empty model, whose matrices then lie in `data`. */
 l2c_status l2c_gguf_load_model(l2c_model *model, const unsigned char *data, size_t size, l2c_error *err);
 
-/* Where the tensors begin in a file that has only float32 ones; 0 for all others. */
-size_t l2c_gguf_float32_start(const unsigned char *data, size_t size);
-
 #endif

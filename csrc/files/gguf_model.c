@@ -124,7 +124,7 @@ static void check_features(source *s) {
         for (size_t k = 0; k < sizeof read_here / sizeof *read_here; k++) fine |= strcmp(name, read_here[k]) == 0;
         for (size_t k = 0; k < sizeof must_be_1 / sizeof *must_be_1; k++)
             if (strcmp(name, must_be_1[k]) == 0) fine = is_number(s, i, 1.0);
-        if (!fine) FAIL(s, L2C_UNSUPPORTED, "GGUF: the model has llama.%s, which this engine does not compute", name);
+        if (!fine) FAIL(s, L2C_UNSUPPORTED, "GGUF: the model has llama.%s, which this engine does not support", name);
     }
 }
 
@@ -135,7 +135,7 @@ static void check_kind(source *s) {
     if (key < 0 || l2c_gguf_string(s->g, (size_t)key, 0, &bytes, &length, NULL) != L2C_OK)
         FAIL(s, L2C_FORMAT, "GGUF: general.architecture is missing, or not a string");
     else if (!is_text(s, key, "llama"))
-        FAIL(s, L2C_UNSUPPORTED, "GGUF: the architecture is %.*s; only llama is computed",
+        FAIL(s, L2C_UNSUPPORTED, "GGUF: the architecture is %.*s; only llama is supported",
              length < 64 ? (int)length : 64, bytes);
     if (s->status != L2C_OK) return;
     key = l2c_gguf_find_key(s->g, "split.count");
@@ -169,7 +169,7 @@ static void read_shape(source *s) {
         FAIL(s, L2C_UNSUPPORTED, "GGUF: llama.attention.value_length is %d and key_length %d; they must be the same",
              values, c->head_size);
     else if (rotary != c->head_size)
-        FAIL(s, L2C_UNSUPPORTED, "GGUF: llama.rope.dimension_count is %d of a head of %d; partial RoPE is not computed",
+        FAIL(s, L2C_UNSUPPORTED, "GGUF: llama.rope.dimension_count is %d of a head of %d; partial RoPE is not supported",
              rotary, c->head_size);
     else if (c->head_size % 2 != 0)
         FAIL(s, L2C_FORMAT, "GGUF: the head size is %d; RoPE needs it to be even", c->head_size);
@@ -185,7 +185,7 @@ static double linear_scaling(source *s) {
         const char *bytes = "?";
         size_t length = 1;
         l2c_gguf_string(s->g, (size_t)type, 0, &bytes, &length, NULL);
-        FAIL(s, L2C_UNSUPPORTED, "GGUF: llama.rope.scaling.type is %.*s; linear and none are computed",
+        FAIL(s, L2C_UNSUPPORTED, "GGUF: llama.rope.scaling.type is %.*s; linear and none are supported",
              length < 64 ? (int)length : 64, bytes);
         return 1.0;
     }
@@ -210,11 +210,12 @@ static const l2c_gguf_tensor *tensor(source *s, int32_t layer, const char *name,
     if (i < 0) return NULL;
     const l2c_gguf_tensor *t = l2c_gguf_tensor_at(s->g, (size_t)i);
     s->used[i] = 1;
+    if (t->offset < s->model->tensors_start) s->model->tensors_start = (size_t)t->offset;
     if (t->n_dims != n_dims || t->dims[0] != cols || t->dims[1] != rows)
         FAIL(s, L2C_FORMAT, "GGUF: %s is (%llu, %llu%s); the settings make it (%zu, %zu)", full,
              (unsigned long long)t->dims[1], (unsigned long long)t->dims[0], t->n_dims > 2 ? ", ..." : "", rows, cols);
     else if (l2c_block_type_of((uint32_t)t->type_number)->read == NULL)
-        FAIL(s, L2C_UNSUPPORTED, "GGUF: %s is %s, which this engine does not read", full, t->type);
+        FAIL(s, L2C_UNSUPPORTED, "GGUF: %s is %s, which this engine cannot read", full, t->type);
     else if (n_dims == 1 && t->type_number != 0)
         FAIL(s, L2C_UNSUPPORTED, "GGUF: %s is %s; it must be F32", full, t->type);
     return s->status == L2C_OK ? t : NULL;
@@ -305,7 +306,7 @@ static void check_all_used(source *s) {
     const l2c_gguf_tensor *t;
     for (size_t i = 0; s->status == L2C_OK && (t = l2c_gguf_tensor_at(s->g, i)) != NULL; i++)
         if (!s->used[i])
-            FAIL(s, L2C_UNSUPPORTED, "GGUF: the model has the tensor %.*s, which this engine does not compute with",
+            FAIL(s, L2C_UNSUPPORTED, "GGUF: the model has the tensor %.*s, which this engine does not support",
                  L2C_GGUF_NAME(t));
 }
 
@@ -315,6 +316,7 @@ l2c_status l2c_gguf_load_model(l2c_model *model, const unsigned char *data, size
     l2c_gguf *g;
     l2c_status status = l2c_gguf_open_memory(data, size, &g, err);
     if (status != L2C_OK) return status;
+    model->tensors_start = size;
     source s = {.g = g, .model = model, .used = l2c_memory_zeroed(g->n_tensors, 1), .err = err};
     if (s.used == NULL) FAIL(&s, L2C_NOMEM, "out of memory for %zu tensors", g->n_tensors);
     else check_kind(&s);
@@ -327,16 +329,4 @@ l2c_status l2c_gguf_load_model(l2c_model *model, const unsigned char *data, size
     l2c_memory_free(s.used);
     l2c_gguf_free(g);
     return s.status;
-}
-
-size_t l2c_gguf_float32_start(const unsigned char *data, size_t size) {
-    l2c_gguf *g;
-    uint64_t start = size;
-    if (l2c_gguf_open_memory(data, size, &g, NULL) != L2C_OK) return 0;
-    for (size_t i = 0; i < g->n_tensors; i++) {
-        if (g->tensors[i].type_number != 0) start = 0;
-        if (g->tensors[i].offset < start) start = g->tensors[i].offset;
-    }
-    l2c_gguf_free(g);
-    return start < size ? (size_t)start : 0;
 }

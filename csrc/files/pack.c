@@ -17,6 +17,7 @@ static int packable(const l2c_matrix *m) {
 
 static l2c_weights packed_type(const l2c_matrix *m, l2c_dtype dtype) {
     switch (dtype) {
+    case L2C_DTYPE_FILE: return m->type;
     case L2C_DTYPE_FLOAT32: return L2C_WEIGHTS_F32;
     case L2C_DTYPE_INT8: return L2C_WEIGHTS_Q8;
     case L2C_DTYPE_INT4: /* what has 4 bits keeps them */
@@ -28,8 +29,10 @@ static l2c_weights packed_type(const l2c_matrix *m, l2c_dtype dtype) {
     }
 }
 
+/* What it becomes, without data; as it is where that is how it is computed with. */
 static l2c_matrix packed_shape(const l2c_matrix *m, l2c_dtype dtype) {
     l2c_weights type = packed_type(m, dtype);
+    if (type == m->type) return *m;
     if (type == L2C_WEIGHTS_F32)
         return (l2c_matrix){.type = type, .rows = m->rows, .cols = m->cols, .padded = m->cols};
     size_t group = type == L2C_WEIGHTS_Q8 && m->type == L2C_WEIGHTS_FILE ? m->group : DEFAULT_GROUP;
@@ -38,6 +41,62 @@ static l2c_matrix packed_shape(const l2c_matrix *m, l2c_dtype dtype) {
 
 /* What a matrix or norm takes of the packed memory: whole cache lines. */
 static size_t whole_lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+/* ---- Measuring ------------------------------------------------------------------------------------ */
+
+static l2c_dtype dtype_of(l2c_weights type) {
+    switch (type) {
+    case L2C_WEIGHTS_F32: return L2C_DTYPE_FLOAT32;
+    case L2C_WEIGHTS_Q4:
+    case L2C_WEIGHTS_Q4_1: return L2C_DTYPE_INT4;
+    default: return L2C_DTYPE_INT8;
+    }
+}
+
+/* What the matrices come to in a dtype; 0 where some of them cannot be packed for it. */
+static int measure(const l2c_model *model, l2c_dtype dtype, l2c_matrices *sum) {
+    const l2c_config *c = &model->config;
+    uint64_t n_norms = 2 * (uint64_t)c->n_layers + 1, norm = (uint64_t)c->dim * sizeof(float);
+    int possible = 1, needed = 0;
+    *sum = (l2c_matrices){.sweep = n_norms * norm, .packed = n_norms * whole_lines((size_t)norm)};
+    /* Some tens of times the file at most, as its matrices do not overlap: no sum wraps around. */
+#define MEASURE(m)                                                                                      \
+    do {                                                                                                \
+        l2c_matrix shape = packed_shape(m, dtype);                                                      \
+        uint64_t bytes = l2c_matrix_bytes(&shape), in_file = l2c_matrix_bytes(m);                       \
+        l2c_dtype own = dtype_of(shape.type);                                                           \
+        sum->dtype = sum->dtype == L2C_DTYPE_AUTO || sum->dtype == own ? own : L2C_DTYPE_MIXED;         \
+        if (shape.type != L2C_WEIGHTS_F32) sum->group = shape.group;                                    \
+        sum->as_file |= shape.type == L2C_WEIGHTS_FILE;                                                 \
+        if ((m) != &model->token_embedding || c->shared_classifier) sum->sweep += bytes; /* else a row */ \
+        sum->packed += whole_lines((size_t)bytes);                                                      \
+        if (in_file > sum->largest) sum->largest = in_file;                                             \
+        possible &= packable(m);                                                                        \
+        needed |= shape.type != (m)->type;                                                              \
+    } while (0)
+    EACH_MATRIX(model, MEASURE);
+#undef MEASURE
+    if (!needed) sum->packed = 0;
+    return possible || !needed;
+}
+
+l2c_status l2c_model_measure(l2c_model *m, l2c_dtype dtype, l2c_error *err) {
+    int file_is_int8 = m->config.group_size > 0;
+    if (dtype == L2C_DTYPE_FLOAT32 && file_is_int8)
+        return l2c_fail(err, L2C_UNSUPPORTED, "the file holds int8 weights, which cannot be converted to float32");
+    if (dtype == L2C_DTYPE_FILE && !file_is_int8)
+        return l2c_fail(err, L2C_UNSUPPORTED, "only int8 files of llama2.c (version 2) can be computed as runq.c does; "
+                                              "this is %s version %d", m->config.file == L2C_FILE_GGUF ? "GGUF" : "llama2.c",
+                        m->config.version);
+    int possible = measure(m, dtype, &m->matrices);
+    if (!possible && dtype == L2C_DTYPE_INT4)
+        return l2c_fail(err, L2C_UNSUPPORTED, "int8 groups of %d cannot be converted to int4", m->config.group_size);
+    if (!possible) measure(m, L2C_DTYPE_FILE, &m->matrices);
+    m->config.dtype = (int32_t)m->matrices.dtype;
+    return L2C_OK;
+}
+
+/* ---- Packing --------------------------------------------------------------------------------------- */
 
 typedef struct {
     l2c_matrix *to;
@@ -73,36 +132,13 @@ static const float *copy_norm(unsigned char **at, const float *norm, size_t dim)
     return copy;
 }
 
-l2c_status l2c_model_pack_measure(const l2c_model *model, l2c_dtype dtype, uint64_t *total, l2c_matrices *matrices,
-                                  l2c_error *err) {
-    const l2c_config *c = &model->config;
-    uint64_t bytes = (2 * (uint64_t)c->n_layers + 1) * whole_lines((size_t)c->dim * sizeof(float));
-    int possible = 1, needed = 0;
-    *matrices = l2c_matrices_begin(model);
-    /* Some tens of times the file at most, as its matrices do not overlap: no sum wraps around. */
-#define MEASURE(m)                                              \
-    do {                                                        \
-        l2c_matrix shape = packed_shape(m, dtype);              \
-        bytes += whole_lines(l2c_matrix_bytes(&shape));         \
-        possible &= packable(m);                                \
-        needed |= shape.type != (m)->type;                      \
-        l2c_matrices_add(matrices, model, m, &shape);           \
-    } while (0)
-    EACH_MATRIX(model, MEASURE);
-#undef MEASURE
-    *total = needed ? bytes : 0;
-    if (needed && !possible)
-        return l2c_fail(err, L2C_UNSUPPORTED, "groups of %d int8 weights cannot be packed", c->group_size);
-    return L2C_OK;
-}
-
 l2c_status l2c_model_pack(l2c_model *model, l2c_dtype dtype, l2c_pool *pool, l2c_error *err) {
     const l2c_config *c = &model->config;
     size_t dim = (size_t)c->dim;
-    uint64_t bytes = 0;
-    l2c_matrices matrices;
-    l2c_status status = l2c_model_pack_measure(model, dtype, &bytes, &matrices, err);
-    if (status != L2C_OK || bytes == 0) return status;
+    l2c_status status = l2c_model_measure(model, dtype, err);
+    if (status != L2C_OK) return status;
+    uint64_t bytes = model->matrices.packed;
+    if (bytes == 0) return L2C_OK;
     l2c_mapping memory;
     if (bytes > SIZE_MAX || l2c_memory_map((size_t)bytes, &memory) != L2C_OK)
         return l2c_fail(err, L2C_NOMEM, "out of memory for packed weights of %llu bytes", (unsigned long long)bytes);

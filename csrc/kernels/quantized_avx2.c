@@ -29,7 +29,10 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-enum { TILE = 4 }; /* rows of x that share the loads of weights */
+enum { TILE = 4 }; /* quantized_tiles.h */
+#define UNROLL_STORES
+
+typedef __m256 sixteen[2]; /* of rows 0 to 7 and 8 to 15 of a block */
 
 /* ---- float16 ------------------------------------------------------------------------------------ */
 
@@ -111,7 +114,7 @@ void l2c_avx2_quantize(const l2c_quantized *to, size_t row, const float *x, size
 /* ---- Products -------------------------------------------------------------------------------- */
 
 /* 16 results; the last block of a matrix has fewer. */
-INLINE void store(float *out, const __m256 sums[2], size_t valid) {
+INLINE void store(float *out, const sixteen sums, size_t valid) {
     if (valid >= L2C_BLOCK_ROWS) {
         _mm256_storeu_ps(out, sums[0]);
         _mm256_storeu_ps(out + 8, sums[1]);
@@ -129,9 +132,7 @@ INLINE __m256i broadcast(const void *four_bytes) {
     return _mm256_set1_epi32(value);
 }
 
-/* A tile is `tile` rows of x, from row r on, against `blocks` blocks of 16 rows that lie `apart` bytes
- * from each other. Two sums an entry, of rows 0 to 7 and 8 to 15 of a block. */
-INLINE void tile_q8(__m256 (*sums)[2], const l2c_quantized *x, size_t r, const l2c_matrix *w,
+INLINE void tile_q8(sixteen *sums, const l2c_quantized *x, size_t r, const l2c_matrix *w,
                     const unsigned char *block, size_t apart, int tile, int blocks) {
     size_t group = w->group, groups = w->padded / group;
     const unsigned char *data = block + l2c_block_scale_bytes(L2C_WEIGHTS_Q8, groups);
@@ -166,8 +167,7 @@ INLINE void tile_q8(__m256 (*sums)[2], const l2c_quantized *x, size_t r, const l
     }
 }
 
-/* minima: of L2C_WEIGHTS_Q4_1; 0 or 1 in the source, so that the compiler makes two functions of this */
-INLINE void tile_4_bits(__m256 (*sums)[2], const l2c_quantized *x, size_t r, const l2c_matrix *w,
+INLINE void tile_4_bits(sixteen *sums, const l2c_quantized *x, size_t r, const l2c_matrix *w,
                         const unsigned char *block, size_t apart, int tile, int blocks, int minima) {
     size_t groups = w->padded / L2C_Q4_GROUP;
     const unsigned char *data = block + l2c_block_scale_bytes(minima ? L2C_WEIGHTS_Q4_1 : L2C_WEIGHTS_Q4, groups);
@@ -208,58 +208,9 @@ INLINE void tile_4_bits(__m256 (*sums)[2], const l2c_quantized *x, size_t r, con
     }
 }
 
-INLINE void tile_q4(__m256 (*sums)[2], const l2c_quantized *x, size_t r, const l2c_matrix *w,
-                    const unsigned char *block, size_t apart, int tile, int blocks) {
-    tile_4_bits(sums, x, r, w, block, apart, tile, blocks, 0);
-}
+#include "quantized_tiles.h"
 
-INLINE void tile_q4_1(__m256 (*sums)[2], const l2c_quantized *x, size_t r, const l2c_matrix *w,
-                      const unsigned char *block, size_t apart, int tile, int blocks) {
-    tile_4_bits(sums, x, r, w, block, apart, tile, blocks, 1);
-}
-
-#define ONE_TILE(FUNCTION, i, tile, blocks, step)                                                                 \
-    do {                                                                                                          \
-        __m256 sums[TILE][2];                                                                                     \
-        FUNCTION(sums, x, first + r, w, l2c_block(w, i), (step) / L2C_BLOCK_ROWS * w->block_bytes, tile, blocks); \
-        for (int t = 0; t < tile; t++)                                                                            \
-            for (int b = 0; b < blocks; b++) {                                                                    \
-                size_t row = (i) + (size_t)b * (step);                                                            \
-                store(out + (r + (size_t)t) * out_stride + row, sums[t * blocks + b], end - row);                 \
-            }                                                                                                     \
-    } while (0)
-
-/* Several rows of x: a block stays in the first cache while they pass by it. One row is a matter of
- * memory: four blocks a quarter of the matrix apart, each a stream that the hardware prefetcher
- * follows (avx512.c). */
-#define MATMUL(FUNCTION)                                                                    \
-    size_t i = begin;                                                                       \
-    if (n_rows == 1) {                                                                      \
-        size_t r = 0, quarter = (end - begin) / (4 * L2C_BLOCK_ROWS) * L2C_BLOCK_ROWS;      \
-        for (; i < begin + quarter; i += L2C_BLOCK_ROWS) ONE_TILE(FUNCTION, i, 1, 4, quarter); \
-        for (i = begin + 4 * quarter; i < end; i += L2C_BLOCK_ROWS) ONE_TILE(FUNCTION, i, 1, 1, 0); \
-        return;                                                                             \
-    }                                                                                       \
-    for (; i < end; i += L2C_BLOCK_ROWS) {                                                  \
-        size_t r = 0;                                                                       \
-        for (; r + 4 <= n_rows; r += 4) ONE_TILE(FUNCTION, i, 4, 1, 0);                     \
-        for (; r < n_rows; r++) ONE_TILE(FUNCTION, i, 1, 1, 0);                             \
-    }
-
-void l2c_avx2_matmul_q8(float *out, size_t out_stride, const l2c_quantized *x, size_t first, size_t n_rows,
-                        const l2c_matrix *w, size_t begin, size_t end) {
-    MATMUL(tile_q8)
-}
-
-void l2c_avx2_matmul_q4(float *out, size_t out_stride, const l2c_quantized *x, size_t first, size_t n_rows,
-                        const l2c_matrix *w, size_t begin, size_t end) {
-    MATMUL(tile_q4)
-}
-
-void l2c_avx2_matmul_q4_1(float *out, size_t out_stride, const l2c_quantized *x, size_t first, size_t n_rows,
-                          const l2c_matrix *w, size_t begin, size_t end) {
-    MATMUL(tile_q4_1)
-}
+INTEGER_MATMULS(avx2)
 
 #if defined(__clang__)
 #pragma clang attribute pop

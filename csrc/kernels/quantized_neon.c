@@ -26,7 +26,10 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-enum { TILE = 2, QUADS = 4 /* registers for a value of each of 16 rows */ };
+enum { TILE = 2, QUADS = 4 }; /* quantized_tiles.h: there are 32 registers; those of a value of each of 16 rows */
+#define UNROLL_STORES UNROLL
+
+typedef float32x4_t sixteen[QUADS];
 
 /* ---- float16 ------------------------------------------------------------------------------------ */
 
@@ -88,7 +91,7 @@ void l2c_neon_quantize(const l2c_quantized *to, size_t row, const float *x, size
 /* ---- Products -------------------------------------------------------------------------------- */
 
 /* 16 results; the last block of a matrix has fewer. */
-INLINE void store(float *out, const float32x4_t sums[QUADS], size_t valid) {
+INLINE void store(float *out, const sixteen sums, size_t valid) {
     float all[L2C_BLOCK_ROWS];
     float *to = valid >= L2C_BLOCK_ROWS ? out : all;
     UNROLL for (int k = 0; k < QUADS; k++) vst1q_f32(to + 4 * k, sums[k]);
@@ -103,9 +106,7 @@ INLINE int8x16_t broadcast(const int8_t *four_bytes) {
 
 INLINE int16x8_t multiply_low(int8x16_t a, int8x16_t b) { return vmull_s8(vget_low_s8(a), vget_low_s8(b)); }
 
-/* A tile is `tile` rows of x, from row r on, against `blocks` blocks of 16 rows that lie `apart` bytes
- * from each other; tile * blocks <= TILE, since there are 32 registers. */
-INLINE void tile_q8(float32x4_t (*sums)[QUADS], const l2c_quantized *x, size_t r, const l2c_matrix *w,
+INLINE void tile_q8(sixteen *sums, const l2c_quantized *x, size_t r, const l2c_matrix *w,
                     const unsigned char *block, size_t apart, int tile, int blocks) {
     size_t group = w->group, groups = w->padded / group;
     const int8_t *data = (const int8_t *)block + l2c_block_scale_bytes(L2C_WEIGHTS_Q8, groups);
@@ -138,8 +139,7 @@ INLINE void tile_q8(float32x4_t (*sums)[QUADS], const l2c_quantized *x, size_t r
     }
 }
 
-/* minima: of L2C_WEIGHTS_Q4_1; 0 or 1 in the source, so that the compiler makes two functions of this */
-INLINE void tile_4_bits(float32x4_t (*sums)[QUADS], const l2c_quantized *x, size_t r, const l2c_matrix *w,
+INLINE void tile_4_bits(sixteen *sums, const l2c_quantized *x, size_t r, const l2c_matrix *w,
                         const unsigned char *block, size_t apart, int tile, int blocks, int minima) {
     size_t groups = w->padded / L2C_Q4_GROUP;
     const unsigned char *data = block + l2c_block_scale_bytes(minima ? L2C_WEIGHTS_Q4_1 : L2C_WEIGHTS_Q4, groups);
@@ -187,57 +187,9 @@ INLINE void tile_4_bits(float32x4_t (*sums)[QUADS], const l2c_quantized *x, size
     }
 }
 
-INLINE void tile_q4(float32x4_t (*sums)[QUADS], const l2c_quantized *x, size_t r, const l2c_matrix *w,
-                    const unsigned char *block, size_t apart, int tile, int blocks) {
-    tile_4_bits(sums, x, r, w, block, apart, tile, blocks, 0);
-}
+#include "quantized_tiles.h"
 
-INLINE void tile_q4_1(float32x4_t (*sums)[QUADS], const l2c_quantized *x, size_t r, const l2c_matrix *w,
-                      const unsigned char *block, size_t apart, int tile, int blocks) {
-    tile_4_bits(sums, x, r, w, block, apart, tile, blocks, 1);
-}
-
-#define ONE_TILE(FUNCTION, i, tile, blocks, step)                                                             \
-    do {                                                                                                      \
-        float32x4_t sums[TILE][QUADS];                                                                        \
-        FUNCTION(sums, x, first + r, w, l2c_block(w, i), (step) / L2C_BLOCK_ROWS * w->block_bytes, tile, blocks); \
-        UNROLL for (int t = 0; t < tile; t++)                                                                 \
-            UNROLL for (int b = 0; b < blocks; b++) {                                                         \
-                size_t row = (i) + (size_t)b * (step);                                                        \
-                store(out + (r + (size_t)t) * out_stride + row, sums[t * blocks + b], end - row);             \
-            }                                                                                                 \
-    } while (0)
-
-/* Several rows of x: a block stays in the first cache while they pass by it. One row: two blocks half
- * of the matrix apart, each a stream that a hardware prefetcher follows. */
-#define MATMUL(FUNCTION)                                                                          \
-    size_t i = begin;                                                                             \
-    if (n_rows == 1) {                                                                            \
-        size_t r = 0, half = (end - begin) / (2 * L2C_BLOCK_ROWS) * L2C_BLOCK_ROWS;               \
-        for (; i < begin + half; i += L2C_BLOCK_ROWS) ONE_TILE(FUNCTION, i, 1, 2, half);          \
-        for (i = begin + 2 * half; i < end; i += L2C_BLOCK_ROWS) ONE_TILE(FUNCTION, i, 1, 1, 0);  \
-        return;                                                                                   \
-    }                                                                                             \
-    for (; i < end; i += L2C_BLOCK_ROWS) {                                                        \
-        size_t r = 0;                                                                             \
-        for (; r + 2 <= n_rows; r += 2) ONE_TILE(FUNCTION, i, 2, 1, 0);                           \
-        for (; r < n_rows; r++) ONE_TILE(FUNCTION, i, 1, 1, 0);                                   \
-    }
-
-void l2c_neon_matmul_q8(float *out, size_t out_stride, const l2c_quantized *x, size_t first, size_t n_rows,
-                        const l2c_matrix *w, size_t begin, size_t end) {
-    MATMUL(tile_q8)
-}
-
-void l2c_neon_matmul_q4(float *out, size_t out_stride, const l2c_quantized *x, size_t first, size_t n_rows,
-                        const l2c_matrix *w, size_t begin, size_t end) {
-    MATMUL(tile_q4)
-}
-
-void l2c_neon_matmul_q4_1(float *out, size_t out_stride, const l2c_quantized *x, size_t first, size_t n_rows,
-                          const l2c_matrix *w, size_t begin, size_t end) {
-    MATMUL(tile_q4_1)
-}
+INTEGER_MATMULS(neon)
 
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC pop_options

@@ -55,6 +55,7 @@ def settings_of(llama: Llama, prompt: bytes, options: dict[str, Any]) -> dict[st
         "tokenizer": _tokenizer_hash(llama, prompt),
         "dtype": llama.config.dtype,
         "kv_dtype": kv_dtype,
+        **({"isa": "runq"} if llama.isa == "runq" else {}),  # all others give the same bits
         **options,
     }
     return {
@@ -73,7 +74,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
     names = [name for name in {**old, **new} if value(old, name) != value(new, name)]
     if "weights" not in names:
         names = [name for name in names if name != "model"]
-    elif "model" in names or "dtype" in names:  # which say as much
+    elif {"model", "dtype", "isa"} & set(names):  # which say as much
         names.remove("weights")
     return ", ".join(f"{n} was {value(old, n)!r} and is now {value(new, n)!r}" for n in names)
 

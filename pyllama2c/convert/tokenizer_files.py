@@ -10,11 +10,18 @@ from pathlib import Path
 from pyllama2c.convert.json_files import Fields, read_json
 from pyllama2c.convert.sentencepiece_model import read_sentencepiece
 from pyllama2c.convert.tiktoken import read_tiktoken
-from pyllama2c.convert.tokenizer_json import added_tokens, read_tokenizer_json, template
-from pyllama2c.convert.vocabulary import Vocabulary
-from pyllama2c.errors import CheckpointWarning, TokenizerError, TokenizerNotFoundError
+from pyllama2c.convert.tokenizer_json import added_tokens, around, read_tokenizer_json
+from pyllama2c.convert.vocabulary import Added, Vocabulary
+from pyllama2c.errors import (
+    CheckpointWarning,
+    TokenizerError,
+    TokenizerNotFoundError,
+    UnsupportedError,
+)
 
 _SPECIAL = ("bos", "eos", "unk", "pad")
+_MORE_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
+"""arrays of tokens, or objects by name, in transformers 4 and 5"""
 
 
 def _json(path: Path) -> Fields | None:
@@ -28,21 +35,12 @@ def _is_tiktoken(path: Path) -> bool:
 
 def _put_added(v: Vocabulary, folder: Path, settings: Fields | None) -> None:
     """Tokens that were added to a tokenizer.model, from whichever file lists them."""
-    listed = _json(folder / "tokenizer.json")
+    added = added_tokens(_json(folder / "tokenizer.json"), settings)
     flat = _json(folder / "added_tokens.json")
-    added: list[tuple[object, object, bool]] = []
-    if listed is not None:
-        added = added_tokens(listed)
-    elif settings is not None and settings.get("added_tokens_decoder") is not None:
-        for key, entry in settings.object("added_tokens_decoder").items():
-            if key.isdecimal() and len(key) < 10 and isinstance(entry, dict):
-                added.append((int(key), entry.get("content"), entry.get("special") is True))
-    elif flat is not None:
-        added = [(i, piece, False) for piece, i in flat.items()]
-    for number, text, special in added:
-        old = v.pieces.get(number) if isinstance(number, int) else None
-        if old is None or old[0] != text:
-            v.add(number, text, special)
+    if not added and flat is not None:
+        added = [Added(i, piece) for piece, i in flat.items()]
+    for token in added:
+        v.add(token)
 
 
 def _listed_ends(v: Vocabulary, *sources: Fields | None) -> list[int]:
@@ -72,9 +70,12 @@ def _put_special(v: Vocabulary, folder: Path, settings: Fields | None) -> None:
     texts = [s for s in (settings, _json(folder / "special_tokens_map.json")) if s is not None]
     generation, model = _json(folder / "generation_config.json"), _json(folder / "config.json")
     v.ends = _listed_ends(v, generation, model)
+    for listed in (source.get(name) for source in texts for name in _MORE_SPECIAL):
+        for token in listed.values() if isinstance(listed, dict) else listed or ():
+            v.make_special(_content(token) or "")
     for name in _SPECIAL:
         tokens = [source.get(f"{name}_token") for source in texts]
-        found = [v.find(t) for t in map(_content, tokens) if t is not None]
+        found = [v.make_special(t) for t in map(_content, tokens) if t is not None]
         number = next((i for i in found if i is not None), None)
         if number is None and getattr(v, name) is None:
             ids = [s.get(f"{name}_token_id") for s in (generation, model) if s is not None]
@@ -91,14 +92,18 @@ def _content(token: object) -> str | None:
 
 
 def _put_ends(v: Vocabulary, source: Fields | None, settings: Fields | None) -> None:
-    """Whether texts begin with BOS and end with EOS."""
-    around = template(source) if source is not None else None
-    if around is not None:
-        first, last = (
-            v.find(text) if text is not None else None for text in (around[0], around[-1])
-        )
-        v.add_bos = first is not None and first == v.bos
-        v.add_eos = last is not None and last == v.eos
+    """Whether texts begin with BOS and end with EOS. A tokenizer.json alone says so: transformers
+    does not ask the settings then."""
+    if source is not None:
+        before, after = around(source)
+        for ids, known, where in ((before, v.bos, "before"), (after, v.eos, "behind")):
+            if ids not in ([], [known]):
+                texts = ", ".join(repr(v.pieces[i][0]) if i in v.pieces else str(i) for i in ids)
+                raise UnsupportedError(
+                    f"{source.path}: post_processor puts {texts[:100]} {where} a text, where GGUF "
+                    f"has {'EOS' if where == 'behind' else 'BOS'} or nothing"
+                )
+        v.add_bos, v.add_eos = bool(before), bool(after)
     elif settings is not None:
         v.add_bos = settings.boolean("add_bos_token", v.add_bos)
         v.add_eos = settings.boolean("add_eos_token", v.add_eos)
@@ -137,7 +142,7 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
         _put_added(v, folder, settings)
         _put_ends(v, None, settings)
     elif source.is_file():
-        v = read_tokenizer_json(source, vocab_size)
+        v = read_tokenizer_json(source, vocab_size, settings)
     elif protobuf.is_file():
         v = read_tiktoken(protobuf, vocab_size)
     else:

@@ -12,6 +12,8 @@ from pyllama2c.convert.vocabulary import (
     MAX_PIECE,
     NORMAL,
     UNKNOWN,
+    USER_DEFINED,
+    Added,
     Vocabulary,
 )
 from pyllama2c.errors import TokenizerError, UnsupportedError
@@ -157,7 +159,11 @@ def _check_plain(v: Vocabulary, model: Fields) -> None:
 
 
 def _sentencepiece(
-    v: Vocabulary, source: Fields, model: Fields, known: dict[str, object], spaces: tuple[str, bool]
+    v: Vocabulary,
+    model: Fields,
+    known: dict[str, object],
+    spaces: tuple[str, bool],
+    added: list[Added],
 ) -> None:
     v.prepend_scheme, v.split_spaces = spaces
     v.add_space = v.prepend_scheme != "never"
@@ -180,10 +186,9 @@ def _sentencepiece(
             f"{v.path}: neighbouring characters without a piece are one <unk> here, not one each "
             "(model.fuse_unk is false)"
         )
-    added = [entry for entry in source.table("added_tokens") if isinstance(entry, dict)]
-    v.unk_surface = "" if any(e.get("content") == unknown for e in added) else str(unknown or "")
-    plain = {str(e.get("content")) for e in added if e.get("special") is not True}
-    special = {str(e.get("content")) for e in added} - plain
+    v.unk_surface = "" if any(t.text == unknown for t in added) else str(unknown or "")
+    plain = {str(t.text) for t in added if t.type == USER_DEFINED}
+    special = {str(t.text) for t in added} - plain
     own = {text for text, kind, _ in v.pieces.values() if kind == NORMAL} - special
     if plain & known.keys() or not _scores_say_it(own, merges, ranks):
         if not merges:
@@ -198,51 +203,63 @@ def _joined_by_space(v: Vocabulary, merges: list[tuple[str, str]]) -> list[str]:
     return [f"{left} {right}" for left, right in merges]
 
 
-def _check_added(v: Vocabulary, source: Fields) -> None:
-    """Tokens that are looked for in a way that readers of GGUF do not."""
-    for entry in source.table("added_tokens"):
-        if not isinstance(entry, dict) or entry.get("special") is True:
-            continue
-        odd = [name for name in ("lstrip", "rstrip", "single_word") if entry.get(name) is True]
-        if v.prepend_scheme == "every" and entry.get("normalized") is True:
-            odd.append("normalized")  # with a space in front, as a text has it
-        if odd:
-            raise UnsupportedError(
-                f"{v.path}: the added token {str(entry.get('content'))[:50]!r} is {odd[0]}"
-            )
+def added_tokens(source: Fields | None, settings: Fields | None) -> list[Added]:
+    """What was added to a tokenizer: as tokenizer.json lists it, and tokenizer_config.json, whose
+    word is the last."""
+    listed = source.table("added_tokens") if source is not None else []
+    added = [Added.of(entry, entry.get("id")) for entry in listed if isinstance(entry, dict)]
+    if settings is None or settings.get("added_tokens_decoder") is None:
+        return added
+    for key, entry in settings.object("added_tokens_decoder").items():
+        if key.isdecimal() and len(key) < 10 and isinstance(entry, dict):
+            added = [token for token in added if token.number != int(key)]
+            added.append(Added.of(entry, int(key)))
+    return added
 
 
-def added_tokens(source: Fields) -> list[tuple[object, object, bool]]:
-    """id, text, and whether it is special: what was added to a tokenizer later."""
-    entries = [e for e in source.table("added_tokens") if isinstance(e, dict)]
-    return [(e.get("id"), e.get("content"), e.get("special") is True) for e in entries]
+def _around(step: Any) -> tuple[list[int], list[int]]:
+    """Ids that a step of the post-processor puts before a text and behind it."""
+    if step["type"] in ("BertProcessing", "RobertaProcessing"):
+        return [step["cls"][1]], [step["sep"][1]]
+    sides: list[list[int]] = [[]]
+    for each in step["single"]:
+        if "Sequence" in each:
+            sides.append([])
+        else:
+            sides[-1] += step["special_tokens"][each["SpecialToken"]["id"]]["ids"]
+    before, after = sides
+    return before, after
 
 
-def template(source: Fields) -> list[str | None] | None:
-    """What is put around a text, None for the text itself; None: nothing is said about it."""
-    for step in _steps(source.get("post_processor"), "processors"):
-        single = step.get("single")
-        if step.get("type") == "TemplateProcessing" and isinstance(single, list):
-            tokens = [e.get("SpecialToken") if isinstance(e, dict) else None for e in single]
-            return [str(t.get("id")) if isinstance(t, dict) else None for t in tokens]
-    return None
+def around(source: Fields) -> tuple[list[int], list[int]]:
+    """Ids that are put before a text and behind it."""
+    steps = _steps(source.get("post_processor"), "processors")
+    steps = [step for step in steps if step.get("type") != "ByteLevel"]  # which puts nothing
+    if not steps:
+        return [], []
+    try:
+        (step,) = steps
+        before, after = ([*map(int, ids)] for ids in _around(step))
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError):
+        raise source.fail("post_processor", "one TemplateProcessing around one text") from None
+    return before, after
 
 
-def read_tokenizer_json(path: Path, vocab_size: int) -> Vocabulary:
+def read_tokenizer_json(path: Path, vocab_size: int, settings: Fields | None = None) -> Vocabulary:
     """TokenizerError for a damaged file; UnsupportedError for what GGUF has no words for."""
     source = read_json(path, TokenizerError)
     model = source.object("model")
     if model.text("type", "BPE") != "BPE":
         raise UnsupportedError(f"{path}: a tokenizer of type {model.text('type')[:50]}, not BPE")
-    added = added_tokens(source)
-    later = [text for i, text, _ in added if type(i) is int and i >= vocab_size]
+    added = added_tokens(source, settings)
+    later = [t.text for t in added if type(t.number) is int and t.number >= vocab_size]
     known: dict[str, object] = {
         text: number for text, number in model.object("vocab").items() if text not in later
     }
     spaces = _spaces(source)
     if spaces is not None:
         v = Vocabulary(path, "llama", vocab_size)
-        _sentencepiece(v, source, model, known, spaces)
+        _sentencepiece(v, model, known, spaces, added)
     elif model.boolean("byte_fallback", False):
         raise UnsupportedError(f"{path}: it has byte_fallback, but no spaces as SentencePiece")
     else:
@@ -251,11 +268,11 @@ def read_tokenizer_json(path: Path, vocab_size: int) -> Vocabulary:
         for text, number in known.items():
             v.put(number, text, NORMAL)
     _check_plain(v, model)
-    _check_added(v, source)
     if len(v.pieces) != len(known):
         raise TokenizerError(f"{path}: two pieces of model.vocab have one id")
-    for i, content, special in added:
-        old = v.pieces.get(i) if isinstance(i, int) else None
-        if old is None or old[0] != content or old[1] == NORMAL:
-            v.add(i, content, special)
+    for token in added:
+        v.add(token)
+    before, after = around(source)
+    v.bos = before[0] if len(before) == 1 and before[0] in v.pieces else None
+    v.eos = after[0] if len(after) == 1 and after[0] in v.pieces else None
     return v

@@ -5,8 +5,9 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from pyllama2c.errors import CheckpointWarning, TokenizerError
+from pyllama2c.errors import CheckpointWarning, TokenizerError, UnsupportedError
 from pyllama2c.tokenizers.control_tokens import (
     BYTE,
     CONTROL,
@@ -22,6 +23,33 @@ __all__ = ["BYTE", "CONTROL", "NORMAL", "UNKNOWN", "UNUSED", "USER_DEFINED", "Vo
 
 MAX_PIECE = 512
 """characters: what joins pieces takes their length squared"""
+
+
+class Added(NamedTuple):
+    """A token that was added to a tokenizer, and how texts are searched for it."""
+
+    number: object
+    text: object
+    special: bool = False
+    lstrip: bool = False
+    """takes the white space before it along"""
+    rstrip: bool = False
+    """takes the white space behind it along"""
+    single_word: bool = False
+    """is only found between other words"""
+    normalized: bool = False
+    """is found in the text as it is normalized"""
+
+    @classmethod
+    def of(cls, entry: dict[str, Any], number: object) -> Added:
+        """A token as JSON files have it."""
+        flags = {name: entry.get(name) is True for name in cls._fields[2:]}
+        return cls(number, entry.get("content"), **flags)
+
+    @property
+    def type(self) -> int:
+        """What is special is a control token, but a single character is always text."""
+        return CONTROL if self.special and len(str(self.text)) > 1 else USER_DEFINED
 
 
 @dataclass
@@ -55,6 +83,9 @@ class Vocabulary:
     """nothing is joined across the front of a space"""
     unk_surface: str | None = None
     """what <unk> is decoded to, where that is not SentencePiece's own"""
+    lstrip: set[int] = field(default_factory=set)
+    """tokens that take the white space before them along"""
+    rstrip: set[int] = field(default_factory=set)
     chat_template: str | None = None
     left_out: dict[int, str] = field(default_factory=dict)
     """tokens that the model has no row for"""
@@ -78,9 +109,34 @@ class Vocabulary:
             raise TokenizerError(f"{self.path}: a piece has more than {MAX_PIECE} characters")
         self.pieces[number] = (text, kind, score)
 
-    def add(self, number: object, text: object, special: bool, score: float = 0.0) -> None:
-        """A token that was added to a tokenizer."""
-        self.put(number, text, CONTROL if special else USER_DEFINED, score)
+    def add(self, token: Added) -> None:
+        """UnsupportedError for a token that is looked for as readers of GGUF do not."""
+        number = token.number
+        old = self.pieces.get(number) if type(number) is int else None
+        if old is None or old[0] != token.text or old[1] == NORMAL:
+            self.put(number, token.text, token.type)
+        if type(number) is not int or number not in self.pieces:
+            return  # left out
+        odd = [name for name in ("single_word",) if getattr(token, name)]
+        if self.model == "llama" and self.prepend_scheme is None and token.type == USER_DEFINED:
+            odd += [name for name in ("lstrip", "rstrip") if getattr(token, name)]
+        if self.prepend_scheme == "every" and token.normalized:
+            odd.append("normalized")  # with a space in front, as a text has it
+        if odd:
+            raise UnsupportedError(f"{self.path}: the added token {token.text!r:.52} is {odd[0]}")
+        for name, numbers in (("lstrip", self.lstrip), ("rstrip", self.rstrip)):
+            numbers.discard(number)
+            if getattr(token, name):
+                numbers.add(number)
+
+    def make_special(self, text: str) -> int | None:
+        """The id of a piece, where there is one, which other files name as special."""
+        number = self.find(text)
+        if number is not None:
+            _, kind, score = self.pieces[number]
+            if kind in (NORMAL, USER_DEFINED):
+                self.pieces[number] = (text, Added(number, text, special=True).type, score)
+        return number
 
     def warn_of_left_out(self) -> None:
         """CheckpointWarning that names some of them."""

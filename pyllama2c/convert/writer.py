@@ -160,6 +160,8 @@ def _add_own(writer: GGUFWriter, v: Vocabulary) -> None:
     if v.unk_surface is not None:
         key = "pyllama2c.tokenizer.unk_surface"
         writer.add_key_value(key, v.unk_surface, GGUFValueType.STRING)  # add_string omits ""
+    writer.add_array("pyllama2c.tokenizer.lstrip", sorted(v.lstrip))
+    writer.add_array("pyllama2c.tokenizer.rstrip", sorted(v.rstrip))
     if v.model == "llama" and v.merges:
         writer.add_array("pyllama2c.tokenizer.merges", v.merges)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from itertools import product
 from typing import Any, NamedTuple
 
-from pyllama2c._ffi import check, dtype_number, ffi, kv_number, lib, new_error
-from pyllama2c.engine.config import Config, dtype_name, read_config
+from pyllama2c._ffi import KV_DTYPES, check, dtype_number, ffi, kv_number, lib, new_error
+from pyllama2c.engine.config import Config, read_config
 from pyllama2c.engine.memory import Limit, limits
 from pyllama2c.engine.workers import batch_threads
 from pyllama2c.errors import CheckpointError, OutOfMemoryError, UnsupportedError
@@ -21,6 +23,9 @@ _SMALLEST_CONTEXT = 256
 
 RUNQ = "runq"
 """in Plan.needs: the int8 of a version 2 file as they lie in it, for the kernels of that name"""
+
+_DTYPES = ("auto", "float32", "int8", "int4", RUNQ)
+_KV_BYTES = {"float32": 4, "float16": 2}
 
 
 class Needs(NamedTuple):
@@ -81,6 +86,31 @@ class Needs(NamedTuple):
         return low * _SMALLEST_CONTEXT
 
 
+class _NeedsByDtype(Mapping[tuple[str, str], Needs]):
+    """By dtype asked for and cache type; without what the file cannot give. The file's header is
+    read for a dtype when that is asked for."""
+
+    def __init__(self, read_header: Callable[[str], Any], threads: int) -> None:
+        self._header = cache(read_header)
+        self._threads = threads
+
+    def __getitem__(self, key: tuple[str, str]) -> Needs:
+        dtype, kv_dtype = key
+        if dtype not in _DTYPES or kv_dtype not in KV_DTYPES or key == (RUNQ, "float16"):
+            raise KeyError(key)
+        try:
+            header = self._header(dtype)
+        except UnsupportedError:
+            raise KeyError(key) from None
+        return _needs(header, kv_dtype, self._threads)
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return (key for key in product(_DTYPES, KV_DTYPES) if key in self)
+
+    def __len__(self) -> int:
+        return len(list(self))
+
+
 class Plan(NamedTuple):
     """A model that has not been opened."""
 
@@ -88,37 +118,54 @@ class Plan(NamedTuple):
     """its own, with dtype "auto" """
     parameters: int
     file_bytes: int
-    needs: dict[tuple[str, str], Needs]
-    """by dtype asked for and cache type; without what the file cannot give"""
+    needs: Mapping[tuple[str, str], Needs]
+
+
+def _needs(header: Any, kv_dtype: str, threads: int) -> Needs:
+    c = read_config(lib.l2c_model_config(header))
+    weights, mapped = lib.l2c_model_bytes(header), bool(lib.l2c_model_is_mapped(header))
+    space = lib.l2c_model_file_bytes(header) + (0 if mapped else weights)
+    # Of 64 positions each part of a session takes as much as of any other 64.
+    first, both = (
+        lib.l2c_session_bytes(header, 1, n_ctx, kv_number(kv_dtype), threads) for n_ctx in (64, 128)
+    )
+    return Needs(
+        dtype=c.dtype,
+        weights=weights,
+        sweep=lib.l2c_model_sweep_bytes(header),
+        mapped=mapped,
+        opening=lib.l2c_model_opening_bytes(header),
+        address_space=space,
+        fixed=first - (both - first),
+        per_position=(both - first) // 64,
+        cache_per_position=2 * c.n_layers * c.n_kv_heads * c.head_size * _KV_BYTES[kv_dtype],
+    )
 
 
 def _plan(call: Any, arguments: tuple[Any, ...], threads: int | None, path: str) -> Plan:
-    out, err = ffi.new("l2c_plan *"), new_error()
+    def read_header(dtype: str) -> Any:
+        out, err = ffi.new("l2c_model **"), new_error()
+        number = lib.L2C_DTYPE_FILE if dtype == RUNQ else dtype_number(dtype)
+        check(call(*arguments, number, out, err), err, path)
+        return ffi.gc(out[0], lib.l2c_model_free)
+
+    header = read_header("auto")
+    parameters, size = lib.l2c_model_parameters(header), lib.l2c_model_file_bytes(header)
     count = max(0, threads or 0) or batch_threads()  # the pool has the say on wrong numbers
-    check(call(*arguments, count, out, err), err, path)
-    needs = {}
-    for dtype in ("auto", "float32", "int8", "int4", RUNQ):
-        n = out.needs[lib.L2C_DTYPE_FILE if dtype == RUNQ else dtype_number(dtype)]
-        whole = (n.session_fixed, n.session_per_position, n.cache_per_position)
-        half = (n.half_session_fixed, n.half_session_per_position, n.cache_per_position // 2)
-        for kv_dtype, session in (("float32", whole), ("float16", half)):
-            if n.possible and (dtype, kv_dtype) != (RUNQ, "float16"):
-                name, space = dtype_name(n.dtype), out.file_bytes + (0 if n.mapped else n.weights)
-                facts = (n.weights, n.sweep, bool(n.mapped), n.opening, space)
-                needs[dtype, kv_dtype] = Needs(name, *facts, *session)
-    return Plan(read_config(out.config), out.parameters, out.file_bytes, needs)
+    needs = _NeedsByDtype(read_header, count)
+    return Plan(read_config(lib.l2c_model_config(header)), parameters, size, needs)
 
 
 def plan_file(path: str, threads: int | None = None) -> Plan:
     """Reads a model file's header only; the errors are those of opening it."""
     expect(path, MODEL, CheckpointError)
-    return _plan(lib.l2c_model_plan, (os.fsencode(path),), threads, path)
+    return _plan(lib.l2c_model_open_header, (os.fsencode(path),), threads, path)
 
 
 def plan_buffer(buffer: Any, threads: int | None = None, path: str = "<memory>") -> Plan:
     """The same of a file in memory, a cffi buffer; `path` is what errors call it."""
     expect_model(buffer)
-    return _plan(lib.l2c_model_plan_memory, (buffer, len(buffer)), threads, path)
+    return _plan(lib.l2c_model_open_header_memory, (buffer, len(buffer)), threads, path)
 
 
 def size(n: int) -> str:

@@ -15,7 +15,11 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from lm_eval.api.model import TemplateLM
+try:
+    from lm_eval.api.model import TemplateLM
+except ImportError as error:
+    missing = f"{error}: pip install 'pyllama2c[eval]'"
+    raise (SystemExit if __name__ == "__main__" else ImportError)(missing) from None
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import (
     handle_stop_sequences,
@@ -91,9 +95,14 @@ class HarnessLM(TemplateLM):
         self.max_length = context if max_length is None else max_length
         if not 1 <= self.max_length <= context:
             raise ValueError(f"max_length is {max_length}; it must be 1 to the model's {context}")
-        self.batch_size = 64 if batch_size == "auto" else int(batch_size)
-        if not 1 <= self.batch_size <= MAX_ROWS:
-            raise ValueError(f"batch_size is {batch_size}; it must be 1 to {MAX_ROWS} or auto")
+        try:  # the harness's "auto:4" looks for the largest four times
+            auto = str(batch_size).partition(":")[0] == "auto"
+            self.batch_size = 64 if auto else int(batch_size)
+            if not 1 <= self.batch_size <= MAX_ROWS:
+                raise ValueError
+        except ValueError:
+            limits = f"1 to {MAX_ROWS} or auto"
+            raise ValueError(f"batch_size is {batch_size!r}; it must be {limits}") from None
         self.max_gen_toks, self.seed = max_gen_toks, seed
         own = self.llama.tokenizer
         self.add_bos_token = own.add_bos if add_bos_token is None else add_bos_token

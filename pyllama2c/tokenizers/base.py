@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from types import TracebackType
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from pyllama2c import validate
 from pyllama2c.errors import ClosedError, TokenizerError
@@ -16,6 +16,18 @@ NONE = -1
 """the id of a special token that a vocabulary does not have, as in SentencePiece"""
 
 _Self = TypeVar("_Self", bound="BaseTokenizer")
+
+
+class Strips(NamedTuple):
+    """Ids of tokens that, where a text has theirs, take the white space beside it along."""
+
+    left: Collection[int] = ()
+    right: Collection[int] = ()
+
+
+NO_STRIPS = Strips()
+_WHITE_SPACE = [*filter(str.isspace, map(chr, [*range(28), *range(32, 0x3001)]))]
+"""Unicode's: Python counts four control characters as well"""
 
 
 class BaseTokenizer(Handle, ABC):
@@ -38,11 +50,14 @@ class BaseTokenizer(Handle, ABC):
     """ids that end a story: BOS (llama2.c's models end with it), EOS, the end of a chat's turn"""
 
     def __init__(
-        self, special: Iterable[tuple[str, int]] = (), user_defined: Iterable[tuple[str, int]] = ()
+        self,
+        special: Iterable[tuple[str, int]] = (),
+        user_defined: Iterable[tuple[str, int]] = (),
+        strips: Strips = NO_STRIPS,
     ):
         # A single character is text, whatever its type says.
-        self._special = _Texts(token for token in special if len(token[0]) > 1)
-        self._user_defined = _Texts(user_defined)
+        self._special = _Texts((token for token in special if len(token[0]) > 1), strips)
+        self._user_defined = _Texts(user_defined, strips)
         self._pieces: dict[int, bytes] = {}  # those seen so far
         self._closed = False
 
@@ -182,7 +197,8 @@ def _as_text(text: str | bytes) -> str:
 class _Texts:
     """Texts of tokens, which are looked for in other texts: from the left, the longest first."""
 
-    def __init__(self, tokens: Iterable[tuple[str, int]]):
+    def __init__(self, tokens: Iterable[tuple[str, int]], strips: Strips):
+        self._strips = strips
         self.tokens = sorted(tokens, key=lambda token: -len(token[0]))
         self._ids = dict(reversed(self.tokens))
         self._pattern: re.Pattern[str] | None = None  # made when it is needed
@@ -193,15 +209,25 @@ class _Texts:
             return list(parts)
         if self._pattern is None:
             texts = [re.escape(text) for text, _ in self.tokens]
-            self._pattern = re.compile(f"({'|'.join(texts)})")
+            self._pattern = re.compile("|".join(texts))
         cut: list[str | int] = []
         for part in parts:
             if isinstance(part, int):
                 cut.append(part)
                 continue
-            for i, text in enumerate(self._pattern.split(part)):
-                if i % 2:
-                    cut.append(self._ids[text])
-                elif text:
-                    cut.append(text)
+            at = 0
+            for match in self._pattern.finditer(part):
+                number, (start, end) = self._ids[match[0]], match.span()
+                if number in self._strips.left:
+                    start = at + len(part[at:start].rstrip("".join(_WHITE_SPACE)))
+                if number in self._strips.right:
+                    while part[end : end + 1] in _WHITE_SPACE:
+                        end += 1
+                if at < start:
+                    cut.append(part[at:start])
+                if start < end:  # else the token before has taken it along
+                    cut.append(number)
+                at = end
+            if at < len(part):
+                cut.append(part[at:])
         return cut

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyllama2c.errors import TokenizerError, UnsupportedError
 from pyllama2c.tokenizers.base import BaseTokenizer
-from pyllama2c.tokenizers.control_tokens import CONTROL, NORMAL, UNKNOWN, USER_DEFINED
+from pyllama2c.tokenizers.control_tokens import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from pyllama2c.tokenizers.pre_tokenizers import PRE_TOKENIZERS
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class ByteLevelTokenizer(BaseTokenizer):
     """`tokenizer.ggml.model` "gpt2"."""
 
     def __init__(self, v: Vocabulary):
-        super().__init__(v.of_type(CONTROL, UNKNOWN), v.of_type(USER_DEFINED))
+        super().__init__(v.of_type(CONTROL, UNKNOWN), v.of_type(USER_DEFINED), v.strips)
         self.path, self.vocab_size = v.path, v.size
         self.bos_id, self.eos_id, self.ends = v.bos, v.eos, v.ends
         self.unk_id, self.pad_id = v.unknown, v.padding
@@ -68,7 +68,7 @@ class ByteLevelTokenizer(BaseTokenizer):
 
     def _piece(self, token: int) -> bytes:
         text, kind = self._texts[token], self._types[token]
-        if kind == NORMAL:
+        if kind == NORMAL or text in _BYTES:
             return bytes(_BYTES[character] for character in text)
         return b"" if kind == CONTROL else text.encode()
 
@@ -83,6 +83,9 @@ def _normal_pieces(v: Vocabulary) -> dict[str, int]:
         if text in pieces:
             raise TokenizerError(f"{v.path}: pieces {pieces[text]} and {i} are the same")
         pieces[text] = i
+    for i, (text, kind) in enumerate(zip(v.pieces, v.types, strict=True)):
+        if text in _BYTES and kind != UNUSED:  # texts need it, whatever else it is
+            pieces.setdefault(text, i)
     return pieces
 
 

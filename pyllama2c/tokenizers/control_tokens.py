@@ -80,8 +80,8 @@ def settle(
     for i, (text, kind) in enumerate(zip(texts, types, strict=True)):
         if text in ends:
             ids.add(i)
-        if kind == BYTE:
-            continue
+        if kind == BYTE or len(text) == 1:
+            continue  # a single character is text
         formed = kind in (NORMAL, USER_DEFINED) and _FORM.fullmatch(text) is not None
         if (
             text in ends

@@ -10,7 +10,7 @@ from typing import Any
 from pyllama2c._ffi import ffi, lib, new_error
 from pyllama2c.errors import TokenizerError, UnsupportedError
 from pyllama2c.files.gguf import Gguf
-from pyllama2c.tokenizers.base import NONE, BaseTokenizer
+from pyllama2c.tokenizers.base import NONE, BaseTokenizer, Strips
 from pyllama2c.tokenizers.control_tokens import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, settle
 from pyllama2c.tokenizers.llama2c import Tokenizer
 from pyllama2c.tokenizers.pre_tokenizers import PRE_TOKENIZERS
@@ -77,6 +77,8 @@ class Vocabulary:
         starts = kind == "llama" or (pre is not None and pre.add_bos)
         self.add_bos: bool = self.field(gguf, "add_bos_token", bool, starts) and bos != NONE
         self.add_eos: bool = self.field(gguf, "add_eos_token", bool, False) and eos != NONE
+        left, right = (self.of(n, self.own(n, list, []), int) for n in ("lstrip", "rstrip"))
+        self.strips = Strips(frozenset(left), frozenset(right))
         self.add_space: bool = self.field(gguf, "add_space_prefix", bool, kind == "llama")
 
     @staticmethod
@@ -168,7 +170,8 @@ class Vocabulary:
         return self._list("scores", float)
 
     def merges(self) -> list[str]:
-        return self.of("merges", self.field(self._gguf, "merges", list), str)
+        # Writers leave empty lists out.
+        return self.of("merges", self.field(self._gguf, "merges", list, []), str)
 
     def own(self, name: str, kind: type, default: Any) -> Any:
         """What a key of ours says, which `convert` writes where GGUF has no words for it."""
@@ -196,7 +199,7 @@ class SentencePieceTokenizer(Tokenizer):
                 f"{', '.join(SCHEMES)}"
             )
         cut = v.of_type(USER_DEFINED) if self._scheme else []
-        BaseTokenizer.__init__(self, v.of_type(CONTROL, UNKNOWN), cut)
+        BaseTokenizer.__init__(self, v.of_type(CONTROL, UNKNOWN), cut, v.strips)
         self.path, self.ends = v.path, v.ends
         self.unk_id, self.pad_id = v.unknown, v.padding
         self.add_bos, self.add_eos = v.add_bos, v.add_eos

@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "harness.h"
@@ -37,41 +36,6 @@ int32_t random_below(uint64_t *state, int32_t limit) {
 
 float random_float(uint64_t *state) { return (float)random_below(state, 1 << 24) / (1 << 23) - 1.0f; }
 
-/* ---- The usage example of llama2c.h, which run.sh cuts out of the header ---------------------- */
-
-static int usage_example(void) {
-#include "usage_example.inc"
-    return 0;
-}
-
-static void write_file(const char *path, image file) {
-    FILE *f = fopen(path, "wb");
-    CHECK(f != NULL && fwrite(file.data, 1, file.size, f) == file.size && fclose(f) == 0);
-    free(file.data);
-}
-
-/* In a child, because an example that ends with its program frees nothing. */
-static void test_usage_example(void) {
-    char folder[] = "/tmp/l2c-harness-XXXXXX";
-    CHECK(mkdtemp(folder) != NULL);
-    pid_t child = fork();
-    if (child == 0) {
-        const shape c = {16, 24, 2, 2, 1, TOKENIZER_VOCAB, 40, 0, 1, 0};
-        CHECK(chdir(folder) == 0);
-        write_file("stories15M.bin", image_checkpoint(&c, 3));
-        write_file("tokenizer.bin", image_tokenizer());
-        CHECK(freopen("story", "wb", stdout) != NULL); /* random bytes, not for a terminal */
-        int status = usage_example();
-        CHECK(ftell(stdout) > 0);
-        CHECK(unlink("stories15M.bin") == 0 && unlink("tokenizer.bin") == 0 && unlink("story") == 0);
-        _exit(status);
-    }
-    int status;
-    CHECK(child > 0 && waitpid(child, &status, 0) == child);
-    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
-    CHECK(rmdir(folder) == 0);
-}
-
 /* ---- All tests ----------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -81,10 +45,10 @@ typedef struct {
 } test;
 
 static const test tests[] = {
-    {"the header's usage example", test_usage_example, 0},
     {"truncated and extended files", test_truncated_files, 0},
     {"hostile header fields", test_header_fields, 0},
     {"files by path", test_paths, 0},
+    {"headers alone", test_headers_alone, 0},
     {"hostile tokenizers", test_hostile_tokenizers, 0},
     {"encoding", test_encoding, 0},
     {"vocabularies as lists", test_vocabularies, 0},
@@ -92,7 +56,9 @@ static const test tests[] = {
     {"refused rows and sessions", test_row_errors, 0},
     {"rows are used up by sampling", test_used_rows, 1},
     {"the caller's floating-point settings", test_float_settings, 1},
+    {"the same around every call", test_float_settings_of_every_call, 1},
     {"angles and log-probabilities of several sessions", test_shared_by_sessions, 1},
+    {"wide float32 products go in tiles", test_wide_products_go_in_tiles, 0},
     {"a session's memory", test_session_memory, 0},
     {"NaN in a draft's weights", test_nonfinite_draft, 0},
     {"runq.c's kernels, asked for", test_runq_kernels, 0},
@@ -107,6 +73,7 @@ static const test tests[] = {
     {"session: used by two threads", test_session_used_by_two_threads, 1},
     {"session: cancelled from another thread", test_cancel, 1},
     {"session: cancelled while it speculates", test_cancel_while_speculating, 1},
+    {"a second backend", test_second_backend, 1},
     {"batch: random loads, as each story alone", test_batch_loads, 0},
     {"batch: prompts that begin alike", test_batch_prompts, 0},
     {"batch: long prompts delay nobody", test_batch_fairness, 0},

@@ -76,6 +76,7 @@ size_t available_isas(l2c_isa *isas);
 void test_truncated_files(void);
 void test_header_fields(void);
 void test_paths(void);
+void test_headers_alone(void);
 void test_hostile_tokenizers(void);
 void test_encoding(void);
 void test_vocabularies(void);
@@ -84,7 +85,9 @@ void test_same_bits(void);
 void test_row_errors(void);
 void test_used_rows(void);
 void test_float_settings(void);
+void test_float_settings_of_every_call(void);
 void test_shared_by_sessions(void);
+void test_wide_products_go_in_tiles(void);
 void test_session_memory(void);
 void test_nonfinite_draft(void);
 void test_runq_kernels(void);
@@ -103,6 +106,8 @@ void test_cancel(void);
 void test_cancel_while_speculating(void);
 void test_fork(void);
 void test_fork_of_the_same_number(void);
+
+void test_second_backend(void);
 
 void test_batch_loads(void);
 void test_batch_prompts(void);

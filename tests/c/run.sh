@@ -13,18 +13,37 @@ strict=(-Wall -Wextra -Werror)
 mapfile -t engine < <(find csrc -name '*.c' | sort)
 harness=(tests/c/harness.c tests/c/images.c tests/c/truth.c tests/c/test_*.c)
 
-# The usage example is compiled from the header itself, so that it cannot go stale.
-sed -n '/^ \* Rules that hold/q; s/^ \*     //p' csrc/llama2c.h >"$build/usage_example.inc"
+sanitized=("${flags[@]}" "${strict[@]}" -fsanitize=address,undefined -fno-sanitize-recover=all)
+for source in "${engine[@]}"; do
+    gcc "${sanitized[@]}" -c "$source" -o "$build/$(basename "$source" .c).o"
+done
+ar rcs "$build/engine.a" "$build"/*.o
 
 echo "== harness: AddressSanitizer and UndefinedBehaviorSanitizer"
-gcc "${flags[@]}" "${strict[@]}" -I"$build" -fsanitize=address,undefined -fno-sanitize-recover=all \
-    "${harness[@]}" "${engine[@]}" -o "$build/harness" -lm
+gcc "${sanitized[@]}" "${harness[@]}" "$build/engine.a" -o "$build/harness" -lm
 "$build/harness"
+
+# It is compiled from the header itself, so that it cannot go stale; it frees what it opens, or
+# LeakSanitizer stops it, with and without a model.
+echo "== the usage example of llama2c.h: in C and in C++"
+sed -n '/^ \* In a shared library/q; s/^ \*     //p; s/^ \*$//p' csrc/llama2c.h >"$build/example.c"
+gcc "${sanitized[@]}" "$build/example.c" "$build/engine.a" -o "$build/example_c" -lm
+g++ "${sanitized[@]/#-std=c11/-std=c++11}" -x c++ "$build/example.c" -x none "$build/engine.a" -o "$build/example_cpp" -lm
+mkdir "$build/empty" "$build/models"
+cp models/storyteller.bin "$build/models/stories15M.bin"
+cp models/tokenizer.bin "$build/models"
+for example in example_c example_cpp; do
+    (cd "$build/models" && "$build/$example" >"$build/$example.txt")
+    (cd "$build/empty" && ! "$build/$example" 2>"$build/$example.error")
+    grep -q 'stories15M.bin\|No such file' "$build/$example.error"
+done
+test "$(wc -c <"$build/example_c.txt")" -gt 100
+cmp "$build/example_c.txt" "$build/example_cpp.txt"
 
 echo "== harness: ThreadSanitizer"
 # It needs a runtime library, and a memory layout that some kernels deny it.
 if echo 'int main(void) { return 0; }' | gcc -fsanitize=thread -x c - -o "$build/probe" 2>/dev/null && "$build/probe"; then
-    gcc "${flags[@]}" "${strict[@]}" -I"$build" -fsanitize=thread \
+    gcc "${flags[@]}" "${strict[@]}" -fsanitize=thread \
         "${harness[@]}" "${engine[@]}" -o "$build/harness_threads" -lm
     "$build/harness_threads" threads
 else
@@ -36,7 +55,7 @@ have_arm() { command -v aarch64-linux-gnu-gcc >/dev/null && command -v qemu-aarc
 if [[ ${CI:-} == true ]] && ! { have_arm && [[ -e $simde ]]; }; then
     apt-get update -qq && apt-get install -y -qq gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user libsimde-dev || true
 fi
-emulated=("${flags[@]}" -O3 "${strict[@]}" -I"$build") # -O3 as _build.py has it
+emulated=("${flags[@]}" -O3 "${strict[@]}") # -O3 as _build.py has it
 
 echo "== harness: AVX-512 as SIMDe computes it"
 if [[ $(uname -m) == x86_64 && -e $simde ]]; then
@@ -88,10 +107,10 @@ fi
 
 python3 tests/c/make_corpus.py "$build/corpus"
 for target in checkpoint gguf tokenizer encode; do
-    echo "-- fuzz_$target with $clang, ${FUZZ_SECONDS:-30} s"
+    echo "-- fuzz_$target with $clang, ${FUZZ_SECONDS:-60} s"
     "$clang" "${flags[@]}" -DUNROLL= -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
         "tests/c/fuzz_$target.c" "${engine[@]}" -o "$build/fuzz_$target" -lm
-    "$build/fuzz_$target" -max_total_time="${FUZZ_SECONDS:-30}" -max_len=16384 -timeout=10 -rss_limit_mb=2048 \
+    "$build/fuzz_$target" -max_total_time="${FUZZ_SECONDS:-60}" -max_len=16384 -timeout=10 -rss_limit_mb=2048 \
         -print_final_stats=1 -verbosity=0 -artifact_prefix="${CRASH_FOLDER:-.}/" "$build/corpus/$target" 2>&1 |
         grep -v '# Uses:'
 done

@@ -118,8 +118,10 @@ void test_row_errors(void) {
     CHECK(l2c_session_create(t.model, pool, 1, 0, L2C_KV_FLOAT32, (l2c_isa)99, &session, &err) == L2C_ARG);
     /* 6.8 TB of cache: more than a process gets. What was taken before it is given back. */
     CHECK(l2c_session_create(t.model, pool, INT_MAX, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, &err) == L2C_NOMEM);
-    CHECK(l2c_session_bytes(t.model, INT_MAX, 0, L2C_KV_FLOAT32) > (uint64_t)6 << 40);
-    CHECK(l2c_session_bytes(t.model, 0, 0, L2C_KV_FLOAT32) == UINT64_MAX && l2c_session_bytes(t.model, 1, -1, L2C_KV_FLOAT32) == UINT64_MAX);
+    CHECK(l2c_session_bytes(t.model, INT_MAX, 0, L2C_KV_FLOAT32, 1) > (uint64_t)6 << 40);
+    const int32_t wrong[][3] = {{0, 0, 1}, {1, -1, 1}, {1, 0, 0}};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
+        CHECK(l2c_session_bytes(t.model, wrong[i][0], wrong[i][1], L2C_KV_FLOAT32, wrong[i][2]) == UINT64_MAX);
     l2c_pool_free(pool);
     truth_free(&t);
 }
@@ -202,6 +204,97 @@ void test_float_settings(void) {
     }
 }
 
+/* All that a model gives, from its file to stories: bits that say how they were computed. */
+typedef struct {
+    float logits[3][300], last[300];
+    double logprob, logprobs[6];
+    int32_t greedy[2], tokens[24], story[6];
+} results;
+
+static void compute(const image *file, l2c_dtype dtype, int32_t n_threads, results *out) {
+    l2c_model *model;
+    l2c_pool *pool;
+    l2c_session *session, *draft;
+    l2c_batch *batch;
+    memset(out, 0, sizeof *out);
+    CHECK(l2c_pool_create(n_threads, &pool, NULL) == L2C_OK);
+    CHECK(l2c_model_open_memory(file->data, file->size, dtype, pool, &model, NULL) == L2C_OK);
+    CHECK(l2c_session_create(model, pool, 1, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, NULL) == L2C_OK);
+    CHECK(l2c_session_create(model, pool, 1, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &draft, NULL) == L2C_OK);
+    size_t vocab_size = (size_t)l2c_model_config(model)->vocab_size, bytes = vocab_size * sizeof(float);
+    CHECK(bytes <= sizeof out->last);
+
+    const l2c_row rows[] = {{0, 0, 1, 1}, {0, 1, 5, 1}, {0, 2, 9, 1}};
+    CHECK(l2c_session_forward(session, rows, 3, NULL) == L2C_OK);
+    for (size_t i = 0; i < 3; i++) memcpy(out->logits[i], l2c_session_logits(session, i), bytes);
+    CHECK(l2c_session_logprob(session, 0, 7, &out->logprob, NULL) == L2C_OK);
+    l2c_sampler sampler;
+    l2c_sampler_init(&sampler, 5);
+    sampler.temperature = 0.0f;
+    for (size_t i = 1; i < 3; i++) { /* the largest is denormal */
+        memset(l2c_session_logits(session, i), 0, bytes);
+        l2c_session_logits(session, i)[7] = 1e-40f;
+    }
+    l2c_draw draw = {.row = 2, .sampler = &sampler};
+    CHECK(l2c_session_sample(session, 1, &sampler, NULL, 0, &out->greedy[0], NULL) == L2C_OK);
+    CHECK(l2c_session_sample_many(session, &draw, 1, NULL) == L2C_OK);
+    out->greedy[1] = draw.token;
+
+    /* What speculating leaves in the cache shows in the next logits. */
+    uint64_t states[5];
+    size_t n = 1, more;
+    out->tokens[0] = 1;
+    sampler.temperature = 1.0f;
+    for (; n < 12; n += more)
+        CHECK(l2c_speculate(session, draft, &sampler, out->tokens, n, 4, NULL, 0, states, &more, NULL) == L2C_OK);
+    CHECK(l2c_session_forward(session, &(l2c_row){0, (int32_t)n - 1, 5, 1}, 1, NULL) == L2C_OK);
+    memcpy(out->last, l2c_session_logits(session, 0), bytes);
+
+    const int32_t prompt[] = {1, 5, 9};
+    const l2c_request request = {
+        .prompt = prompt, .n_prompt = 3, .sampler = &sampler, .max_tokens = 6, .tell = L2C_TELL_LOGPROBS};
+    int64_t story;
+    CHECK(l2c_batch_create(model, pool, 1, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &batch, NULL) == L2C_OK);
+    CHECK(l2c_batch_add(batch, &request, &story, NULL) == L2C_OK);
+    for (size_t told = 0; l2c_batch_stories(batch) > 0;) {
+        const l2c_event *events;
+        CHECK(l2c_batch_step(batch, &events, &more, NULL) == L2C_OK);
+        for (size_t i = 0; i < more; i++)
+            if (events[i].kind == L2C_EVENT_TOKEN) {
+                out->story[told] = events[i].chosen.token;
+                out->logprobs[told++] = events[i].chosen.logprob;
+            }
+    }
+    l2c_batch_free(batch);
+    l2c_session_free(session);
+    l2c_session_free(draft);
+    l2c_pool_free(pool);
+    l2c_model_free(model);
+}
+
+/* The program's own rounding mode and flushing of denormals: no call lets them in, on no thread. */
+void test_float_settings_of_every_call(void) {
+    static const int modes[] = {FE_TONEAREST, FE_UPWARD, FE_DOWNWARD, FE_TOWARDZERO};
+    static results expected, got;
+    image file = image_checkpoint(&shapes[2], 7);
+    for (int dtype = L2C_DTYPE_FLOAT32; dtype <= L2C_DTYPE_INT4; dtype++) {
+        compute(&file, (l2c_dtype)dtype, 1, &expected);
+        CHECK(expected.greedy[0] == 7 && expected.greedy[1] == 7 && expected.logprobs[0] < 0);
+        for (size_t m = 0; m < 4; m++)
+            for (int32_t n_threads = 1; n_threads <= 2; n_threads++) {
+                l2c_float_env normal = l2c_float_enter();
+                CHECK(fesetround(modes[m]) == 0);
+#if defined(__x86_64__)
+                __builtin_ia32_ldmxcsr(__builtin_ia32_stmxcsr() | 0x8040);
+#endif
+                compute(&file, (l2c_dtype)dtype, n_threads, &got);
+                l2c_float_leave(normal);
+                CHECK(memcmp(&got, &expected, sizeof got) == 0);
+            }
+    }
+    free(file.data);
+}
+
 /* A model's angles are tabulated once, whoever asks; log-probabilities are the same bits everywhere. */
 void test_shared_by_sessions(void) {
     truth t = truth_make(&shapes[2]);
@@ -228,6 +321,41 @@ void test_shared_by_sessions(void) {
     }
     l2c_pool_free(pool);
     truth_free(&t);
+}
+
+/* Stands for a matmul: notes the largest pieces that it is asked for, and counts what it would compute. */
+static size_t most_rows, most_weights;
+static uint8_t computed[256][100];
+
+static void note_matmul(float *out, size_t out_stride, const float *x, size_t x_stride, size_t n_rows, const float *w,
+                        size_t n, size_t begin, size_t end) {
+    (void)w;
+    size_t first = (size_t)out[0]; /* each row begins with its number */
+    CHECK(out_stride == 100 && x_stride == n && (size_t)x[0] == first);
+    if (n_rows > most_rows) most_rows = n_rows;
+    if ((end - begin) * n > most_weights) most_weights = (end - begin) * n;
+    for (size_t r = first; r < first + n_rows; r++)
+        for (size_t i = begin; i < end; i++) computed[r][i]++;
+}
+
+/* Many rows of float32 go in tiles, each of as many weights as a core's cache keeps beside them; few go at once. */
+void test_wide_products_go_in_tiles(void) {
+    enum { COLS = 600, ROWS = 100 };
+    static float x[256 * COLS], out[256 * ROWS];
+    for (size_t r = 0; r < 256; r++) x[r * COLS] = out[r * ROWS] = (float)r;
+    l2c_kernels kernels = {.matmul = note_matmul};
+    l2c_matrix w = {.type = L2C_WEIGHTS_F32, .rows = ROWS, .cols = COLS, .data = x};
+    static const size_t widths[] = {1, 63, 64, 65, 200, 256};
+    for (size_t i = 0; i < sizeof widths / sizeof *widths; i++) {
+        size_t n = widths[i];
+        most_rows = most_weights = 0;
+        memset(computed, 0, sizeof computed);
+        l2c_linear(&kernels, out, x, NULL, 0, n, &w, 16, ROWS);
+        for (size_t r = 0; r < 256; r++)
+            for (size_t j = 0; j < ROWS; j++) CHECK(computed[r][j] == (r < n && j >= 16));
+        if (n <= 64) CHECK(most_rows == n && most_weights == (ROWS - 16) * COLS);
+        else CHECK(most_rows == 64 && most_weights <= 32768);
+    }
 }
 
 /* A session is one block: its parts lie in it on cache lines, apart, and nobody may touch what is between. */

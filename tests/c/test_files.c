@@ -91,6 +91,48 @@ void test_header_fields(void) {
     }
 }
 
+/* All that is told of a model, and of its sessions. */
+static void check_same_facts(const l2c_model *a, const l2c_model *b) {
+    CHECK(memcmp(l2c_model_config(a), l2c_model_config(b), sizeof(l2c_config)) == 0);
+    CHECK(l2c_model_parameters(a) == l2c_model_parameters(b) && l2c_model_bytes(a) == l2c_model_bytes(b));
+    CHECK(l2c_model_sweep_bytes(a) == l2c_model_sweep_bytes(b) && l2c_model_file_bytes(a) == l2c_model_file_bytes(b));
+    CHECK(l2c_model_opening_bytes(a) == l2c_model_opening_bytes(b) && l2c_model_is_mapped(a) == l2c_model_is_mapped(b));
+    for (int32_t n = 1; n <= 3; n++)
+        CHECK(l2c_session_bytes(a, n, n, L2C_KV_FLOAT16, n) == l2c_session_bytes(b, n, n, L2C_KV_FLOAT16, n));
+}
+
+void test_headers_alone(void) {
+    l2c_pool *pool;
+    CHECK(l2c_pool_create(1, &pool, NULL) == L2C_OK);
+    char path[] = "/tmp/l2c-harness-XXXXXX";
+    CHECK(mkstemp(path) >= 0);
+    for (size_t i = 0; i < n_shapes; i++) {
+        image file = image_checkpoint(&shapes[i], 5);
+        FILE *f = fopen(path, "wb");
+        CHECK(f != NULL && fwrite(file.data, 1, file.size, f) == file.size && fclose(f) == 0);
+        for (l2c_dtype dtype = L2C_DTYPE_AUTO; dtype <= L2C_DTYPE_FILE; dtype++)
+            for (int by_path = 0; by_path < 2; by_path++) {
+                l2c_model *model = NULL, *header = NULL, *copy;
+                l2c_session *session;
+                l2c_error err;
+                l2c_status opened = by_path ? l2c_model_open(path, dtype, pool, &model, NULL)
+                                            : l2c_model_open_memory(file.data, file.size, dtype, pool, &model, NULL);
+                CHECK(opened == (by_path ? l2c_model_open_header(path, dtype, &header, NULL)
+                                         : l2c_model_open_header_memory(file.data, file.size, dtype, &header, NULL)));
+                if (opened != L2C_OK) continue;
+                check_same_facts(model, header);
+                CHECK(l2c_model_fingerprint(header) == 0 && l2c_model_fingerprint(model) != 0);
+                CHECK(l2c_session_create(header, pool, 1, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, &err) == L2C_ARG);
+                CHECK(l2c_model_quantize(header, L2C_DTYPE_INT8, NULL, &copy, &err) == L2C_ARG);
+                l2c_model_free(model);
+                l2c_model_free(header);
+            }
+        free(file.data);
+    }
+    CHECK(unlink(path) == 0);
+    l2c_pool_free(pool);
+}
+
 void test_paths(void) {
     char folder[] = "/tmp/l2c-harness-XXXXXX", path[64];
     CHECK(mkdtemp(folder) != NULL);

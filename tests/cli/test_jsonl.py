@@ -233,6 +233,16 @@ def test_another_model_is_refused(tiny_path: Path, told: Path, tmp_path: Path) -
         refused(llama, told, "tokenizer was '")
 
 
+def test_runq_is_named(tmp_path: Path) -> None:
+    path, told = tmp_path / "model.bin", tmp_path / "told"
+    path.write_bytes(TinyLlama.random(Shape(dim=64, hidden_dim=96, group_size=32)).v2())
+    path.with_name("tokenizer.bin").write_bytes(tokenizer_file())
+    with Llama(path) as llama:
+        run(llama, told)
+    with Llama(path, isa="runq") as llama:
+        refused(llama, told, "line 1: isa was None and is now 'runq'; name")
+
+
 def test_stories_of_two_runs_in_one_file(llama: Llama, told: Path, tmp_path: Path) -> None:
     run(llama, tmp_path / "b", seed=20)
     told.write_bytes(told.read_bytes() + (tmp_path / "b").read_bytes())

@@ -26,7 +26,13 @@ pytest.importorskip("gguf", reason="gguf (the extra `convert`) is not installed"
 from tokenizer_files import LLAMA3_PRE, MERGES, byte_level, sentencepiece, tiktoken
 from vocabularies import like_sentencepiece, varint
 
-from pyllama2c import ChatTemplateError, ContextLengthError, Llama, Llama2cError
+from pyllama2c import (
+    ChatTemplateError,
+    ContextLengthError,
+    Llama,
+    Llama2cError,
+    TokenizerError,
+)
 from pyllama2c.convert import convert
 
 DTYPES = ("float32", "float16", "int8", "int4")
@@ -365,7 +371,12 @@ def works_or_is_refused(folder: Path, temporary: Path) -> None:
                 llama.tokenizer.decode(llama.tokenizer.encode("ab a"))
                 with contextlib.suppress(ContextLengthError):  # the damage may be a short context
                     assert np.isfinite(llama.score("ab a").total)
-                    llama.chat([{"role": "user", "content": "ab"}], max_tokens=1).read()
+                    messages: list[Any] = [{"role": "user", "content": "ab"}]
+                    if llama.chat_template is None and llama.tokenizer.bos_id == -1:
+                        with pytest.raises(TokenizerError, match="no BOS"):  # for Llama 2's format
+                            llama.chat(messages)
+                    else:
+                        llama.chat(messages, max_tokens=1).read()
             target.unlink()
     assert {path.name for path in folder.iterdir()} == before
     assert not any(temporary.iterdir())

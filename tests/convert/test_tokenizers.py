@@ -146,7 +146,7 @@ def test_added_tokens_and_settings(folder: Path) -> None:
     path.write_text(json.dumps(config | {"added_tokens_decoder": decoder}))
     first = converted(folder)
     assert first["tokens"][265:269] == [SPACE + "ab", "<|im_end|>", "<pad>", "[PAD268]"]
-    assert first["token_type"][265:269] == [1, 3, 4, 5]
+    assert first["token_type"][265:269] == [1, 3, 3, 5]  # what is named is special
     ids = [first[f"{name}_token_id"] for name in ("unknown", "bos", "eos", "padding")]
     assert ids == [0, 1, 266, 267]
     assert (first["add_bos_token"], first["add_eos_token"]) == (False, True)
@@ -266,7 +266,8 @@ def test_llama_3(folder: Path) -> None:
     """Its split, BOS by post-processor, merges as pairs, the template of several called default."""
     source = byte_level(LLAMA3_PRE, ignore_merges=True, merges=[["a", "b"], ["Ġ", "ab"]])
     single = [{"SpecialToken": {"id": "<|im_start|>"}}, {"Sequence": {"id": "A"}}]
-    template = {"type": "TemplateProcessing", "single": single}
+    special = {"<|im_start|>": {"id": "<|im_start|>", "ids": [260], "tokens": ["<|im_start|>"]}}
+    template = {"type": "TemplateProcessing", "single": single, "special_tokens": special}
     steps = [{"type": "ByteLevel"}, template]
     source["post_processor"] = {"type": "Sequence", "processors": steps}
     (folder / "tokenizer.json").write_text(json.dumps(source))
@@ -391,8 +392,10 @@ def with_added(**flags: bool) -> dict[str, Any]:
         (with_model(ignore_merges=True), "takes words without merging"),
         (with_model(end_of_word_suffix="</w>"), "model.end_of_word_suffix is '</w>'"),
         (with_model(byte_fallback=False), "fuse_unk is false"),
-        (with_added(lstrip=True), "the added token 'x' is lstrip"),
+        (with_added(single_word=True), "the added token 'x' is single_word"),
+        (with_added(single_word=True, special=True), "the added token 'x' is single_word"),
         (with_added(normalized=True), "the added token 'x' is normalized"),
+        (with_added(normalized=True, special=True), "the added token 'x' is normalized"),
     ],
 )
 def test_refused_json_of_sentencepiece(source: dict[str, Any], message: str, folder: Path) -> None:

@@ -62,7 +62,7 @@ def test_a_plan_is_what_opening_takes(tmp_path: Path) -> None:
                     assert needs.dtype == llama.config.dtype
                     assert plan.parameters == llama.n_parameters
                     for n_ctx in (1, 50, 96):
-                        taken = lib.l2c_session_bytes(handle, 1, n_ctx, number)
+                        taken = lib.l2c_session_bytes(handle, 1, n_ctx, number, 1)
                         # but for what brings parts of it to whole cache lines
                         assert 0 <= taken - needs.session(n_ctx) < 256
                         c = llama.config

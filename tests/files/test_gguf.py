@@ -301,7 +301,7 @@ def test_dimensions(dims: tuple[int, ...], kind: int, message: str) -> None:
 
 @pytest.mark.parametrize("kind", [4, 5, 31, 36, 42, 2**31, 2**32 - 1])
 def test_types_that_do_not_exist(kind: int) -> None:
-    message = f"t is of type number {kind}, which is not known"
+    message = f"t is of unknown type number {kind}"
     refuse(File([], [TensorData("t", (32,), kind, bytes(128))]).build(), message, UnsupportedError)
 
 
@@ -321,7 +321,7 @@ def test_names_of_tensors() -> None:
     def named(*names: str | bytes) -> bytes:
         return File([], [TensorData(name, (4,), 0, bytes(16)) for name in names]).build()
 
-    refuse(named("x", "y", "x"), "the tensor x is there twice")
+    refuse(named("x", "y", "x"), "the tensor x appears twice")
     refuse(named("x" * 65), "a name of 65 bytes; it must have 1 to 64")
     refuse(named(""), "a name of 0 bytes")
     refuse(named("x\x1b[31m"), "not printable ASCII")
@@ -336,7 +336,7 @@ def test_overlap_cannot_multiply_a_file() -> None:
 
 def test_keys_that_are_there_twice() -> None:
     keys = [Key(f"key.{i}", UINT8, 1) for i in range(50)]
-    refuse(File([*keys, Key("key.31", STRING, "x")]).build(), r"key\.31 is there twice")
+    refuse(File([*keys, Key("key.31", STRING, "x")]).build(), r"key\.31 appears twice")
 
 
 def test_many_keys_take_no_quadratic_time() -> None:

@@ -467,7 +467,7 @@ def refuse(file: File, message: str, error: type[Llama2cError] = CheckpointError
 def test_features(key: Key) -> None:
     file = model_file(TinyLlama.random(Shape()))
     file.keys.append(key)
-    refuse(file, f"the model has {key.name[:90]}.*this engine does not compute", UnsupportedError)
+    refuse(file, f"the model has {key.name[:90]}.*this engine does not support", UnsupportedError)
 
 
 @pytest.mark.parametrize(
@@ -583,7 +583,7 @@ def test_kinds_of_files() -> None:
     file = model_file(TinyLlama.random(Shape()))
     architecture = file.key("general.architecture")
     architecture.value = "gemma2"
-    refuse(file, "the architecture is gemma2; only llama is computed", UnsupportedError)
+    refuse(file, "the architecture is gemma2; only llama is supported", UnsupportedError)
     architecture.kind, architecture.value = UINT32, 1
     refuse(file, "general.architecture is missing, or not a string")
     file.keys.remove(architecture)
@@ -631,7 +631,7 @@ def test_types_of_tensors() -> None:
     pytest.importorskip("gguf", reason="needs the gguf package")
     file = model_file(TinyLlama.random(WIDE))
     file.tensor("blk.1.ffn_up.weight").kind = 10
-    refuse(file, "blk.1.ffn_up.weight is Q2_K, which this engine does not read", UnsupportedError)
+    refuse(file, "blk.1.ffn_up.weight is Q2_K, which this engine cannot read", UnsupportedError)
     for kind, name in ((1, "output_norm"), (8, "blk.0.attn_norm")):
         file = model_file(TinyLlama.random(WIDE))
         file.tensor(f"{name}.weight").kind = kind

@@ -118,7 +118,11 @@ def like_sentencepiece(merges: list[str], **changes: Any) -> dict[str, Any]:
         "added_tokens": [{"id": i, "content": t, "special": True} for i, t in enumerate(special)],
         "normalizer": {"type": "Sequence", "normalizers": [prepend, replace]},
         "pre_tokenizer": None,
-        "post_processor": {"type": "TemplateProcessing", "single": single},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": single,
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+        },
         "model": model,
     } | changes
 

@@ -86,9 +86,9 @@ def one_by_one(tokens: list[int]) -> Any:
 
 
 END_TEXTS = (
-    "<|eot_id|> <|eom_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|endoftext|> "
-    "<|end_of_text|> <end_of_turn> <EOT> _<EOT> [EOT] [EOS] <eos> </s> <end_of_utterance> "
-    "<turn|> <|tool_response> <｜end▁of▁sentence｜>"
+    "<|eot_id|> <|eom_id|> <|im_end|> <|end|> <|return|> <|call|> <|calls|> <|flush|> "
+    "<|endoftext|> <|end_of_text|> <end_of_turn> <EOT> _<EOT> [EOT] [EOS] <eos> </s> "
+    "<end_of_utterance> <turn|> <|tool_response> <｜end▁of▁sentence｜>"
 )
 
 
@@ -202,10 +202,22 @@ def converted(folder: Path) -> Llama:
     return Llama(folder.parent / "out.gguf")
 
 
-def test_converted_and_opened_are_one(folder: Path) -> None:
-    """`convert` writes as control tokens what opening takes for them."""
+@pytest.mark.parametrize("source", ["added_tokens.json", "tokenizer.json", "tokenizer_config.json"])
+def test_converted_and_opened_are_one(source: str, folder: Path) -> None:
+    """`convert` writes as control tokens what opening takes for them, though no file calls them
+    special."""
     from pyllama2c.files.gguf import Gguf
 
+    path = folder / "added_tokens.json"
+    added = {
+        i: {"content": text, "special": False} for text, i in json.loads(path.read_text()).items()
+    }
+    if source != path.name:
+        path.unlink()
+    if source == "tokenizer.json":
+        write(folder / source, added_tokens=[{"id": i, **token} for i, token in added.items()])
+    elif source == "tokenizer_config.json":
+        write(folder / source, added_tokens_decoder=added)
     with converted(folder) as llama:
         assert llama.tokenizer.ends == {1, 2, 267}
         assert set(llama.tokenizer.special_tokens) >= {"<|im_start|>", "<|im_end|>"}

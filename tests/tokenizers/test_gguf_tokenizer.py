@@ -13,7 +13,16 @@ from gguf_files import INT32, STRING, UINT32, File, Key
 from gguf_tokenizers import IM_START, KINDS, TOKENIZERS, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizer_keys import CONTROL, NORMAL, byte_level_keys, chat_model, sentencepiece_keys
+from tokenizer_keys import (
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    byte_level_keys,
+    chat_model,
+    sentencepiece_keys,
+)
 
 from pyllama2c import Llama, Tokenizer, TokenizerError, UnsupportedError
 from pyllama2c.convert.tiktoken import as_text
@@ -70,14 +79,15 @@ SAME = {
 
 @pytest.mark.parametrize("pre", [*CUTS, *(name for names in SAME.values() for name in names)])
 def test_pre_tokenizers(pre: str) -> None:
-    """What can be joined is, unless the text is cut there first."""
+    """What can be joined is, unless the text is cut there first; where merges may be ignored, a
+    part that is a piece needs none."""
     same = next((name for name, names in SAME.items() if pre in names), pre)
     parts = [part.encode() for part in CUTS[same].split("|")]
     written = as_text(b"".join(parts))
     n = len(written)
     halves = [(i, j, k) for i in range(n) for j in range(i + 1, n) for k in range(j + 1, n + 1)]
     merges = list(dict.fromkeys((written[i:j], written[j:k]) for i, j, k in halves))
-    known = ["<|endoftext|>", *dict.fromkeys([*CHARACTERS, *(a + b for a, b in merges)])]
+    known = ["<|endoftext|>", *dict.fromkeys([*CHARACTERS, *(a + b for a, b in merges)]), "qzq"]
     file = File(byte_level_keys(pre=pre))
     file.key("tokenizer.ggml.tokens").value = known
     file.key("tokenizer.ggml.token_type").value = [CONTROL] + [NORMAL] * (len(known) - 1)
@@ -86,7 +96,9 @@ def test_pre_tokenizers(pre: str) -> None:
         file.key(f"tokenizer.ggml.{name}").value = 0
     own = read(file.keys, len(known))
     assert pieces(own, b"".join(parts).decode()) == parts
-    assert own.add_bos == (same in ("llama-bpe", "tekken") and pre not in NOT_WHOLE)
+    whole = same in ("llama-bpe", "tekken") and pre not in NOT_WHOLE
+    assert own.add_bos == whole
+    assert pieces(own, "qzq") == ([b"qzq"] if whole else [b"q", b"z", b"q"])
 
 
 def test_unknown_pre_tokenizer() -> None:
@@ -201,7 +213,6 @@ HOSTILE = [
     (with_entry(BPE(), "tokens", 262, "he"), "pieces 259 and 262 are the same"),
     (with_entry(BPE(), "merges", 0, "h"), "merge 0 .* is not of two pieces that make a third"),
     (with_entry(BPE(), "merges", 0, "h x"), "merge 0 .* is not of two pieces that make a third"),
-    (changed(BPE(), "merges"), "merges is missing"),
     (changed(BPE(), "merges", [1], INT32), "merges holds something else than str"),
     (changed(BPE(), "model", "t5"), "tokenizer.ggml.model is 't5'; known: llama, gpt2"),
     (changed(BPE(), "model", 1, UINT32), "tokenizer.ggml.model is 1; it must be a str"),
@@ -215,7 +226,7 @@ def test_hostile_lists(keys: list[Key], message: str) -> None:
 
 
 def test_bytes_without_a_token() -> None:
-    keys = with_entry(byte_level_keys(), "token_type", 3 + 4, CONTROL)
+    keys = with_entry(byte_level_keys(), "token_type", 3 + 4, UNUSED)
     with pytest.raises(TokenizerError, match="no token for byte 0x04"):
         read(keys).encode("a\x04b")
 
@@ -250,3 +261,29 @@ def test_llama_2(tmp_path: Path) -> None:
         own = read_tokenizer(file, 32000)
     for text in ("Hello world", "  a\tb\n", "日本 é ☃ 😀", "<s>x</s>", "1234 don't", "x" * 200):
         assert own.encode(text) == reference.encode(text)
+
+
+@pytest.mark.parametrize("type_", [CONTROL, UNKNOWN, USER_DEFINED])
+def test_bytes_whose_token_is_something_else_too(type_: int) -> None:
+    """Such as "!", which is padding as well."""
+    keys = with_entry(byte_level_keys(), "token_type", 3 + ord("!"), type_)
+    tokenizer = read(keys)
+    assert tokenizer.encode("hi!!") == [3 + byte for byte in b"hi!!"]
+    assert tokenizer.decode(tokenizer.encode("hi!!")) == "hi!!"
+
+
+def test_no_merges() -> None:
+    tokenizer = read(changed(byte_level_keys(), "merges"))
+    assert tokenizer.encode("hello é") == [3 + byte for byte in "hello é".encode()]
+
+
+def test_a_newline_that_ends_a_text(kind: str) -> None:
+    """EOS may be a character, which texts still have."""
+    file = File(KINDS[kind]())
+    character = "a" if kind == "llama" else "Ċ"
+    number = file.key("tokenizer.ggml.tokens").value.index(character)
+    file.key("tokenizer.ggml.eos_token_id").value = number
+    tokenizer = read(file.keys)
+    assert tokenizer.eos_id == number and number in tokenizer.ends
+    ids = tokenizer.encode("!a\n!")
+    assert number in ids and tokenizer.decode(ids) == "!a\n!"
