@@ -61,7 +61,7 @@ def _find_checkpoint(ckpt_dir: str | os.PathLike[str], tokenizer_path: Path) -> 
         raise CheckpointError(f"{folder}: holds several models; name one of {names}")
     if any(folder.glob("*.pth")):
         raise CheckpointError(
-            f"{folder}: holds PyTorch files only; convert them: pyllama2c convert"
+            f"{folder}: holds PyTorch files only; convert them with `pyllama2c convert`"
         )
     raise CheckpointError(f"{folder}: holds no model file (.bin or .gguf)")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -112,42 +113,12 @@ def _add_model(parser: argparse.ArgumentParser, *name: str) -> None:
 
 def _add_story(parser: argparse.ArgumentParser, steps: int) -> None:
     add = parser.add_argument
-    add(
-        "-t",
-        "--temperature",
-        action=_RunC,
-        type=float,
-        default=1.0,
-        metavar="T",
-        help="0 is greedy [1.0]",
-    )
-    add(
-        "-p",
-        "--top-p",
-        action=_RunC,
-        type=float,
-        default=0.9,
-        metavar="P",
-        help="nucleus; 0 and 1: off [0.9]",
-    )
-    add(
-        "-s",
-        "--seed",
-        action=_RunC,
-        type=int,
-        default=0,
-        metavar="N",
-        help="0: a new one each time [0]",
-    )
-    add(
-        "-n",
-        "--steps",
-        action=_RunC,
-        type=int,
-        default=steps,
-        metavar="N",
-        help=f"positions, prompt included; 0: the whole context [{steps}]",
-    )
+    run_c = partial(add, action=_RunC)
+    run_c("-t", "--temperature", type=float, default=1.0, metavar="T", help="0 is greedy [1.0]")
+    run_c("-p", "--top-p", type=float, default=0.9, metavar="P", help="nucleus; 0, 1: off [0.9]")
+    run_c("-s", "--seed", type=int, default=0, metavar="N", help="0: a new one each time [0]")
+    length = f"positions, prompt included; 0: the whole context [{steps}]"
+    run_c("-n", "--steps", type=int, default=steps, metavar="N", help=length)
     add("-i", "--prompt", action=_Text, metavar="TEXT", help="what the story begins with")
     add("-m", "--mode", choices=("generate", "chat"), help="as in llama2.c")
     add("-y", "--system-prompt", action=_Text, metavar="TEXT", help="system prompt of a chat")

@@ -63,7 +63,7 @@ def chat(llama: Llama, arguments: argparse.Namespace) -> int:
             answer.close()
         write("\n")
         conversation.take(answer)
-        if options["seed"] is not None:  # later turns go on with the same random numbers
+        if options["seed"] is not None:  # the next turn goes on with the random numbers after these
             options["seed"] = answer.rng_state
         if answer.finish_reason == "length":
             break

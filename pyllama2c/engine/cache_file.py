@@ -57,7 +57,7 @@ def save(
 
 
 def load(path: str | os.PathLike[str], session: Session, config: Config, fingerprint: int) -> None:
-    """Reads such a file into `session`; CacheFileError for any other, and `session` as it was."""
+    """Reads such a file into `session`; CacheFileError, with `session` unchanged, for others."""
     if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer
         raise CacheFileError(f"{path}: not a regular file")
     with Path(path).open("rb") as file:

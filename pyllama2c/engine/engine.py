@@ -102,7 +102,7 @@ def open_file(
 
 
 def aligned(checkpoint: Any) -> Any:
-    """`checkpoint`, or a copy where its address is not that of a float."""
+    """`checkpoint`, or a copy where it is not 4-byte aligned. CheckpointError for an empty one."""
     with memoryview(checkpoint) as view:
         if view.nbytes == 0:
             raise CheckpointError("<memory>: checkpoint is empty")
@@ -213,7 +213,7 @@ class Engine(Handle):
             yield session
 
     def batch_pool(self) -> Any:
-        """With more threads where one row alone is too little work for them."""
+        """For many rows at a time, which are work for more threads than one row is."""
         if not self._threads_by_size or self.threads >= (count := batch_threads()):
             return self.pool
         return new_pool(count)

@@ -14,7 +14,7 @@ from pyllama2c.handle import Handle
 
 MAX_ROWS: int = lib.L2C_MAX_ROWS
 PREFILL_ROWS = 64
-"""tokens of a prompt per call: enough to share the reading of weights, few enough for Ctrl-C"""
+"""tokens of a prompt per call: enough to share the reading of weights, few enough to stop soon"""
 
 MAX_DRAFT = 16
 """most tokens that a draft proposes at a time"""
@@ -59,7 +59,6 @@ class Session(Handle):
         self._error = new_error()
         self._rows = ffi.new("l2c_row[]", PREFILL_ROWS)
         self._token = ffi.new("int32_t *")
-        self._logprob = ffi.new("double *")
         self._count = ffi.new("size_t *")
         self._states = ffi.new("uint64_t[]", MAX_DRAFT + 1)
         self.fed: list[int] = []
@@ -87,7 +86,7 @@ class Session(Handle):
         self.fed += tokens
 
     def sample(self, sampler: Any, history: Any, n_history: int) -> int:
-        """A token from the last row's logits, which it overwrites."""
+        """A token from the last row's logits, which it uses up."""
         token, err = self._token, self._error
         status = lib.l2c_session_sample(self.handle, 0, sampler, history, n_history, token, err)
         if status:
@@ -112,12 +111,6 @@ class Session(Handle):
             session.fed = tokens[: lib.l2c_session_length(session.handle, 0)]
         check(status, err)
         return list(zip(tokens[n:], states[0 : count[0]], strict=True))
-
-    def logprob(self, row: int, token: int) -> float:
-        """log p(token) under a row's logits, in nats."""
-        err = self._error
-        check(lib.l2c_session_logprob(self.handle, row, token, self._logprob, err), err)
-        return float(self._logprob[0])
 
     def logits(self, n_rows: int, vocab_size: int) -> Any:
         """The last call's logits as a writable NumPy view (n_rows, vocab_size), float32."""

@@ -9,7 +9,7 @@ from typing import Any
 from pyllama2c._ffi import check, ffi, lib, new_error
 
 _SMALL = 4 << 20
-"""bytes of weights per token: below, waiting for each other costs two threads more than it saves"""
+"""bytes of weights per token below which a second thread costs more than it saves"""
 
 _ENOUGH = 8
 """threads that saturate a desktop's memory; more only on request"""

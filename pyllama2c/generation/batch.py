@@ -132,10 +132,10 @@ class Batch:
         out, n, error = self._events, self._n_events, self._error
         status = lib.l2c_batch_step(self._handle, out, n, error)
         check(status, error)
-        ended = (self._handle_event(out[0][i]) for i in range(n[0]))
+        ended = (self._on_event(out[0][i]) for i in range(n[0]))
         return [completion for completion in ended if completion is not None]
 
-    def _handle_event(self, event: Any) -> Completion | None:
+    def _on_event(self, event: Any) -> Completion | None:
         """The story, where the event ends it."""
         story = self._stories.get(event.story)
         if story is None:  # an event from before it was dropped

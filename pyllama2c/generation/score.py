@@ -157,7 +157,7 @@ class _Scorer:
         return values
 
     def likeliest(self, n: int) -> list[int]:
-        """The likeliest token of each of `n` rows of logits, which it overwrites."""
+        """The likeliest token of each of `n` rows of logits, which it uses up."""
         draws = self._draws
         for row in range(n):
             draws[row].row, draws[row].sampler = row, self._sampler
