@@ -106,6 +106,9 @@ class ChatTemplate:
             "eos_token": tokenizer.eos_id,
             "unk_token": tokenizer.unk_id,
             "pad_token": tokenizer.pad_id,
+            "sep_token": tokenizer.sep_id,
+            "cls_token": tokenizer.cls_id,
+            "mask_token": tokenizer.mask_id,
         }
         texts = {name: tokenizer.special_text(number) for name, number in ids.items()}
         return {

@@ -45,6 +45,7 @@ class ByteLevelTokenizer(BaseTokenizer):
         self.path, self.vocab_size = v.path, v.size
         self.bos_id, self.eos_id, self.ends = v.bos, v.eos, v.ends
         self.unk_id, self.pad_id = v.unknown, v.padding
+        self.sep_id, self.cls_id, self.mask_id = v.separator, v.classifier, v.mask
         self.add_bos, self.add_eos = v.add_bos, v.add_eos
         self._texts, self._types = v.pieces, v.types
         normal = _normal_pieces(v)

@@ -55,7 +55,8 @@ SAYS = [
     ("{{ tools is defined }}{{ documents is none }}", "TrueTrue"),
     ("{% if documents %}x{% endif %}{{ tools }}", "None"),
     ("{{ bos_token }}{{ eos_token }}{{ unk_token }}{{ pad_token }}", "<s></s><unk><pad>"),
-    ("{{ sep_token is defined }}{{ sep_token }}", "False"),
+    ("{{ sep_token }}{{ cls_token }}{{ mask_token }}", "<sep><cls><mask>"),
+    ("{{ image_token is defined }}{{ image_token }}", "False"),
     ("a{% generation %}{{ messages[0].content }}{% endgeneration %}b", "ahellob"),
     ("a {%- generation -%}\n x {{- 1 }} {%- endgeneration -%} b", "ax1b"),
     (
@@ -92,9 +93,12 @@ def full_tokenizer() -> Any:
     """One that has all the tokens that templates know by name."""
     keys = sentencepiece_keys()
     file = File(keys)
-    file.key("tokenizer.ggml.tokens").value[290] = "<pad>"
-    file.key("tokenizer.ggml.token_type").value[290] = CONTROL
-    return read([*keys, Key("tokenizer.ggml.padding_token_id", UINT32, 290)])
+    names = {"padding": "<pad>", "seperator": "<sep>", "cls": "<cls>", "mask": "<mask>"}
+    for i, (name, text) in enumerate(names.items(), 290):
+        file.key("tokenizer.ggml.tokens").value[i] = text
+        file.key("tokenizer.ggml.token_type").value[i] = CONTROL
+        keys.append(Key(f"tokenizer.ggml.{name}_token_id", UINT32, i))
+    return read(keys)
 
 
 def say(source: str, messages: Any = HELLO) -> str:
@@ -113,7 +117,8 @@ def transformers_says(source: str, messages: Any) -> str:
     module = pytest.importorskip(
         "transformers.utils.chat_template_utils", reason="transformers is not installed"
     )
-    tokens = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
+    tokens = {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}
+    tokens |= {name: f"<{name}>" for name in ("pad", "sep", "cls", "mask")}
     names = {f"{name}_token": text for name, text in tokens.items()}
     try:
         texts, _ = module.render_jinja_template(
