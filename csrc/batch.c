@@ -1,5 +1,6 @@
 /*
- * batch.c - many stories in one session: what comes in. Prompts that begin alike are read once.
+ * batch.c - continuous batching: stories are added to a session, and prompts that begin alike are read once. sweep.c
+ * makes the steps.
  */
 #include <string.h>
 

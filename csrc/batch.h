@@ -102,7 +102,7 @@ static inline void end_dropped(l2c_batch *b, story *s, stage then) {
 
 static inline int is_dropped(const story *s) { return under_way(s) && atomic_load(&s->dropped) == s->id; }
 
-/* l2c_batch_create with a session, which it owns from here on, whatever becomes of it. */
+/* l2c_batch_create with a session of at most L2C_MAX_ROWS sequences, which it owns from here on, also when it fails. */
 l2c_status l2c_batch_create_on(l2c_session *session, l2c_batch **batch, l2c_error *err);
 
 /* Goes on with stories that waited for one that has read so far, or is no longer there. */

@@ -364,7 +364,7 @@ l2c_status l2c_session_sample(l2c_session *session, size_t i, l2c_sampler *sampl
 /* One token to pick: by `sampler` from logits row `row`, as l2c_session_sample does; what came of it. */
 typedef struct {
     size_t row;
-    l2c_sampler *sampler;
+    l2c_sampler *sampler;   /* of no other draw, unless its temperature is 0: it tosses a coin */
     const int32_t *history; /* (n_history), may be NULL */
     size_t n_history;
     int32_t token;     /* out */

@@ -1,5 +1,6 @@
 /*
- * session.c - a computation on some device: what it is fed, checked; how long its sequences are; who is in it.
+ * session.c - sequences of tokens on some device: checks what is fed to them, knows how long they are, lets one thread
+ * in at a time. What computes is behind backend.h.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -135,7 +136,8 @@ int32_t l2c_session_length(const l2c_session *s, int32_t sequence) {
 
 l2c_status l2c_session_cut(l2c_session *s, int32_t sequence, int32_t n, l2c_error *err) {
     if (sequence < 0 || sequence >= s->n_sequences || n < 0)
-        return l2c_fail(err, L2C_ARG, "sequence %d to %d positions; there are %d sequences", sequence, n, s->n_sequences);
+        return l2c_fail(err, L2C_ARG, "cannot cut sequence %d to %d positions; there are %d sequences", sequence, n,
+                        s->n_sequences);
     if (!l2c_session_enter(s)) return l2c_session_fail_busy(err);
     if (s->lengths[sequence] > n) s->lengths[sequence] = n;
     l2c_session_leave(s);
@@ -144,11 +146,12 @@ l2c_status l2c_session_cut(l2c_session *s, int32_t sequence, int32_t n, l2c_erro
 
 l2c_status l2c_session_copy(l2c_session *s, int32_t from, int32_t to, int32_t n, l2c_error *err) {
     if (from < 0 || from >= s->n_sequences || to < 0 || to >= s->n_sequences || from == to)
-        return l2c_fail(err, L2C_ARG, "sequence %d to %d; there are %d", from, to, s->n_sequences);
+        return l2c_fail(err, L2C_ARG, "cannot copy sequence %d to %d; there are %d, and they must differ", from, to,
+                        s->n_sequences);
     if (!l2c_session_enter(s)) return l2c_session_fail_busy(err);
     l2c_status status = L2C_OK;
     if (n < 0 || n > s->lengths[from]) {
-        status = l2c_fail(err, L2C_RANGE, "%d positions; sequence %d has %d", n, from, s->lengths[from]);
+        status = l2c_fail(err, L2C_RANGE, "cannot copy %d positions; sequence %d has %d", n, from, s->lengths[from]);
     } else {
         s->backend->cache_copy(s, from, to, (size_t)n);
         s->lengths[to] = n;
@@ -161,7 +164,7 @@ l2c_status l2c_session_save(l2c_session *s, int32_t n, void *state, l2c_error *e
     if (!l2c_session_enter(s)) return l2c_session_fail_busy(err);
     l2c_status status = L2C_OK;
     if (n < 0 || n > s->lengths[0])
-        status = l2c_fail(err, L2C_RANGE, "%d positions; the cache has %d", n, s->lengths[0]);
+        status = l2c_fail(err, L2C_RANGE, "cannot save %d positions; the cache has %d", n, s->lengths[0]);
     else s->backend->cache_read(s, 0, (size_t)n, state);
     l2c_session_leave(s);
     return status;
@@ -171,7 +174,7 @@ l2c_status l2c_session_load(l2c_session *s, int32_t n, const void *state, l2c_er
     if (!l2c_session_enter(s)) return l2c_session_fail_busy(err);
     l2c_status status = L2C_OK;
     if (n < 0 || n > s->n_ctx) {
-        status = l2c_fail(err, L2C_RANGE, "%d positions; the context has %d", n, s->n_ctx);
+        status = l2c_fail(err, L2C_RANGE, "cannot load %d positions; the context has %d", n, s->n_ctx);
     } else {
         s->backend->cache_write(s, 0, (size_t)n, state);
         s->lengths[0] = n;

@@ -1,5 +1,5 @@
 /*
- * sweep.c - many stories in one session: a step of a batch.
+ * sweep.c - continuous batching: a step.
  *
  * A step makes the choices that waited for the caller, then one sweep: a row of every story that is being
  * told, and of prompts, in turn, as many rows as keep the others waiting for no more than that sweep. No

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -269,6 +270,32 @@ def test_limits(meta: Llama) -> None:
         meta.text_completion("abc")
     with pytest.raises(pyllama2c.ContextLengthError, match="max_seq_len is 80"):
         meta.text_completion(["abc " * 60])
+
+
+def test_wrong_types_are_named(meta: Llama, folder: Path) -> None:
+    for wrong, name in (
+        ({"prompt_tokens": [1, 5]}, r"prompt_tokens\[0\] is 1"),
+        ({"prompt_tokens": None}, "prompt_tokens is None"),
+        ({"max_gen_len": "3"}, "max_gen_len is '3'"),
+        ({"max_gen_len": math.inf}, "max_gen_len is inf"),
+        ({"logprobs": "x"}, "logprobs is 'x'"),
+        ({"echo": math.nan}, "echo is nan"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=name):
+            meta.generate(**{"prompt_tokens": [[1, 5]], "max_gen_len": 5, **wrong})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="prompts is None"):
+        meta.text_completion(None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="dialogs is None"):
+        meta.chat_completion(None)  # type: ignore[arg-type]
+    for name, value in (
+        ("max_seq_len", "64"),
+        ("max_seq_len", True),
+        ("max_batch_size", None),
+        ("seed", 1.5),
+    ):
+        options = {"max_seq_len": 80, "max_batch_size": 4, "seed": 1, name: value}
+        with pytest.raises(TypeError, match=f"{name} is {value!r}"):
+            Llama.build(folder, folder / "tokenizer.bin", **options)  # type: ignore[arg-type]
 
 
 def test_build(folder: Path, ending: TinyLlama) -> None:

@@ -90,6 +90,15 @@ def test_c_files_call_downwards(c_symbols: Symbols) -> None:
         pytest.fail(f"these call each other in a circle: {', '.join(error.args[1])}")
 
 
+def test_sessions_and_batches_know_no_kernel_and_no_thread(c_symbols: Symbols) -> None:
+    """Whatever computes is behind backend.h; that session.c begins with the CPU's is all they say."""
+    behind = re.compile(r"l2c_(pool|kernels?|logprob|rope|matrix|forward|sampler_pick)\w*")
+    for source in ("session.c", "logits.c", "speculate.c", "batch.c", "sweep.c"):
+        taken = c_symbols[source][1]
+        assert not [name for name in taken if behind.fullmatch(name)], source
+    assert "l2c_sampler_pick" in c_symbols["cpu_session.c"][1]
+
+
 def test_a_shared_library_offers_what_the_header_declares(
     objects: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -21,8 +21,8 @@ _PATIENCE = 60
 """seconds by the clock, for machines that are busy with something else"""
 _MEGABYTES = 512
 
-_MARKS = range(0xFDD0, 0xFDF0)
-"""noncharacters, which Unicode sets aside for use within a program"""
+_MARKS = [chr(code) for code in range(0x2801, 0x2900)]
+"""braille: has no case, is no space and is printed as it is, in lists as well"""
 
 
 class ChatTemplate:
@@ -48,9 +48,9 @@ class ChatTemplate:
         ChatTemplateError for a template that is wrong, refuses the messages (raise_exception) or
         needs more time, memory or room than a prompt can be worth.
         """
-        messages = list(messages)
-        mark = _unused(messages)
-        answer = self._render(messages, mark)
+        mark = _unused(messages, self._source)
+        messages = [_with_reasoning(message) for message in messages]
+        answer = self._say(messages, mark)
         if "error" in answer and "limit" not in answer:
             answer = self._without_system(messages, mark) or answer
         if "error" in answer:
@@ -64,7 +64,7 @@ class ChatTemplate:
         """What a template that refuses system messages, and nothing else, says if their text goes
         before the user's; else None."""
         others = [message for message in messages if message.get("role") != "system"]
-        if len(others) == len(messages) or "text" not in self._render(others, mark):
+        if len(others) == len(messages) or "text" not in self._say(others, mark):
             return None
         merged, n_dropped = _system_to_user(messages)
         what = "put before the next user message"
@@ -75,9 +75,30 @@ class ChatTemplate:
             ChatTemplateWarning,
             stacklevel=5,
         )
-        return self._render(merged, mark)
+        return self._say(merged, mark)
 
-    def _names(self, messages: list[Mapping[str, Any]], mark: str) -> dict[str, Any]:
+    def _say(self, messages: list[Mapping[str, Any]], mark: str) -> dict[str, Any]:
+        """The worker's answer. Its text, without marks, is what the template makes of the messages
+        as they are, whatever it looks for in them."""
+        marked = self._marked(messages, mark)
+        plain = self._render(messages, mark)
+        if marked == messages or "text" not in plain:
+            return plain
+        answer = self._render(marked, mark)
+        if answer.get("text", "").replace(mark, "") == plain["text"]:
+            return answer
+        found = [self._control_tokens(each.get("text", "")) for each in (answer, plain)]
+        if "text" in answer and found[0] == found[1]:
+            return plain  # in which no message's control token is left
+        raise self._error(
+            "a message spells a control token, and what the template makes of that cannot be told "
+            "from its own"
+        )
+
+    def _control_tokens(self, text: str) -> list[int]:
+        return [part for part in self._tokenizer.split(text) if isinstance(part, int)]
+
+    def _names(self, messages: list[Mapping[str, Any]]) -> dict[str, Any]:
         """What transformers gives to templates. A token that is not there is not defined."""
         tokenizer = self._tokenizer
         ids = {
@@ -85,10 +106,13 @@ class ChatTemplate:
             "eos_token": tokenizer.eos_id,
             "unk_token": tokenizer.unk_id,
             "pad_token": tokenizer.pad_id,
+            "sep_token": tokenizer.sep_id,
+            "cls_token": tokenizer.cls_id,
+            "mask_token": tokenizer.mask_id,
         }
         texts = {name: tokenizer.special_text(number) for name, number in ids.items()}
         return {
-            "messages": self._marked([_with_reasoning(message) for message in messages], mark),
+            "messages": messages,
             "tools": None,
             "documents": None,
             "add_generation_prompt": True,
@@ -126,7 +150,7 @@ class ChatTemplate:
             raise UnsupportedError("chat templates need a Python interpreter to run them apart")
         request = {
             "template": self._source,
-            "names": self._names(messages, mark),
+            "names": self._names(messages),
             "mark": mark,
             "seconds": _SECONDS,
             "characters": _MAX_TEXT,
@@ -187,13 +211,13 @@ def _text(content: Any) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _unused(messages: Sequence[Mapping[str, Any]]) -> str:
-    """A character that no message has."""
+def _unused(messages: Sequence[Mapping[str, Any]], source: str) -> str:
+    """A character that neither a message nor the template has."""
     try:
         used = json.dumps(list(messages), ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"messages must be dicts of text, numbers and lists: {error}") from None
-    mark = next((chr(code) for code in _MARKS if chr(code) not in used), None)
+    mark = next((mark for mark in _MARKS if mark not in used and mark not in source), None)
     if mark is None:
-        raise ValueError("the messages hold every one of the noncharacters U+FDD0 to U+FDEF")
+        raise ValueError("the messages hold every one of the characters U+2801 to U+28FF")
     return mark

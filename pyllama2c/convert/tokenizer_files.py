@@ -19,7 +19,7 @@ from pyllama2c.errors import (
     UnsupportedError,
 )
 
-_SPECIAL = ("bos", "eos", "unk", "pad")
+_SPECIAL = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
 _MORE_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
 """arrays of tokens, or objects by name, in transformers 4 and 5"""
 

@@ -74,6 +74,9 @@ class Vocabulary:
     """all that end an answer, as generation_config.json or config.json lists them"""
     unk: int | None = None
     pad: int | None = None
+    sep: int | None = None
+    cls: int | None = None
+    mask: int | None = None
     add_bos: bool = True
     add_eos: bool = False
     add_space: bool = False

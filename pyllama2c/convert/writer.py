@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -134,6 +135,9 @@ def add_vocabulary(writer: GGUFWriter, v: Vocabulary | None) -> None:
         (writer.add_eot_token_id, eot),
         (writer.add_eom_token_id, eom),
         (writer.add_pad_token_id, v.pad),
+        (writer.add_sep_token_id, v.sep),
+        (partial(writer.add_uint32, "tokenizer.ggml.cls_token_id"), v.cls),
+        (writer.add_mask_token_id, v.mask),
     ):
         if token is not None:
             add(token)

@@ -40,6 +40,9 @@ class BaseTokenizer(Handle, ABC):
     eos_id: int
     unk_id: int = NONE
     pad_id: int = NONE
+    sep_id: int = NONE
+    cls_id: int = NONE
+    mask_id: int = NONE
     add_bos: bool = True
     """whether texts begin with BOS; a prompt then does"""
     add_eos: bool = False

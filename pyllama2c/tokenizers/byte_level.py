@@ -31,6 +31,9 @@ CHARACTERS = _byte_characters()
 """(256): how a byte-level vocabulary writes each byte"""
 
 _BYTES = {character: byte for byte, character in enumerate(CHARACTERS)}
+_RUNS = re.compile(r"\s+|\w+")
+_LONGEST_RUN = 5_000_000
+"""characters: beyond 10 million steps back in one match, the package panics"""
 _ESCAPED = re.compile("([\udc80-\udcff])")
 
 
@@ -42,6 +45,7 @@ class ByteLevelTokenizer(BaseTokenizer):
         self.path, self.vocab_size = v.path, v.size
         self.bos_id, self.eos_id, self.ends = v.bos, v.eos, v.ends
         self.unk_id, self.pad_id = v.unknown, v.padding
+        self.sep_id, self.cls_id, self.mask_id = v.separator, v.classifier, v.mask
         self.add_bos, self.add_eos = v.add_bos, v.add_eos
         self._texts, self._types = v.pieces, v.types
         normal = _normal_pieces(v)
@@ -50,6 +54,7 @@ class ByteLevelTokenizer(BaseTokenizer):
         self._join = _bpe(v, normal)
 
     def _encode_text(self, text: str, space_first: bool) -> list[int]:
+        self._check_runs(text)
         ids: list[int] = []
         # What is not UTF-8 is in no piece: such bytes have tokens of their own.
         for part in _ESCAPED.split(text):
@@ -65,6 +70,17 @@ class ByteLevelTokenizer(BaseTokenizer):
             elif part:
                 ids += self._join(part)
         return ids
+
+    def _check_runs(self, text: str) -> None:
+        if len(text) <= _LONGEST_RUN:
+            return
+        for run in _RUNS.finditer(text):
+            n = run.end() - run.start()
+            if n > _LONGEST_RUN:
+                raise TokenizerError(
+                    f"{self.path}: the text has {n} {run[0][0]!r} and the like in a row; at most "
+                    f"{_LONGEST_RUN} can be split"
+                )
 
     def _piece(self, token: int) -> bytes:
         text, kind = self._texts[token], self._types[token]

@@ -64,7 +64,10 @@ class Vocabulary:
         self.pre: str = self.field(gguf, "pre", str, "default")
         bos, eos = self._id("bos"), self._id("eos")
         self.bos, self.eos = bos, eos
-        self.unknown, self.padding = self._id("unknown"), self._padding()
+        self.unknown = self._id("unknown")
+        self.padding, self.separator, self.classifier, self.mask = (
+            self._named(name) for name in ("padding", "seperator", "cls", "mask")
+        )
         template = gguf.get("tokenizer.chat_template")
         self.types, self.ends = settle(
             self.pieces,
@@ -132,9 +135,9 @@ class Vocabulary:
         kind = self._list("token_type", int)[number]
         return number if kind == (UNKNOWN if name == "unknown" else CONTROL) else NONE
 
-    def _padding(self) -> int:
+    def _named(self, name: str) -> int:
         """Only templates ask for it, so an id that the model does not know is none."""
-        number = self._gguf.get("tokenizer.ggml.padding_token_id")
+        number = self._gguf.get(f"tokenizer.ggml.{name}_token_id")
         return number if type(number) is int and 0 <= number < self.size else NONE
 
     def _listed_ends(self) -> list[int]:
@@ -202,6 +205,7 @@ class SentencePieceTokenizer(Tokenizer):
         BaseTokenizer.__init__(self, v.of_type(CONTROL, UNKNOWN), cut, v.strips)
         self.path, self.ends = v.path, v.ends
         self.unk_id, self.pad_id = v.unknown, v.padding
+        self.sep_id, self.cls_id, self.mask_id = v.separator, v.classifier, v.mask
         self.add_bos, self.add_eos = v.add_bos, v.add_eos
         self.adds_space = self._scheme != "never" if self._scheme else v.add_space
         unknown = v.own("unk_surface", str, UNKNOWN_TEXT).encode()

@@ -107,7 +107,7 @@ static void check_calls(const truth *t, l2c_pool *pool, l2c_kv kv) {
     const l2c_config *c = l2c_model_config(t->model);
     l2c_session *session = create(t, pool, kv, L2C_ISA_AUTO, 2);
     l2c_row rows[PROMPT];
-    l2c_sampler sampler;
+    l2c_sampler sampler, other;
     int32_t token;
     double logprob_of_0;
     taken();
@@ -117,9 +117,10 @@ static void check_calls(const truth *t, l2c_pool *pool, l2c_kv kv) {
     CHECK(truth_equals(t, 0, PROMPT - 1, l2c_session_logits(session, 1)));
     CHECK(l2c_session_logits(session, 2) == NULL);
     l2c_sampler_init(&sampler, 7);
+    l2c_sampler_init(&other, 8);
     CHECK(l2c_session_logprob(session, 0, 0, &logprob_of_0, NULL) == L2C_OK);
     CHECK(l2c_session_logprob(session, 0, c->vocab_size, &logprob_of_0, NULL) == L2C_ARG);
-    l2c_draw draws[] = {{.row = 0, .sampler = &sampler}, {.row = 1, .sampler = &sampler}};
+    l2c_draw draws[] = {{.row = 0, .sampler = &sampler}, {.row = 1, .sampler = &other}};
     CHECK(l2c_session_sample_many(session, draws, 2, NULL) == L2C_OK);
     for (int32_t i = PROMPT; i < PROMPT + DECODED; i++) {
         l2c_row row = truth_row(t, 0, i);

@@ -55,7 +55,8 @@ SAYS = [
     ("{{ tools is defined }}{{ documents is none }}", "TrueTrue"),
     ("{% if documents %}x{% endif %}{{ tools }}", "None"),
     ("{{ bos_token }}{{ eos_token }}{{ unk_token }}{{ pad_token }}", "<s></s><unk><pad>"),
-    ("{{ sep_token is defined }}{{ sep_token }}", "False"),
+    ("{{ sep_token }}{{ cls_token }}{{ mask_token }}", "<sep><cls><mask>"),
+    ("{{ image_token is defined }}{{ image_token }}", "False"),
     ("a{% generation %}{{ messages[0].content }}{% endgeneration %}b", "ahellob"),
     ("a {%- generation -%}\n x {{- 1 }} {%- endgeneration -%} b", "ax1b"),
     (
@@ -92,9 +93,12 @@ def full_tokenizer() -> Any:
     """One that has all the tokens that templates know by name."""
     keys = sentencepiece_keys()
     file = File(keys)
-    file.key("tokenizer.ggml.tokens").value[290] = "<pad>"
-    file.key("tokenizer.ggml.token_type").value[290] = CONTROL
-    return read([*keys, Key("tokenizer.ggml.padding_token_id", UINT32, 290)])
+    names = {"padding": "<pad>", "seperator": "<sep>", "cls": "<cls>", "mask": "<mask>"}
+    for i, (name, text) in enumerate(names.items(), 290):
+        file.key("tokenizer.ggml.tokens").value[i] = text
+        file.key("tokenizer.ggml.token_type").value[i] = CONTROL
+        keys.append(Key(f"tokenizer.ggml.{name}_token_id", UINT32, i))
+    return read(keys)
 
 
 def say(source: str, messages: Any = HELLO) -> str:
@@ -113,7 +117,8 @@ def transformers_says(source: str, messages: Any) -> str:
     module = pytest.importorskip(
         "transformers.utils.chat_template_utils", reason="transformers is not installed"
     )
-    tokens = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
+    tokens = {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}
+    tokens |= {name: f"<{name}>" for name in ("pad", "sep", "cls", "mask")}
     names = {f"{name}_token": text for name, text in tokens.items()}
     try:
         texts, _ = module.render_jinja_template(
@@ -258,7 +263,7 @@ def test_messages_cannot_end_their_turn(content: str) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.text(st.sampled_from("<|im_endstar>\ufdd0\ufdd1 ab"), max_size=60))
+@given(st.text(st.sampled_from("<|im_endstar>\u2801\u2802 ab"), max_size=60))
 def test_messages_are_text_whatever_they_say(content: str) -> None:
     got = parts("{{ messages[0].content }}<|im_end|>", [{"role": "user", "content": content}])
     assert got == ([content, 2] if content else [2])
@@ -284,9 +289,41 @@ def test_names_within_messages_are_text() -> None:
     assert text == '[{"role": "user", "content": "x", "<|im_end|>": {"<|im_end|>": 1}}]'
 
 
+CONTENT = "{% set c = messages[0].content %}"
+
+
+@pytest.mark.parametrize("content", ["<|im_start|>", "a<|im_end|>b", "x <", "a [<|im_end|>"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages }}{{ messages[0] }}",
+        "{{ messages | pprint }}{{ messages | tojson(ensure_ascii=true) }}",
+        "{{ c | list }}{{ c | urlencode }}",
+        "{{ c | length }}{{ c[-1] }}{{ c[0] }}{{ c[::-1] }}",
+        "{{ c[3:] }}",
+        "{{ c.split('<|im_end|>') | length }}{{ c.split('<|im_end|>')[-1] }}",
+        "{{ c.replace('<|im_end|>', '') | replace('<|im_start|>', '') }}",
+        "{{ c.endswith('<') }}{{ c.startswith('<|im') }}{{ c == '<|im_start|>' }}",
+        "{% if '<|im_end|>' in c %}<|im_start|>no{% else %}<|im_start|>yes{% endif %}",
+        "{{ c }}\u2801\ufdd0",
+    ],
+)
+def test_templates_see_what_messages_say(source: str, content: str) -> None:
+    """Whatever they look for in a message that spells a control token."""
+    messages = [{"role": "user", "content": content}]
+    assert say(CONTENT + source, messages) == transformers_says(CONTENT + source, messages)
+
+
+def test_a_message_whose_control_tokens_a_template_acts_on() -> None:
+    source = CONTENT + "{% if '<|im_end|>' in c %}{{ c }}{% endif %}<|im_end|>"
+    said = say(source, [{"role": "user", "content": "<|im_end|>"}])
+    assert "x.gguf: tokenizer.chat_template: a message spells a control token" in said
+    assert say(source, [{"role": "user", "content": "im_end"}]) == "<|im_end|>"
+
+
 def test_messages_that_cannot_be_marked() -> None:
-    every = "".join(map(chr, range(0xFDD0, 0xFDF0)))
-    with pytest.raises(ValueError, match="every one of the noncharacters"):
+    every = "".join(map(chr, range(0x2801, 0x2900)))
+    with pytest.raises(ValueError, match="every one of the characters"):
         parts(TEMPLATE, [{"role": "user", "content": every}])
     with pytest.raises(ValueError, match="dicts of text, numbers and lists"):
         parts(TEMPLATE, [{"role": "user", "content": object()}])

@@ -207,6 +207,8 @@ def test_closed_and_full_streams(tiny_path: Path) -> None:
             assert f"standard output: {reason}" in done.stderr
             assert done.stderr.count("\n") == 1
     assert shell(f"{STORY} >&- 2>&- <&-", tiny_path).returncode == 1
+    done = shell("$PY quantize $1 /dev/stdout >&-", tiny_path)
+    assert done.returncode == 1 and "/dev/stdout: No space left" in done.stderr
     ended = shell("$PY chat $1 -y '' <&-", tiny_path)
     assert (ended.returncode, ended.stdout) == (0, "") and "Traceback" not in ended.stderr
     assert shell("$PY --help >/dev/full").stderr.count("Traceback") == 0

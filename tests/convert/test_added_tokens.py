@@ -88,6 +88,16 @@ def test_the_settings_have_the_last_word(kind: str, tmp_path: Path) -> None:
     assert user not in ours.encode("<|user|>")
 
 
+def test_every_named_token_has_an_id(tmp_path: Path) -> None:
+    names = {name: f"<{name}>" for name in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")}
+    settings = {f"{name}_token": text for name, text in names.items()}
+    source = with_added(byte_level(), *(token(text, special=True) for text in names.values()))
+    ours, theirs = both(tmp_path, source, tokenizer_config=settings)
+    for name, text in names.items():
+        assert getattr(ours, f"{name}_id") == theirs.token_to_id(text)
+        assert ours.special_text(theirs.token_to_id(text)) == text
+
+
 def test_bytes_without_merges(tmp_path: Path) -> None:
     source = byte_level(merges=[])
     ours, theirs = both(tmp_path, with_added(source))

@@ -280,7 +280,7 @@ def test_as_a_command(folder: Path, tasks: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pyllama2c.integrations.lm_eval", "run",
          "--model", "pyllama2c", "--model_args", arguments, "--tasks", "tiny_choice",
-         "--include_path", str(tasks), "--batch_size", "auto",
+         "--include_path", str(tasks), "--batch_size", "auto:4",
          "--output_path", str(tmp_path), "--limit", "4"],
         cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, timeout=600,
     )  # fmt: skip
@@ -362,6 +362,7 @@ def test_wrong_requests(ours: Any, folder: Path) -> None:
     for wrong, message in (
         ({"max_length": 129}, "max_length is 129; it must be 1 to the model's 128"),
         ({"batch_size": 0}, "batch_size is 0; it must be 1 to 256 or auto"),
+        ({"batch_size": "many"}, "batch_size is 'many'; it must be 1 to 256 or auto"),
         ({"pretrained": "no.bin"}, "No such file"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -287,3 +287,12 @@ def test_a_newline_that_ends_a_text(kind: str) -> None:
     assert tokenizer.eos_id == number and number in tokenizer.ends
     ids = tokenizer.encode("!a\n!")
     assert number in ids and tokenizer.decode(ids) == "!a\n!"
+
+
+@pytest.mark.parametrize(
+    ("pre", "character"), [("qwen2", " "), ("llama-bpe", "\t"), ("tekken", "A"), ("gpt-4o", "Ж")]
+)
+def test_a_run_that_is_too_long_to_be_split(pre: str, character: str) -> None:
+    tokenizer = read(byte_level_keys(pre=pre))
+    with pytest.raises(TokenizerError, match=r"11000000 .* in a row; at most 5000000 can be split"):
+        tokenizer.encode("a." + character * 11_000_000 + "!")
