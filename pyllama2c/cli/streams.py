@@ -18,7 +18,7 @@ def open_closed() -> None:
         try:
             os.fstat(number)
         except OSError:  # the lowest number that is free is the one that open gives
-            # What is written to /dev/stdout all the same is said to be lost.
+            # Writing to /dev/stdout then fails, where /dev/null would lose what is written.
             name = "/dev/full" if number == 1 and os.path.exists("/dev/full") else os.devnull
             os.open(name, os.O_WRONLY if number == 2 else os.O_RDONLY)
             os.set_inheritable(number, True)

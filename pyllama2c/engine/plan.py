@@ -87,8 +87,8 @@ class Needs(NamedTuple):
 
 
 class _NeedsByDtype(Mapping[tuple[str, str], Needs]):
-    """By dtype asked for and cache type; without what the file cannot give. The file's header is
-    read for a dtype when that is asked for."""
+    """By dtype and cache type, without what the file cannot give. The header is read for a dtype on
+    first use."""
 
     def __init__(self, read_header: Callable[[str], Any], threads: int) -> None:
         self._header = cache(read_header)
@@ -125,9 +125,10 @@ def _needs(header: Any, kv_dtype: str, threads: int) -> Needs:
     c = read_config(lib.l2c_model_config(header))
     weights, mapped = lib.l2c_model_bytes(header), bool(lib.l2c_model_is_mapped(header))
     space = lib.l2c_model_file_bytes(header) + (0 if mapped else weights)
-    # Of 64 positions each part of a session takes as much as of any other 64.
+    # In steps of 64 positions the size is linear.
     first, both = (
-        lib.l2c_session_bytes(header, 1, n_ctx, kv_number(kv_dtype), threads) for n_ctx in (64, 128)
+        lib.l2c_session_bytes(header, 1, context, kv_number(kv_dtype), threads)
+        for context in (64, 128)
     )
     return Needs(
         dtype=c.dtype,
@@ -150,10 +151,13 @@ def _plan(call: Any, arguments: tuple[Any, ...], threads: int | None, path: str)
         return ffi.gc(out[0], lib.l2c_model_free)
 
     header = read_header("auto")
-    parameters, size = lib.l2c_model_parameters(header), lib.l2c_model_file_bytes(header)
-    count = max(0, threads or 0) or batch_threads()  # the pool has the say on wrong numbers
-    needs = _NeedsByDtype(read_header, count)
-    return Plan(read_config(lib.l2c_model_config(header)), parameters, size, needs)
+    count = max(0, threads or 0) or batch_threads()  # new_pool refuses wrong numbers
+    return Plan(
+        config=read_config(lib.l2c_model_config(header)),
+        parameters=lib.l2c_model_parameters(header),
+        file_bytes=lib.l2c_model_file_bytes(header),
+        needs=_NeedsByDtype(read_header, count),
+    )
 
 
 def plan_file(path: str, threads: int | None = None) -> Plan:

@@ -61,13 +61,13 @@ def test_a_plan_is_what_opening_takes(tmp_path: Path) -> None:
                     assert needs.sweep == llama.sweep_bytes
                     assert needs.dtype == llama.config.dtype
                     assert plan.parameters == llama.n_parameters
-                    for n_ctx in (1, 50, 96):
-                        taken = lib.l2c_session_bytes(handle, 1, n_ctx, number, 1)
+                    for context in (1, 50, 96):
+                        taken = lib.l2c_session_bytes(handle, 1, context, number, 1)
                         # but for what brings parts of it to whole cache lines
-                        assert 0 <= taken - needs.session(n_ctx) < 256
+                        assert 0 <= taken - needs.session(context) < 256
                         c = llama.config
-                        cache = 2 * c.n_layers * c.n_kv_heads * c.head_size * n_ctx
-                        assert needs.cache(n_ctx) == cache * (4 if kv == "float32" else 2)
+                        cache = 2 * c.n_layers * c.n_kv_heads * c.head_size * context
+                        assert needs.cache(context) == cache * (4 if kv == "float32" else 2)
                     compared += 1
     assert compared >= 30
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tiny import Shape, TinyLlama
 
 from pyllama2c import Llama, NonFiniteLogitsError
-from pyllama2c._ffi import ffi
+from pyllama2c._ffi import ffi, lib
 from pyllama2c.engine.session import Session
 from pyllama2c.generation.sampling import fresh_seed, new_sampler
 
@@ -234,4 +234,5 @@ def test_what_flat_logits_of_a_large_vocabulary_cost() -> None:
     plain = seconds(lambda: session.sample(sampler(), none, 0))
     assert seconds(lambda: session.sample(sampler(top_p=0.9), none, 0)) < 80 * plain
     assert seconds(lambda: session.sample(sampler(min_p=0.05), none, 0)) < 40 * plain
-    assert seconds(lambda: session.logprob(0, 5)) < 5 * plain
+    logprob = (session.handle, 0, 5, ffi.new("double *"), ffi.new("l2c_error *"))
+    assert seconds(lambda: lib.l2c_session_logprob(*logprob)) < 5 * plain
