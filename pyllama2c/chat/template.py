@@ -10,7 +10,7 @@ from typing import Any
 
 from pyllama2c.chat.template_process import PROCESS, ProcessEndedError
 from pyllama2c.errors import ChatTemplateError, ChatTemplateWarning, UnsupportedError
-from pyllama2c.tokenizers.base import BaseTokenizer
+from pyllama2c.tokenizers.base import NONE, BaseTokenizer
 
 _MAX_TEMPLATE = 1 << 18
 _MAX_TEXT = 1 << 24
@@ -110,7 +110,8 @@ class ChatTemplate:
             "cls_token": tokenizer.cls_id,
             "mask_token": tokenizer.mask_id,
         }
-        texts = {name: tokenizer.special_text(number) for name, number in ids.items()}
+        there = {name: number for name, number in ids.items() if number != NONE}
+        texts = {name: tokenizer.special_text(number) for name, number in there.items()}
         return {
             "messages": messages,
             "tools": None,

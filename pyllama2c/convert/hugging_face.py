@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 from pyllama2c.convert.json_files import read_json
 from pyllama2c.convert.layout import collect
 from pyllama2c.convert.model_config import ModelConfig, from_hugging_face
-from pyllama2c.convert.tensors import Interleaved, Tensor
-from pyllama2c.errors import CheckpointError, CheckpointNotFoundError
+from pyllama2c.convert.tensors import Interleaved, Tensor, same
+from pyllama2c.errors import CheckpointError, CheckpointNotFoundError, CheckpointWarning
+
+_CLASSIFIER, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 _Opener = Callable[[Path], dict[str, Tensor]]
 
@@ -27,15 +30,19 @@ def _torch(path: Path) -> dict[str, Tensor]:
 
 
 _KINDS: tuple[tuple[str, str, _Opener], ...] = (
-    ("model.safetensors.index.json", "model*.safetensors", _safetensors),
-    ("pytorch_model.bin.index.json", "pytorch_model*.bin", _torch),
+    ("model.safetensors", "model*.safetensors", _safetensors),
+    ("pytorch_model.bin", "pytorch_model*.bin", _torch),
 )
 
 
-def _shards(folder: Path, index: str, pattern: str) -> list[Path]:
-    """The files of one kind: those that the index names, or all there are."""
+def _shards(folder: Path, whole: str, pattern: str) -> list[Path]:
+    """The files of one kind: those that the index names, or all there are. A file of all weights
+    comes before an index, as in transformers."""
+    index = f"{whole}.index.json"
     if not (folder / index).is_file():
         return sorted(folder.glob(pattern))
+    if (folder / whole).is_file():
+        return [folder / whole]
     table = read_json(folder / index).object("weight_map")
     names = [name for _, name in table.items()]
     if wrong := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
@@ -48,9 +55,9 @@ def _shards(folder: Path, index: str, pattern: str) -> list[Path]:
 
 
 def _open_weights(folder: Path) -> dict[str, Tensor]:
-    for index, pattern, opener in _KINDS:
+    for whole, pattern, opener in _KINDS:
         found: dict[str, Tensor] = {}
-        for path in _shards(folder, index, pattern):
+        for path in _shards(folder, whole, pattern):
             for name, tensor in opener(path).items():
                 if name in found:
                     raise CheckpointError(f"{tensor.name} is in {found[name].name} as well")
@@ -67,10 +74,19 @@ def open_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     config = from_hugging_face(source)
     tied = source.boolean("tie_word_embeddings", False)
     found = _open_weights(folder)
+    if tied and _CLASSIFIER in found and _EMBEDDING in found:
+        tied = same(found[_CLASSIFIER], found[_EMBEDDING])
+        if not tied:
+            warnings.warn(
+                f"{found[_CLASSIFIER].name} is not the embedding, though config.json's "
+                "tie_word_embeddings says so: it is kept, as transformers 5 does",
+                CheckpointWarning,
+                stacklevel=3,
+            )
     for name in list(found):
         # Old files hold RoPE's frequencies, which follow from the configuration, and some
         # hold the embedding a second time as a classifier.
-        if name.endswith(".rotary_emb.inv_freq") or (tied and name == "lm_head.weight"):
+        if name.endswith(".rotary_emb.inv_freq") or (tied and name == _CLASSIFIER):
             del found[name]
     tensors = collect(config, tied, found, lambda w: w.hugging_face, str(folder))
     for name, tensor in tensors.items():

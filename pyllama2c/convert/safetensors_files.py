@@ -34,6 +34,8 @@ class _SafeTensor(Tensor):
 def open_safetensors(path: Path) -> dict[str, Tensor]:
     """The weights of a file by name; none is read yet. CheckpointError for a damaged file."""
     expect(path, SAFETENSORS, CheckpointError)
+    with path.open("rb"):  # whose errors name the file; the package's do not
+        pass
     try:
         with safe_open(path, "numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118

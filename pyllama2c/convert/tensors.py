@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyllama2c.errors import CheckpointError
+
+_CHUNK = 1 << 22
+"""weights at a time: memory does not grow with the model"""
 
 WEIGHT_TYPES = ("float32", "float16", "bfloat16")
 
@@ -78,6 +82,20 @@ class Given(Tensor):
 
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
         return self._values[start:stop].copy()
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two weights hold the same numbers."""
+    if a.shape != b.shape or not {a.dtype, b.dtype} <= {*WEIGHT_TYPES}:
+        return False
+    return all(np.array_equal(a.rows(i, j), b.rows(i, j)) for i, j in spans(a.shape))
+
+
+def spans(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Rows from and to, some at a time."""
+    step = max(1, _CHUNK // max(1, math.prod(shape[1:])))
+    for start in range(0, shape[0], step):
+        yield start, min(start + step, shape[0])
 
 
 def check(tensor: Tensor, shape: tuple[int, ...]) -> None:

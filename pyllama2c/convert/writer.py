@@ -19,15 +19,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pyllama2c.convert.model_config import ModelConfig
-from pyllama2c.convert.tensors import Given, Tensor
+from pyllama2c.convert.tensors import Given, Tensor, spans
 from pyllama2c.convert.vocabulary import Vocabulary
 from pyllama2c.errors import CheckpointError, TokenizerError
 from pyllama2c.files.whole import whole_file
 from pyllama2c.tokenizers.control_tokens import CONTROL, END_TEXTS
 from pyllama2c.tokenizers.gguf import END_IDS
-
-_CHUNK = 1 << 22
-"""weights at a time: memory does not grow with the model"""
 
 _ALIGNMENT = 32
 
@@ -82,10 +79,8 @@ def encode(x: NDArray[np.float32], kind: GGMLQuantizationType, name: str) -> NDA
 
 
 def _encoded(tensor: Tensor, kind: GGMLQuantizationType) -> Iterator[NDArray[np.generic]]:
-    n_rows = tensor.shape[0]
-    step = max(1, _CHUNK // max(1, int(np.prod(tensor.shape[1:], dtype=object))))
-    for start in range(0, n_rows, step):
-        yield encode(tensor.rows(start, min(start + step, n_rows)), kind, tensor.name)
+    for start, stop in spans(tensor.shape):
+        yield encode(tensor.rows(start, stop), kind, tensor.name)
 
 
 def _add_config(writer: GGUFWriter, c: ModelConfig, name: str, dtype: str) -> None:

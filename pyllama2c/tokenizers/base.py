@@ -149,6 +149,7 @@ class BaseTokenizer(Handle, ABC):
 
     def special_text(self, token: int) -> str:
         """The text of a control or user-defined token, as templates spell it; empty for others."""
+        (token,) = validate.token_ids("token", [token], self.vocab_size)
         tokens = [*self._special.tokens, *self._user_defined.tokens]
         return next((text for text, number in tokens if number == token), "")
 

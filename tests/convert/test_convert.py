@@ -239,6 +239,23 @@ def test_tied_classifier_that_is_there_twice(tmp_path: Path) -> None:
     assert "output.weight" not in {t.name for t in gguf.GGUFReader(target).tensors}
 
 
+def test_all_weights_before_an_index(tmp_path: Path) -> None:
+    """Both are there, as a merge or a second save leaves them; transformers takes the one file."""
+    old = write_hugging_face(tmp_path / "m", Model(seed=1), shards=2)
+    model = Model()
+    write_safetensors(old / "model.safetensors", model.weights)
+    assert worst(convert_here(old, dtype="float32"), model) < 1e-4
+
+
+def test_weights_that_are_a_folder(tmp_path: Path) -> None:
+    """The package's own error names nothing."""
+    path = write_hugging_face(tmp_path / "m", Model()) / "model.safetensors"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(IsADirectoryError, match=r"model\.safetensors"):
+        convert_here(path.parent)
+
+
 # ---- What goes wrong ----
 
 
@@ -411,7 +428,7 @@ def test_pieces_of_a_few_rows(dtype: str, tmp_path: Path, monkeypatch: pytest.Mo
         write_meta(tmp_path / "b" / "m", model, 4, embedding_axis=0),
     ]
     whole = [convert_here(folder, dtype=dtype).read_bytes() for folder in folders]
-    monkeypatch.setattr("pyllama2c.convert.writer._CHUNK", 7 * 128)
+    monkeypatch.setattr("pyllama2c.convert.tensors._CHUNK", 7 * 128)
     assert [convert_here(folder, dtype=dtype).read_bytes() for folder in folders] == whole
 
 

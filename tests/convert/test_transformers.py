@@ -99,6 +99,22 @@ def difference(folder: Path, logits: np.ndarray[Any, Any]) -> float:
         return float(np.abs(llama.logits(TOKENS) - logits).max())
 
 
+def test_a_tied_classifier_that_is_another(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    random_model(HEADS[0], True, 1e5, 1e-6, False).save_pretrained(tmp_path / "hf")
+    path = tmp_path / "hf" / "model.safetensors"
+    weights = load_file(path)
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].flip(0).contiguous()
+    save_file(weights, path, {"format": "pt"})
+    with pytest.warns(CheckpointWarning, match=r"lm_head.weight is not the embedding"):
+        convert(tmp_path / "hf", tmp_path / "m.gguf", dtype="float32", tokenizer=False)
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "hf")
+    with torch.no_grad(), Llama(tmp_path / "m.gguf", dtype="float32") as llama:
+        expected = theirs(torch.tensor([TOKENS])).logits[0].numpy()
+        assert np.abs(llama.logits(TOKENS) - expected).max() < 1e-3
+
+
 @pytest.mark.parametrize("scaled", [False, True], ids=["plain", "llama3"])
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("heads", HEADS, ids=str)

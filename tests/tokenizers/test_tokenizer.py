@@ -208,6 +208,10 @@ def test_wrong_arguments(tokenizer: Tokenizer) -> None:
     for token in (-1, 300, 2**31, -(2**40)):
         with pytest.raises(TokenizerError, match="outside the vocabulary of 300"):
             tokenizer.decode([token])
+        with pytest.raises(TokenizerError, match="outside the vocabulary of 300"):
+            tokenizer.special_text(token)
+    with pytest.raises(TypeError, match="an integer: a token id"):
+        tokenizer.special_text(None)  # type: ignore[arg-type]
     with pytest.raises(TokenizerError, match="UTF-8"):
         tokenizer.encode("lone \ud800 surrogate")
 
