@@ -44,13 +44,13 @@ class Llama(Handle):
     vocabulary has its size.
     `dtype` is what weights are computed with: "float32", "int8" and "int4" (quantized when the file
     is opened; "int4" leaves GGUF's Q4_0, Q4_1 and Q4_K as they are), "auto" keeps what the file
-    holds, or comes nearest to it (see llama2c.h).
+    holds, or the nearest that there is (see llama2c.h).
     `context` is how many positions a story may have (default: the model's); each takes memory for
     keys and values, half as much with `kv_dtype` "float16", which rounds them. What does not
     fit raises OutOfMemoryError before any memory is taken, and says what would fit.
     `speculative` lets an int8 copy of float32 weights draft tokens that the model then checks,
     several at a time: the same story, faster ("auto": where it pays; it takes a quarter more
-    memory). `threads` includes the caller's (default: $PYLLAMA2C_THREADS, else by model size and
+    memory). `threads` counts the caller's own (default: $PYLLAMA2C_THREADS, else by model size and
     processors); `isa` forces the kernels ("scalar", "avx2", "avx512", "neon"; default:
     $PYLLAMA2C_ISA, else the fastest). Neither changes a single bit of the result, save that "runq"
     computes llama2.c's version 2 files in runq.c's own order of operations: its stories, slowly.
@@ -97,7 +97,8 @@ class Llama(Handle):
         """A model from a checkpoint in memory: any contiguous buffer, kept as long as the model, or
         copied where it does not begin at a multiple of 4 bytes.
 
-        Without a `tokenizer`, its own or this one, only methods that take token ids work.
+        Without a tokenizer (this argument, or one inside the file) only `logits`, `score`,
+        `score_batch`, `save_cache` and `load_cache` work, and only on token ids.
         """
         options = (dtype, context, kv_dtype, speculative, threads, isa)
         validate.model_options(None, tokenizer, *options)
@@ -184,7 +185,7 @@ class Llama(Handle):
         return Generation(request, self.tokenizer, engine.sessions, engine.draft)
 
     def chat(self, messages: Sequence[Message], **parameters: Any) -> Generation:
-        """The next answer to `messages`: dicts with a "role" (maybe one "system", then "user" and
+        """The next answer to `messages`: dicts with a "role" (at most one "system", then "user" and
         "assistant" in turn) and a "content".
 
         The prompt is made by the `chat_template` of the file, else in Llama 2's format. What
@@ -208,7 +209,7 @@ class Llama(Handle):
         Yields Completions as they end or, with `in_order`, in the order of the prompts (the n of a
         prompt side by side). Prompts are taken when there is room for their stories, so that they
         may come from a generator without an end. `parameters` are those of `generate`; each may be
-        a list with one value a prompt, where prompts have a length. Story number k uses seed + k,
+        a list with a value per prompt, where `prompts` has a length. Story number k uses seed + k,
         where `seed` is one number; the j-th of prompt i uses seed[i] + j, where it is a list. A
         prompt that is wrong fails alone, as does a story whose logits_processor raises: its
         Completion has the `error`, and the finish reason "error". A wrong parameter raises at once.
@@ -256,8 +257,8 @@ class Llama(Handle):
             return 0  # ids need no tokenizer; only bits per byte do
 
     def save_cache(self, path: str | os.PathLike[str], prompt: str | bytes | Sequence[int]) -> None:
-        """Writes a prompt's keys and values to a file; CacheFileError where that is, say, a model.
-        The first save or load reads all weights, for their fingerprint (0.1 s a gigabyte)."""
+        """Writes a prompt's keys and values to a file, which replaces no file but another such.
+        The first save or load reads all weights, for their fingerprint (0.1 s per gigabyte)."""
         validate.file_path("path", path)
         tokens, engine = self._tokens(prompt), self._engine
         with engine.computed(tokens) as session:

@@ -176,7 +176,7 @@ class Engine(Handle):
 
     @property
     def fingerprint(self) -> int:
-        """Of shape and weights; the first use reads them all (0.1 s a gigabyte)."""
+        """Of shape and weights; the first use reads them all (0.1 s per gigabyte)."""
         model = self.model
         if self._fingerprint is None:
             self._fingerprint = int(lib.l2c_model_fingerprint(model))
