@@ -71,7 +71,8 @@ def _put_special(v: Vocabulary, folder: Path, settings: Fields | None) -> None:
     generation, model = _json(folder / "generation_config.json"), _json(folder / "config.json")
     v.ends = _listed_ends(v, generation, model)
     for listed in (source.get(name) for source in texts for name in _MORE_SPECIAL):
-        for token in listed.values() if isinstance(listed, dict) else listed or ():
+        tokens = [*listed.values()] if isinstance(listed, dict) else listed
+        for token in tokens if isinstance(tokens, list) else []:
             v.make_special(_content(token) or "")
     for name in _SPECIAL:
         tokens = [source.get(f"{name}_token") for source in texts]

@@ -210,11 +210,13 @@ def added_tokens(source: Fields | None, settings: Fields | None) -> list[Added]:
     added = [Added.of(entry, entry.get("id")) for entry in listed if isinstance(entry, dict)]
     if settings is None or settings.get("added_tokens_decoder") is None:
         return added
-    for key, entry in settings.object("added_tokens_decoder").items():
-        if key.isdecimal() and len(key) < 10 and isinstance(entry, dict):
-            added = [token for token in added if token.number != int(key)]
-            added.append(Added.of(entry, int(key)))
-    return added
+    again = {
+        int(key): Added.of(entry, int(key))
+        for key, entry in settings.object("added_tokens_decoder").items()
+        if key.isdecimal() and len(key) < 10 and isinstance(entry, dict)
+    }
+    kept = [t for t in added if not (isinstance(t.number, int) and t.number in again)]
+    return [*kept, *again.values()]
 
 
 def _around(step: Any) -> tuple[list[int], list[int]]:
@@ -240,7 +242,7 @@ def around(source: Fields) -> tuple[list[int], list[int]]:
     try:
         (step,) = steps
         before, after = ([*map(int, ids)] for ids in _around(step))
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError):
+    except (AttributeError, KeyError, IndexError, OverflowError, TypeError, ValueError):
         raise source.fail("post_processor", "one TemplateProcessing around one text") from None
     return before, after
 

@@ -120,7 +120,7 @@ class Vocabulary:
             self.put(number, token.text, token.type)
         if type(number) is not int or number not in self.pieces:
             return  # left out
-        odd = [name for name in ("single_word",) if getattr(token, name)]
+        odd = ["single_word"] if token.single_word else []
         if self.model == "llama" and self.prepend_scheme is None and token.type == USER_DEFINED:
             odd += [name for name in ("lstrip", "rstrip") if getattr(token, name)]
         if self.prepend_scheme == "every" and token.normalized:

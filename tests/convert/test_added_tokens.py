@@ -88,6 +88,13 @@ def test_the_settings_have_the_last_word(kind: str, tmp_path: Path) -> None:
     assert user not in ours.encode("<|user|>")
 
 
+@pytest.mark.parametrize("value", [3, True, "ab", [None, 7, {}, "none such"], {"a": None}])
+def test_lists_of_special_tokens_that_are_none(value: Any, tmp_path: Path) -> None:
+    source, settings = with_added(byte_level()), {"extra_special_tokens": value}
+    ours, theirs = both(tmp_path, source, tokenizer_config=settings)
+    assert ours.encode("abab", special=True) == theirs.encode("abab").ids
+
+
 def test_every_named_token_has_an_id(tmp_path: Path) -> None:
     names = {name: f"<{name}>" for name in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")}
     settings = {f"{name}_token": text for name, text in names.items()}

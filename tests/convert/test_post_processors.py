@@ -112,6 +112,7 @@ def test_what_gguf_cannot_say(
         template("<s>"),
         template("$ <s> $"),
         template("<s> $") | {"special_tokens": {"<s>": {"ids": ["x"]}}},
+        template("<s> $") | {"special_tokens": {"<s>": {"ids": [float("inf")]}}},
         template("<s> $") | {"single": "x"},
         sequence(sequence(template("<s> $"))),
         sequence(template("<s> $"), template("$ </s>")),  # tokenizers puts both before
