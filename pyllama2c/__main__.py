@@ -3,9 +3,14 @@
 import signal
 import sys
 
+_ENDED_BY: list[int] = []
+"""signals that ask us to end"""
+
 
 def _end(number: int, _: object) -> None:
-    # As an exception: files that are being written are taken away on its way.
+    # As an exception: files that are being written are taken away on its way. Some packages make
+    # another exception of any that they meet.
+    _ENDED_BY.append(number)
     raise SystemExit(128 + number)
 
 
@@ -24,9 +29,13 @@ def main() -> int:
             number = getattr(signal, name, None)  # Windows has no SIGHUP
             if number is not None and signal.getsignal(number) is signal.SIG_DFL:
                 signal.signal(number, _end)
-        return run()
+        status = run()
     except KeyboardInterrupt:  # before run() looked for it
         return 130
+    except Exception:
+        if not _ENDED_BY:
+            raise
+    return 128 + _ENDED_BY[0] if _ENDED_BY else status
 
 
 if __name__ == "__main__":

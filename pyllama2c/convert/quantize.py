@@ -83,10 +83,11 @@ def stored_tensors(c: Config) -> dict[str, Stored]:
 
 
 def _read(file: BinaryIO, at: int, count: int) -> NDArray[np.float32]:
-    # Not mapped: a mapped file that somebody truncates ends the process.
+    # Not mapped: a mapped file that somebody truncates ends the process. Nor by fromfile, in which
+    # Ctrl-C can become a TypeError.
     file.seek(at)
-    x = np.fromfile(file, np.float32, count)
-    if len(x) != count:
+    x = np.empty(count, np.float32)
+    if file.readinto(x.view(np.uint8)) != x.nbytes:  # type: ignore[attr-defined]
         raise CheckpointError(f"{file.name} changed while it was read")
     return x
 

@@ -59,9 +59,12 @@ class _StoredTensor(Tensor):
         size = self._dtype.itemsize
         count = 1 + sum((n - 1) * s for n, s in zip(shape, self._strides, strict=True))
         at = self._at + start * self._strides[0] * size
-        values = np.fromfile(self._path, self._dtype, count, offset=at)
-        if len(values) != count:
+        with self._path.open("rb") as file:
+            file.seek(at)
+            data = file.read(count * size)
+        if len(data) != count * size:
             raise CheckpointError(f"{self.name} is cut short; did the file change?")
+        values = np.frombuffer(data, self._dtype)
         strides = [s * size for s in self._strides]
         view = np.lib.stride_tricks.as_strided(values, shape, strides, writeable=False)
         return view.astype(np.float32)
