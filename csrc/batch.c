@@ -2,7 +2,6 @@
  * batch.c - continuous batching: stories are added to a session, and prompts that begin alike are read once. sweep.c
  * makes the steps.
  */
-#include <assert.h>
 #include <string.h>
 
 #include "batch.h"
@@ -12,8 +11,10 @@ enum { WORTH_WAITING = 16 }; /* tokens of a shared prompt that make it worth wai
 /* ---- Creating ------------------------------------------------------------------------------------- */
 
 static void *allocate(l2c_batch *b, size_t count, size_t size) {
-    assert(b->n_allocations < MAX_ALLOCATIONS);
-    return b->allocations[b->n_allocations++] = l2c_memory_zeroed(count, size);
+    void *memory = b->n_allocations < MAX_ALLOCATIONS ? l2c_memory_zeroed(count, size) : NULL;
+    if (memory != NULL) b->allocations[b->n_allocations++] = memory;
+    else b->allocation_failed = 1;
+    return memory;
 }
 
 l2c_status l2c_batch_create(const l2c_model *model, l2c_pool *pool, int32_t n_sequences, int32_t n_ctx, l2c_kv kv,
@@ -45,12 +46,11 @@ l2c_status l2c_batch_create_on(l2c_session *session, l2c_batch **batch, l2c_erro
     uint32_t *bits = allocate(b, n * 2 * b->mask_words, sizeof *bits);
     float *logits = allocate(b, n * b->vocab_size, sizeof *logits);
     l2c_logprob *top = allocate(b, n * L2C_MAX_TOP, sizeof *top);
-    for (int i = 0; i < b->n_allocations; i++)
-        if (b->allocations[i] == NULL) {
-            size_t n_ctx = b->n_ctx;
-            l2c_batch_free(b);
-            return l2c_fail(err, L2C_NOMEM, "out of memory for a batch of %zu x %zu positions", n, n_ctx);
-        }
+    if (b->allocation_failed) {
+        size_t n_ctx = b->n_ctx;
+        l2c_batch_free(b);
+        return l2c_fail(err, L2C_NOMEM, "out of memory for a batch of %zu x %zu positions", n, n_ctx);
+    }
     for (size_t i = 0; i < n; i++) {
         story *s = &b->stories[i];
         s->tokens = tokens + i * (b->n_ctx + 1);

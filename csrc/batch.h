@@ -59,7 +59,7 @@ struct l2c_batch {
     l2c_row rows[L2C_MAX_ROWS];
     atomic_int busy;
     void *allocations[MAX_ALLOCATIONS];
-    int n_allocations;
+    int n_allocations, allocation_failed;
 };
 
 static inline int enter(l2c_batch *b) { return !atomic_exchange_explicit(&b->busy, 1, memory_order_acquire); }
