@@ -21,11 +21,11 @@ typedef struct {
 struct l2c_backend {
     const char *name;
 
-    /* Bytes of a session of so many threads, for a model that needs no weights; UINT64_MAX when they do not fit 64
+    /* Bytes of a session with n_threads threads; the model may be header-only. UINT64_MAX when they do not fit 64
      * bits. */
     uint64_t (*session_bytes)(const l2c_model *model, const l2c_session_options *options, int32_t n_threads);
 
-    /* Makes session->state; frees it, which must not look at the model: that may be gone. */
+    /* open makes session->state. close frees it, and must not look at the model, which may already be freed. */
     l2c_status (*session_open)(l2c_session *session, const l2c_session_options *options, l2c_error *err);
     void (*session_close)(l2c_session *session);
 
@@ -36,9 +36,9 @@ struct l2c_backend {
     /* The i-th row of logits, on the host. */
     float *(*logits)(l2c_session *session, size_t i);
 
-    /* Fills token and status of draws from different rows; grants wishes, one for each draw, or NULL for none. err,
-     * which may be NULL, is that of a draw alone. */
-    void (*sample)(l2c_session *session, l2c_draw *draws, l2c_wish *wishes, size_t n, l2c_error *err);
+    /* Fills token and status of draws from different rows. options: one for each draw, or NULL for none. err, which may
+     * be NULL, is that of a draw alone. */
+    void (*sample)(l2c_session *session, l2c_draw *draws, l2c_draw_options *options, size_t n, l2c_error *err);
 
     /* log p of a token under row i; NaN where the logits are not finite */
     double (*logprob)(l2c_session *session, size_t i, int32_t token);

@@ -6,12 +6,15 @@
 
 #include "batch.h"
 
-enum { WORTH_WAITING = 16 }; /* tokens of a prompt that another story is about to read */
+enum { WORTH_WAITING = 16 }; /* tokens of a shared prompt that make it worth waiting for their reader */
 
 /* ---- Creating ------------------------------------------------------------------------------------- */
 
-static void *block(l2c_batch *b, size_t count, size_t size) {
-    return b->blocks[b->n_blocks++] = l2c_memory_zeroed(count, size);
+static void *allocate(l2c_batch *b, size_t count, size_t size) {
+    void *memory = b->n_allocations < MAX_ALLOCATIONS ? l2c_memory_zeroed(count, size) : NULL;
+    if (memory != NULL) b->allocations[b->n_allocations++] = memory;
+    else b->allocation_failed = 1;
+    return memory;
 }
 
 l2c_status l2c_batch_create(const l2c_model *model, l2c_pool *pool, int32_t n_sequences, int32_t n_ctx, l2c_kv kv,
@@ -32,29 +35,28 @@ l2c_status l2c_batch_create_on(l2c_session *session, l2c_batch **batch, l2c_erro
     size_t n = b->n_stories = (size_t)session->n_sequences;
     b->session = session;
     b->n_ctx = (size_t)session->n_ctx;
-    b->vocab = (size_t)session->model->config.vocab_size;
-    b->words = (b->vocab + 31) / 32;
-    b->stories = block(b, n, sizeof *b->stories);
-    b->drawn = block(b, n, sizeof *b->drawn);
-    b->draws = block(b, n, sizeof *b->draws);
-    b->wishes = block(b, n, sizeof *b->wishes);
-    b->events = block(b, 4 * n, sizeof *b->events);
-    int32_t *tokens = block(b, n * (b->n_ctx + 1), sizeof *tokens);
-    uint32_t *bits = block(b, n * 2 * b->words, sizeof *bits);
-    float *logits = block(b, n * b->vocab, sizeof *logits);
-    l2c_logprob *top = block(b, n * L2C_MAX_TOP, sizeof *top);
-    for (int i = 0; i < b->n_blocks; i++)
-        if (b->blocks[i] == NULL) {
-            size_t n_ctx = b->n_ctx;
-            l2c_batch_free(b);
-            return l2c_fail(err, L2C_NOMEM, "out of memory for a batch of %zu x %zu positions", n, n_ctx);
-        }
+    b->vocab_size = (size_t)session->model->config.vocab_size;
+    b->mask_words = (b->vocab_size + 31) / 32;
+    b->stories = allocate(b, n, sizeof *b->stories);
+    b->to_sample = allocate(b, n, sizeof *b->to_sample);
+    b->draws = allocate(b, n, sizeof *b->draws);
+    b->draw_options = allocate(b, n, sizeof *b->draw_options);
+    b->events = allocate(b, 4 * n, sizeof *b->events);
+    int32_t *tokens = allocate(b, n * (b->n_ctx + 1), sizeof *tokens);
+    uint32_t *bits = allocate(b, n * 2 * b->mask_words, sizeof *bits);
+    float *logits = allocate(b, n * b->vocab_size, sizeof *logits);
+    l2c_logprob *top = allocate(b, n * L2C_MAX_TOP, sizeof *top);
+    if (b->allocation_failed) {
+        size_t n_ctx = b->n_ctx;
+        l2c_batch_free(b);
+        return l2c_fail(err, L2C_NOMEM, "out of memory for a batch of %zu x %zu positions", n, n_ctx);
+    }
     for (size_t i = 0; i < n; i++) {
         story *s = &b->stories[i];
         s->tokens = tokens + i * (b->n_ctx + 1);
-        s->ends = bits + 2 * i * b->words;
-        s->mask = s->ends + b->words;
-        s->logits = logits + i * b->vocab;
+        s->ends = bits + 2 * i * b->mask_words;
+        s->mask = s->ends + b->mask_words;
+        s->logits = logits + i * b->vocab_size;
         s->top = top + i * L2C_MAX_TOP;
     }
     *batch = b;
@@ -64,7 +66,7 @@ l2c_status l2c_batch_create_on(l2c_session *session, l2c_batch **batch, l2c_erro
 void l2c_batch_free(l2c_batch *b) {
     if (b == NULL) return;
     l2c_session_free(b->session);
-    for (int i = 0; i < b->n_blocks; i++) l2c_memory_free(b->blocks[i]);
+    for (int i = 0; i < b->n_allocations; i++) l2c_memory_free(b->allocations[i]);
     l2c_memory_free(b);
 }
 
@@ -77,45 +79,54 @@ static size_t common_prefix(const int32_t *a, const int32_t *b, size_t n) {
 }
 
 static void copy_prefix(l2c_batch *b, story *s, const story *from, size_t n) {
-    if (l2c_session_copy(b->session, number(b, from), number(b, s), (int32_t)n, NULL) != L2C_OK) return;
+    if (l2c_session_copy(b->session, sequence_of(b, from), sequence_of(b, s), (int32_t)n, NULL) != L2C_OK)
+        return; /* the session is in use by somebody else: the tokens are fed instead */
     b->counts.prompt_tokens += n - s->fed;
     b->counts.cached_prompt_tokens += n - s->fed;
     s->fed = n;
 }
 
-/* Finds who has most of a prompt in its sequence, or is going to have it. The last token is fed in any
- * case: what follows it is what the story begins with. */
-static void find_prefix(l2c_batch *b, story *s) {
-    story *from = NULL, *ahead = NULL;
-    size_t has = s->fed, n_ahead = 0;
+/* Copies the longest beginning of s's prompt that another sequence has cached. If an older story is still reading a
+ * longer one, makes s wait for it. The last prompt token is always fed: its logits are needed. */
+static void reuse_prefix(l2c_batch *b, story *s) {
+    story *cached_by = NULL, *waits_for = NULL;
+    size_t n_cached = s->fed, waits_until = 0;
     for (size_t i = 0; i < b->n_stories; i++) {
         story *other = &b->stories[i];
         if (other == s) continue;
-        int reads = other->stage == READING && other->id < s->id; /* nobody waits in a circle */
-        size_t most = min_size(s->n_prompt - 1, reads ? other->n : other->fed);
-        size_t n = common_prefix(other->tokens, s->tokens, most);
-        if (min_size(n, other->fed) > has) has = min_size(n, other->fed), from = other;
-        if (reads && (n > n_ahead || (n == n_ahead && n > 0 && other->id < ahead->id))) n_ahead = n, ahead = other;
+        int is_reading = other->stage == PREFILL && other->id < s->id; /* only for an older story: no cycles */
+        size_t limit = min_size(s->n_prompt - 1, is_reading ? other->n : other->fed);
+        size_t n = common_prefix(other->tokens, s->tokens, limit);
+        if (min_size(n, other->fed) > n_cached) {
+            n_cached = min_size(n, other->fed);
+            cached_by = other;
+        }
+        if (!is_reading || n == 0) continue;
+        if (n > waits_until || (n == waits_until && other->id < waits_for->id)) { /* of equals, the oldest */
+            waits_until = n;
+            waits_for = other;
+        }
     }
-    if (from != NULL) copy_prefix(b, s, from, has);
-    s->ahead = NULL;
-    if (n_ahead <= s->fed) return;
-    size_t gain = n_ahead - s->fed, left = s->n_prompt - s->fed;
+    if (cached_by != NULL) copy_prefix(b, s, cached_by, n_cached);
+    s->waits_for = NULL;
+    if (waits_until <= s->fed) return;
+    /* Wait for at least WORTH_WAITING tokens, or for half of what is left of the prompt. */
+    size_t gain = waits_until - s->fed, left = s->n_prompt - s->fed;
     if (gain < WORTH_WAITING && 2 * gain < left) return;
-    s->ahead = ahead;
-    s->ahead_id = ahead->id;
-    s->n_ahead = n_ahead;
+    s->waits_for = waits_for;
+    s->waits_for_id = waits_for->id;
+    s->waits_until = waits_until;
 }
 
 void l2c_batch_end_waiting(l2c_batch *b) {
     for (size_t i = 0; i < b->n_stories; i++) {
         story *s = &b->stories[i];
-        if (s->stage != READING || s->ahead == NULL) continue;
-        if (s->ahead->id != s->ahead_id || !under_way(s->ahead)) {
-            find_prefix(b, s);
-        } else if (s->ahead->fed >= s->n_ahead) {
-            copy_prefix(b, s, s->ahead, s->n_ahead);
-            s->ahead = NULL;
+        if (s->stage != PREFILL || s->waits_for == NULL) continue;
+        if (s->waits_for->id != s->waits_for_id || !under_way(s->waits_for)) {
+            reuse_prefix(b, s);
+        } else if (s->waits_for->fed >= s->waits_until) {
+            copy_prefix(b, s, s->waits_for, s->waits_until);
+            s->waits_for = NULL;
         }
     }
 }
@@ -124,8 +135,8 @@ void l2c_batch_end_waiting(l2c_batch *b) {
 
 static l2c_status check_tokens(const l2c_batch *b, const char *name, const int32_t *tokens, size_t n, l2c_error *err) {
     for (size_t i = 0; i < n; i++)
-        if (tokens[i] < 0 || (size_t)tokens[i] >= b->vocab)
-            return l2c_fail(err, L2C_ARG, "%s[%zu] is %d; the vocabulary has %zu", name, i, tokens[i], b->vocab);
+        if (tokens[i] < 0 || (size_t)tokens[i] >= b->vocab_size)
+            return l2c_fail(err, L2C_ARG, "%s[%zu] is %d; the vocabulary has %zu", name, i, tokens[i], b->vocab_size);
     return L2C_OK;
 }
 
@@ -144,49 +155,58 @@ static l2c_status check_request(const l2c_batch *b, const l2c_request *r, l2c_er
     return status == L2C_OK ? l2c_sampler_check(r->sampler, err) : status;
 }
 
-/* A sequence that is free: the one that has most of the prompt, unless that would throw away more than it
- * saves; then the one that was used longest ago. */
+/* The free sequence with most of the prompt cached, unless more than half of its cache would be lost; else the least
+ * recently used one. NULL: none is free. */
 static story *choose_sequence(const l2c_batch *b, const l2c_request *r, size_t *n_cached) {
     story *oldest = NULL, *best = NULL;
-    size_t most = 0, of_oldest = 0;
+    size_t n_best = 0, n_of_oldest = 0;
     for (size_t i = 0; i < b->n_stories; i++) {
         story *s = &b->stories[i];
         if (s->stage != FREE) continue;
         size_t n = common_prefix(s->tokens, r->prompt, min_size(s->fed, r->n_prompt - 1));
-        if (n > most) most = n, best = s;
-        if (oldest == NULL || s->last_used < oldest->last_used) oldest = s, of_oldest = n;
+        if (n > n_best) {
+            n_best = n;
+            best = s;
+        }
+        if (oldest == NULL || s->last_used < oldest->last_used) {
+            oldest = s;
+            n_of_oldest = n;
+        }
     }
-    if (best != NULL && 2 * most < best->fed) best = NULL;
-    *n_cached = best != NULL ? most : of_oldest;
+    if (best != NULL && 2 * n_best < best->fed) best = NULL;
+    *n_cached = best != NULL ? n_best : n_of_oldest;
     return best != NULL ? best : oldest;
 }
 
 static void begin(l2c_batch *b, story *s, const l2c_request *r, size_t n_cached) {
-    s->id = ++b->n_added * (int64_t)b->n_stories + number(b, s);
-    s->stage = READING;
+    /* id % n_stories is the sequence, which find and l2c_batch_drop rely on; ids are above 0 and never repeat */
+    s->id = ++b->n_added * (int64_t)b->n_stories + sequence_of(b, s);
+    s->stage = PREFILL;
     s->sampler = *r->sampler;
     s->tell = r->tell & L2C_TELL_LOGPROBS ? r->tell | L2C_TELL_TOKENS : r->tell;
-    s->n_top = min_size((size_t)r->n_top, b->vocab);
+    s->n_top = min_size((size_t)r->n_top, b->vocab_size);
     s->n = s->n_prompt = r->n_prompt;
-    s->n_most = r->n_prompt + (size_t)r->max_tokens;
+    s->n_max = r->n_prompt + (size_t)r->max_tokens;
     memcpy(s->tokens, r->prompt, r->n_prompt * sizeof *r->prompt);
     s->fed = n_cached;
     s->masked = 0;
-    memset(s->ends, 0, b->words * sizeof *s->ends);
+    memset(s->ends, 0, b->mask_words * sizeof *s->ends);
     for (size_t i = 0; i < r->n_ends; i++) s->ends[r->ends[i] / 32] |= UINT32_C(1) << (r->ends[i] % 32);
     b->counts.prompt_tokens += n_cached;
     b->counts.cached_prompt_tokens += n_cached;
-    find_prefix(b, s);
+    reuse_prefix(b, s);
 }
 
 l2c_status l2c_batch_add(l2c_batch *b, const l2c_request *r, int64_t *id, l2c_error *err) {
     l2c_status status = check_request(b, r, err);
     if (status != L2C_OK) return status;
     if (!enter(b)) return fail_busy(err);
-    /* Room of stories that were dropped since the last step, unless it left events of theirs to be told. */
-    int told = 1;
-    for (size_t i = 0; i < b->n_events; i++) told &= b->events[i].tokens == NULL;
-    for (size_t i = 0; told && i < b->n_stories && b->n_events < b->n_stories; i++)
+    /* Frees sequences whose stories were dropped since the last step. Not while events of a failed step are pending:
+     * they point into stories' tokens, which a new story would overwrite. The bound leaves the step its three events
+     * a story. */
+    int unreferenced = 1;
+    for (size_t i = 0; i < b->n_events; i++) unreferenced &= b->events[i].tokens == NULL;
+    for (size_t i = 0; unreferenced && i < b->n_stories && b->n_events < b->n_stories; i++)
         if (is_dropped(&b->stories[i])) end_dropped(b, &b->stories[i], FREE);
     size_t n_cached;
     story *s = choose_sequence(b, r, &n_cached);
@@ -207,7 +227,7 @@ l2c_status l2c_batch_mask(l2c_batch *b, int64_t id, const uint32_t *bits, l2c_er
     if (s == NULL) {
         status = l2c_fail(err, L2C_ARG, "story %lld is not under way", (long long)id);
     } else {
-        memcpy(s->mask, bits, b->words * sizeof *bits);
+        memcpy(s->mask, bits, b->mask_words * sizeof *bits);
         s->masked = 1;
     }
     leave(b);
@@ -216,13 +236,14 @@ l2c_status l2c_batch_mask(l2c_batch *b, int64_t id, const uint32_t *bits, l2c_er
 
 float *l2c_batch_row(l2c_batch *b, int64_t id) {
     story *s = find(b, id);
-    return s != NULL && s->stage == CHOOSING ? l2c_session_logits(b->session, s->row) : NULL;
+    return s != NULL && s->stage == AWAITS_CHOICE ? l2c_session_logits(b->session, s->row) : NULL;
 }
 
 void l2c_batch_drop(l2c_batch *b, int64_t id) {
     if (id <= 0) return;
     _Atomic int64_t *dropped = &b->stories[(size_t)id % b->n_stories].dropped;
     int64_t before = atomic_load(dropped);
+    /* keeps the largest id: a late drop of an earlier story must not undo one of the present story */
     while (before < id && !atomic_compare_exchange_weak(dropped, &before, id)) continue;
 }
 

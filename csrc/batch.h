@@ -7,17 +7,17 @@
 #include "internal.h"
 
 typedef enum {
-    FREE,     /* the sequence still holds tokens[0 .. fed) of the story that was here */
-    READING,  /* prefill: its prompt is being fed */
-    TELLING,  /* decode: all tokens but the last are fed */
-    CHOOSING, /* the next step draws from logits row `row` */
-    ENDED     /* in events that are still to be told */
+    FREE,          /* the sequence still holds tokens[0 .. fed) of the story that was here */
+    PREFILL,       /* its prompt is being fed */
+    DECODE,        /* all tokens but the last are fed */
+    AWAITS_CHOICE, /* the next step samples from logits row `row` */
+    ENDED          /* its END event has not been returned yet */
 } stage;
 
 /* Story and sequence: they have the same number. */
 typedef struct story {
     stage stage;
-    int64_t id;
+    int64_t id;              /* id % n_stories is this story's number */
     _Atomic int64_t dropped; /* largest id that l2c_batch_drop was called with */
     int64_t last_used;       /* the larger, the later */
     l2c_sampler sampler;
@@ -25,41 +25,41 @@ typedef struct story {
     size_t n_top;
 
     int32_t *tokens;            /* (n_ctx + 1) prompt and story */
-    size_t n_prompt, n, n_most; /* of the prompt; so far; at most */
+    size_t n_prompt, n, n_max;  /* of the prompt; so far; at most, prompt included */
     size_t fed;                 /* of them, in the cache */
     size_t n_rows;              /* of them, in this sweep */
 
-    struct story *ahead; /* while READING: one that will have fed the first n_ahead tokens; or NULL */
-    int64_t ahead_id;
-    size_t n_ahead;
+    struct story *waits_for; /* in PREFILL: an older story that will have fed the first waits_until tokens; or NULL */
+    int64_t waits_for_id;
+    size_t waits_until;
 
-    uint32_t *ends; /* (words) a bit for each token that ends the story */
-    uint32_t *mask; /* (words) and for each that may be chosen next, where `masked` */
+    uint32_t *ends; /* (mask_words) a bit for each token that ends the story */
+    uint32_t *mask; /* (mask_words) and for each that may be chosen next, where `masked` */
     int masked;
 
-    size_t row;       /* of logits, from which the next token is drawn */
-    float *logits;    /* (vocab) that row as the model computed it, where log-probabilities are told */
+    size_t row;       /* of logits, from which the next token is sampled */
+    float *logits;    /* (vocab_size) that row as the model computed it, where log-probabilities are told */
     l2c_logprob *top; /* (L2C_MAX_TOP) */
 } story;
 
-enum { BLOCKS = 9 };
+enum { MAX_ALLOCATIONS = 9 };
 
 struct l2c_batch {
     l2c_session *session;
-    size_t vocab, words, n_ctx, n_stories;
-    story *stories;    /* (n_stories) */
-    story **drawn;     /* (n_stories) those whose next token is being picked */
-    l2c_draw *draws;   /* (n_stories) the same */
-    l2c_wish *wishes;  /* (n_stories) and what is wanted besides */
-    l2c_event *events; /* (4 * n_stories) to be told by the next step that succeeds */
-    size_t n_drawn, n_events;
-    size_t turn;       /* of this story's prompt */
+    size_t vocab_size, mask_words, n_ctx, n_stories;
+    story *stories;                 /* (n_stories) */
+    story **to_sample;              /* (n_stories) those whose next token is being sampled */
+    l2c_draw *draws;                /* (n_stories) the same */
+    l2c_draw_options *draw_options; /* (n_stories) and what is wanted besides */
+    l2c_event *events;              /* (4 * n_stories) to be told by the next step that succeeds */
+    size_t n_to_sample, n_events;
+    size_t turn;                    /* index of the story whose prompt gets rows first in the next sweep */
     int64_t n_added, clock;
     l2c_batch_counts counts;
     l2c_row rows[L2C_MAX_ROWS];
     atomic_int busy;
-    void *blocks[BLOCKS];
-    int n_blocks;
+    void *allocations[MAX_ALLOCATIONS];
+    int n_allocations, allocation_failed;
 };
 
 static inline int enter(l2c_batch *b) { return !atomic_exchange_explicit(&b->busy, 1, memory_order_acquire); }
@@ -71,9 +71,11 @@ static inline l2c_status fail_busy(l2c_error *err) {
 
 static inline size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 static inline int bit(const uint32_t *bits, int32_t token) { return bits[token / 32] >> (token % 32) & 1; }
-static inline int under_way(const story *s) { return s->stage == READING || s->stage == TELLING || s->stage == CHOOSING; }
+static inline int under_way(const story *s) {
+    return s->stage == PREFILL || s->stage == DECODE || s->stage == AWAITS_CHOICE;
+}
 
-static inline int32_t number(const l2c_batch *b, const story *s) { return (int32_t)(s - b->stories); }
+static inline int32_t sequence_of(const l2c_batch *b, const story *s) { return (int32_t)(s - b->stories); }
 
 static inline story *find(const l2c_batch *b, int64_t id) {
     story *s = id > 0 ? &b->stories[(size_t)id % b->n_stories] : NULL;

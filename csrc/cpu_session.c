@@ -80,7 +80,7 @@ static uint64_t lay_out(l2c_cpu_session *s, unsigned char *memory, const l2c_mod
     s->v = part(&a, rows * kv_dim * f, 1);
     s->up = part(&a, rows * hidden * f, 1);
     s->scores = part(&a, threads * L2C_TILE * n_ctx * f, 1);
-    s->value_sums = threads > 1 ? part(&a, (threads - 1) * (n_ctx + L2C_SUM_BLOCK) * ((head + 15) / 16) * f, 1) : NULL;
+    s->value_sums = threads > 1 ? part(&a, (threads - 1) * l2c_tile_sums(n_ctx, head) * f, 1) : NULL;
     s->kv_f32 = o->kv == L2C_KV_FLOAT16 ? part(&a, threads * L2C_SUM_BLOCK * head * f, 1) : NULL;
     s->logits = part(&a, rows * vocab * f, 1);
     s->candidates = part(&a, threads * 2 * vocab * sizeof *s->candidates, 1);
@@ -93,7 +93,9 @@ static uint64_t lay_out(l2c_cpu_session *s, unsigned char *memory, const l2c_mod
 
 static uint64_t session_bytes(const l2c_model *model, const l2c_session_options *options, int32_t n_threads) {
     l2c_cpu_session unused;
-    return lay_out(&unused, NULL, model, options, n_threads);
+    uint64_t bytes = lay_out(&unused, NULL, model, options, n_threads);
+    uint64_t angles = sizeof(float) * (uint64_t)options->n_ctx * (uint64_t)model->config.head_size; /* rope.c's table */
+    return bytes > UINT64_MAX - angles ? UINT64_MAX : bytes + angles;
 }
 
 static l2c_status session_open(l2c_session *session, const l2c_session_options *o, l2c_error *err) {
@@ -107,8 +109,8 @@ static l2c_status session_open(l2c_session *session, const l2c_session_options *
     if (isa == L2C_ISA_RUNQ && o->kv != L2C_KV_FLOAT32)
         return l2c_fail(err, L2C_UNSUPPORTED, "the runq kernels keep keys and values in float32, as runq.c does");
     int32_t n_threads = l2c_pool_size(o->pool);
-    uint64_t bytes = session_bytes(m, o, n_threads);
-    l2c_cpu_session *s = l2c_memory_zeroed(1, sizeof *s);
+    l2c_cpu_session unplaced, *s = l2c_memory_zeroed(1, sizeof *s);
+    uint64_t bytes = lay_out(&unplaced, NULL, m, o, n_threads);
     void *memory = bytes > SIZE_MAX ? NULL : l2c_memory_zeroed((size_t)bytes, 1);
     if (s == NULL || memory == NULL) {
         l2c_memory_free(s);
@@ -143,8 +145,7 @@ static l2c_status forward(l2c_session *session, const l2c_row *rows, size_t n_ro
     for (size_t r = 0; r < n_rows; r++)
         if (l2c_rope_extend(s->model, rows[r].position) != L2C_OK)
             return l2c_fail(err, L2C_NOMEM, "out of memory for the angles of position %d", rows[r].position);
-    if (l2c_forward(s, rows, n_rows) == L2C_OK) return L2C_OK;
-    return l2c_fail(err, L2C_CANCELLED, "the forward pass was cancelled");
+    return l2c_forward(s, rows, n_rows) == L2C_OK ? L2C_OK : l2c_session_fail_cancelled(err);
 }
 
 static float *logits(l2c_session *session, size_t i) {
@@ -157,16 +158,16 @@ static void forbid(float *x, const uint32_t *mask, size_t n) {
         if (!(mask[i / 32] >> (i % 32) & 1)) x[i] = -INFINITY;
 }
 
-static void tell_logprobs(const l2c_kernels *kernels, l2c_wish *wish, int32_t token, size_t n) {
-    l2c_log_total total = l2c_logprob_total(kernels, wish->logits, n);
-    wish->logprob = l2c_logprob_of(total, wish->logits[token]);
-    l2c_logprob_top(kernels, total, wish->logits, n, wish->top, wish->n_top);
+static void tell_logprobs(const l2c_kernels *kernels, l2c_draw_options *options, int32_t token, size_t n) {
+    l2c_log_total total = l2c_logprob_total(kernels, options->logits, n);
+    options->logprob = l2c_logprob_of(total, options->logits[token]);
+    l2c_logprob_top(kernels, total, options->logits, n, options->top, options->n_top);
 }
 
 typedef struct {
     l2c_session *session;
     l2c_draw *draws;
-    l2c_wish *wishes;
+    l2c_draw_options *options;
     size_t n;
     l2c_error *err; /* of a single draw */
 } drawing;
@@ -179,18 +180,18 @@ static void draw_on_thread(void *arg, int thread, int n_threads) {
     unsigned char *seen = s->seen + (size_t)thread * vocab;
     for (size_t i = (size_t)thread; i < d->n; i += (size_t)n_threads) {
         l2c_draw *draw = &d->draws[i];
-        l2c_wish none = {.mask = NULL}, *wish = d->wishes != NULL ? &d->wishes[i] : &none;
+        l2c_draw_options none = {.mask = NULL}, *options = d->options != NULL ? &d->options[i] : &none;
         float *x = logits(d->session, draw->row);
-        if (wish->logits != NULL && !wish->logits_are_kept) memcpy(wish->logits, x, vocab * sizeof *x);
-        if (wish->mask != NULL) forbid(x, wish->mask, vocab);
+        if (options->logits != NULL && !options->logits_are_kept) memcpy(options->logits, x, vocab * sizeof *x);
+        if (options->mask != NULL) forbid(x, options->mask, vocab);
         draw->status = l2c_sampler_pick(draw->sampler, s->kernels, x, (int32_t)vocab, draw->history, draw->n_history,
                                         candidates, seen, &draw->token, d->err);
-        if (wish->logits != NULL && draw->status == L2C_OK) tell_logprobs(s->kernels, wish, draw->token, vocab);
+        if (options->logits != NULL && draw->status == L2C_OK) tell_logprobs(s->kernels, options, draw->token, vocab);
     }
 }
 
-static void sample(l2c_session *session, l2c_draw *draws, l2c_wish *wishes, size_t n, l2c_error *err) {
-    drawing d = {session, draws, wishes, n, n == 1 ? err : NULL};
+static void sample(l2c_session *session, l2c_draw *draws, l2c_draw_options *options, size_t n, l2c_error *err) {
+    drawing d = {session, draws, options, n, n == 1 ? err : NULL};
     if (n == 1) draw_on_thread(&d, 0, 1);
     else l2c_pool_run(((l2c_cpu_session *)session->state)->pool, draw_on_thread, &d);
 }

@@ -33,18 +33,25 @@ typedef struct {
     float *k, *v;        /* (L2C_MAX_ROWS, n_kv_heads * head_size) */
     float *up;           /* (L2C_MAX_ROWS, hidden_dim) w3's output */
     float *scores;       /* (threads, L2C_TILE, n_ctx) attention weights of a few queries */
-    float *value_sums;   /* (threads - 1, n_ctx / 64 rounded up, L2C_TILE, head_size) or more; NULL with one thread */
+    float *value_sums;   /* (threads - 1, l2c_tile_sums) blocks' sums; NULL with one thread */
     float *kv_f32;       /* (threads, L2C_SUM_BLOCK, head_size) of a float16 cache, else NULL */
     float *logits;       /* (L2C_MAX_ROWS, vocab_size) */
     l2c_candidate *candidates; /* (threads, 2, vocab_size) for the sampler */
     unsigned char *seen; /* (threads, vocab_size) marks for the repetition penalty, all 0 between calls */
 } l2c_cpu_session;
 
+/* Floats of value_sums that one tile takes: (blocks of n_ctx, L2C_TILE, head_size). Rounded up to what is the same for
+ * any 64 positions, on cache lines as well: pyllama2c/engine/plan.py relies on that. */
+static inline uint64_t l2c_tile_sums(uint64_t n_ctx, uint64_t head_size) {
+    enum { PER_POSITION = L2C_SUM_BLOCK / L2C_TILE }; /* n_ctx * head_size / PER_POSITION, before rounding */
+    return (n_ctx + L2C_SUM_BLOCK) * ((head_size + PER_POSITION - 1) / PER_POSITION);
+}
+
 /* forward.c: runs rows through the model; returns L2C_OK or L2C_CANCELLED. */
 l2c_status l2c_forward(l2c_cpu_session *s, const l2c_row *rows, size_t n_rows);
 
-/* linear.c: columns [begin, end) of out (n, w->rows) = x (n, w->cols) times w transposed; x in float32 and, from
- * row `first` of xq on, in int8: the matrix takes which it needs. */
+/* linear.c: columns [begin, end) of out (n, w->rows) = x (n, w->cols) w^T. A float32 matrix
+ * reads x; a quantized one reads rows [first, first + n) of xq, which are the same rows in int8. */
 void l2c_linear(const l2c_kernels *kernels, float *out, const float *x, const l2c_quantized *xq, size_t first, size_t n,
                 const l2c_matrix *w, size_t begin, size_t end);
 

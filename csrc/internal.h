@@ -98,11 +98,11 @@ typedef struct {
     l2c_matrix w2;               /* (dim, hidden_dim) */
 } l2c_layer;
 
-/* What the matrices of a model come to together. */
+/* Totals over a model's matrices. */
 typedef struct {
     l2c_dtype dtype;  /* of all of them, or mixed */
     int as_file;      /* they lie as in a v2 file, which kernels/runq.c alone computes */
-    size_t group;     /* of int8 rows that they take, all the same; 0: all are float32 */
+    size_t group;     /* size of the int8 activations' groups that they are multiplied with; 0: all are float32 */
     uint64_t sweep;   /* bytes that decoding a token reads, norms included */
     uint64_t packed;  /* bytes of the memory that they are packed into; 0: they stay as they lie in the file */
     uint64_t largest; /* bytes of the largest one in the file */
@@ -124,6 +124,9 @@ struct l2c_model {
     l2c_mapping packed;         /* packed weights and the norms, or nothing */
 };
 
+/* L2C_ARG, for what needs the weights of a model that was opened for its header. */
+l2c_status l2c_model_fail_no_weights(l2c_error *err);
+
 /* files/checkpoint.c: reads a llama2.c file's header and finds its tensors, for an empty model, whose matrices then
  * lie in `data`. */
 l2c_status l2c_checkpoint_load_model(l2c_model *model, const unsigned char *data, size_t size, l2c_error *err);
@@ -139,15 +142,22 @@ void l2c_rope_free(l2c_model *model);
 /* Sees to it that a position's block is there; L2C_OK or L2C_NOMEM. From any thread. */
 l2c_status l2c_rope_extend(const l2c_model *model, int32_t position);
 
+/* The cosines of a position (head_size / 2); its sines are L2C_ROPE_BLOCK * head_size / 2 floats on. */
+static inline const float *l2c_rope_at(const l2c_model *m, int32_t position) {
+    size_t row = (size_t)position % L2C_ROPE_BLOCK;
+    const float *block = atomic_load_explicit(&m->rope[position / L2C_ROPE_BLOCK], memory_order_relaxed);
+    return block + row * ((size_t)m->config.head_size / 2);
+}
+
 /* ---- files/pack.c -------------------------------------------------------------------------------------------- */
 
-/* Sets `matrices` and config.dtype of a loaded model to what a dtype makes of it (auto: of each matrix what is
- * nearest to it). A v2 file whose groups the packed kernels do not take stays as it lies. L2C_UNSUPPORTED for a dtype
- * that the file cannot give. */
-l2c_status l2c_model_measure(l2c_model *model, l2c_dtype dtype, l2c_error *err);
+/* Decides what each matrix becomes for a dtype (auto: the nearest to what it is) and sets `matrices` and config.dtype.
+ * A v2 file whose groups the packed kernels do not take stays as it lies. L2C_UNSUPPORTED for a dtype that the file
+ * cannot give. */
+l2c_status l2c_model_plan(l2c_model *model, l2c_dtype dtype, l2c_error *err);
 
-/* Makes that of them, in memory of its own, and gives the file back; leaves all as it is where there is nothing to
- * do. On the threads of a pool, or without one on this. Fails as l2c_model_measure does. */
+/* Carries the plan out: packs the matrices into memory of their own and unmaps the file. Does nothing if all stay as
+ * they are. Uses the pool's threads, or this one if pool is NULL. Plans anew, and fails as l2c_model_plan does. */
 l2c_status l2c_model_pack(l2c_model *model, l2c_dtype dtype, l2c_pool *pool, l2c_error *err);
 
 /* Calls visit for every matrix of the model; a shared classifier is the embedding. */
@@ -187,7 +197,7 @@ struct l2c_session {
     int32_t n_sequences, n_ctx;
 
     int32_t *lengths; /* (n_sequences) positions that are in the cache */
-    int32_t *next;    /* (n_sequences) scratch of the checks on rows, all 0 between calls */
+    int32_t *next;    /* (n_sequences) scratch of the checks on rows */
 
     size_t n_logits;                  /* rows of the last call that have logits */
     unsigned char used[L2C_MAX_ROWS]; /* of those, the ones that were sampled, and are logits no more */
@@ -205,10 +215,11 @@ typedef struct {
     double logprob;       /* out: of the token; of `logits`, as are those of */
     l2c_logprob *top;     /* (n_top) the likeliest, likeliest first; of equals, the smaller id first */
     size_t n_top;
-} l2c_wish;
+} l2c_draw_options;
 
-/* l2c_session_sample_many, with a wish for each draw. */
-l2c_status l2c_session_draw(l2c_session *session, l2c_draw *draws, l2c_wish *wishes, size_t n, l2c_error *err);
+/* l2c_session_sample_many, with options for each draw. */
+l2c_status l2c_session_sample_with(l2c_session *session, l2c_draw *draws, l2c_draw_options *options, size_t n,
+                                   l2c_error *err);
 
 /* Whether whoever computes should stop: somebody asked for it, and no call has answered yet. */
 static inline int l2c_session_stopping(const l2c_session *s) {
@@ -216,13 +227,20 @@ static inline int l2c_session_stopping(const l2c_session *s) {
            (s->partner != NULL && atomic_load_explicit(&s->partner->cancel, memory_order_relaxed));
 }
 
-/* What the public functions of these names do, by a caller that has entered the session. A call that
- * finds a request to stop returns L2C_CANCELLED and leaves the request. */
+/* What a forward pass that stopped returns. Here, since session.c calls backends and they do not call back. */
+static inline l2c_status l2c_session_fail_cancelled(l2c_error *err) {
+    return l2c_fail(err, L2C_CANCELLED, "the forward pass was cancelled");
+}
+
 int l2c_session_enter(l2c_session *session); /* 0: another thread is in it */
 void l2c_session_leave(l2c_session *session);
-l2c_status l2c_session_feed(l2c_session *session, const l2c_row *rows, size_t n_rows, l2c_error *err);
-l2c_status l2c_session_pick(l2c_session *session, size_t i, l2c_sampler *sampler, const int32_t *history,
-                            size_t n_history, int32_t *token, l2c_error *err);
+
+/* For callers that hold the session (enter returned 1). A call that finds a request to stop returns L2C_CANCELLED and
+ * leaves the request standing. */
+l2c_status l2c_session_forward_held(l2c_session *session, const l2c_row *rows, size_t n_rows, l2c_error *err);
+l2c_status l2c_session_sample_held(l2c_session *session, size_t i, l2c_sampler *sampler, const int32_t *history,
+                                   size_t n_history, int32_t *token, l2c_error *err);
+
 l2c_status l2c_session_fail_busy(l2c_error *err);
 
 /* ---- sampler.c --------------------------------------------------------------------------------------- */

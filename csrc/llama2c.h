@@ -206,7 +206,7 @@ uint64_t l2c_model_parameters(const l2c_model *model);
 uint64_t l2c_model_bytes(const l2c_model *model);
 uint64_t l2c_model_sweep_bytes(const l2c_model *model);
 
-/* Bytes of the file; of those, the most that are in memory besides the weights while the model is opened. */
+/* Bytes of the file; the most of it that is held in memory, besides the weights, at any time during opening. */
 uint64_t l2c_model_file_bytes(const l2c_model *model);
 uint64_t l2c_model_opening_bytes(const l2c_model *model);
 
@@ -334,8 +334,8 @@ l2c_status l2c_session_create(const l2c_model *model, l2c_pool *pool, int32_t n_
                               l2c_kv kv, l2c_isa isa, l2c_session **session, l2c_error *err);
 
 /* Bytes that such a session takes when it is full, with a pool of n_threads, and the model's table of angles for its
- * positions; UINT64_MAX when that does not fit 64 bits, or makes no sense. Parts of a session begin on cache lines:
- * of 64 positions each takes as much as of any other 64. */
+ * positions, without the rounding of that table up to 256 positions; UINT64_MAX when that does not fit 64 bits, or
+ * makes no sense. Parts of a session begin on cache lines: of 64 positions each takes as much as of any other 64. */
 uint64_t l2c_session_bytes(const l2c_model *model, int32_t n_sequences, int32_t n_ctx, l2c_kv kv, int32_t n_threads);
 
 /*
@@ -426,8 +426,9 @@ void l2c_session_free(l2c_session *session);
 /* ---- Batches: many stories in one session; one thread at a time, but for drop and cancel ------------- */
 
 /*
- * Continuous batching. Stories are added while others are under way, and a step takes all of them one
- * token further in one sweep over the weights:
+ * Continuous batching. A story is one generation (elsewhere: a request). A sweep is one forward pass, which reads every
+ * weight once. Stories are added while others are under way, and a step takes all of them one
+ * token further in one sweep:
  *
  *     int64_t story;
  *     l2c_request request = {.prompt = prompt, .n_prompt = n, .sampler = &sampler, .max_tokens = 100};

@@ -17,8 +17,8 @@ static l2c_status check_row(const l2c_session *s, size_t i, l2c_error *err) {
     return L2C_OK;
 }
 
-l2c_status l2c_session_pick(l2c_session *s, size_t i, l2c_sampler *sampler, const int32_t *history, size_t n_history,
-                            int32_t *token, l2c_error *err) {
+l2c_status l2c_session_sample_held(l2c_session *s, size_t i, l2c_sampler *sampler, const int32_t *history,
+                                   size_t n_history, int32_t *token, l2c_error *err) {
     l2c_status status = check_row(s, i, err);
     if (status != L2C_OK) return status;
     l2c_draw draw = {.row = i, .sampler = sampler, .history = history, .n_history = n_history};
@@ -32,7 +32,7 @@ l2c_status l2c_session_sample(l2c_session *s, size_t i, l2c_sampler *sampler, co
                               size_t n_history, int32_t *token, l2c_error *err) {
     if (!l2c_session_enter(s)) return l2c_session_fail_busy(err);
     l2c_float_env env = l2c_float_enter();
-    l2c_status status = l2c_session_pick(s, i, sampler, history, n_history, token, err);
+    l2c_status status = l2c_session_sample_held(s, i, sampler, history, n_history, token, err);
     l2c_float_leave(env);
     l2c_session_leave(s);
     return status;
@@ -51,12 +51,13 @@ static l2c_status take_rows(l2c_session *s, const l2c_draw *draws, size_t n, l2c
     return L2C_OK;
 }
 
-l2c_status l2c_session_draw(l2c_session *s, l2c_draw *draws, l2c_wish *wishes, size_t n, l2c_error *err) {
+l2c_status l2c_session_sample_with(l2c_session *s, l2c_draw *draws, l2c_draw_options *options, size_t n,
+                                   l2c_error *err) {
     if (!l2c_session_enter(s)) return l2c_session_fail_busy(err);
     l2c_float_env env = l2c_float_enter();
     l2c_status status = take_rows(s, draws, n, err);
     if (status == L2C_OK && n > 0) {
-        s->backend->sample(s, draws, wishes, n, NULL);
+        s->backend->sample(s, draws, options, n, NULL);
         for (size_t i = 0; i < n; i++) s->used[draws[i].row] = draws[i].status != L2C_ARG;
     }
     l2c_float_leave(env);
@@ -65,7 +66,7 @@ l2c_status l2c_session_draw(l2c_session *s, l2c_draw *draws, l2c_wish *wishes, s
 }
 
 l2c_status l2c_session_sample_many(l2c_session *s, l2c_draw *draws, size_t n, l2c_error *err) {
-    return l2c_session_draw(s, draws, NULL, n, err);
+    return l2c_session_sample_with(s, draws, NULL, n, err);
 }
 
 static l2c_status logprob_of(l2c_session *s, size_t i, int32_t token, double *logprob, l2c_error *err) {

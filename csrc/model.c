@@ -1,8 +1,8 @@
 /*
- * model.c - a model, whatever file it came from: opening, other dtypes, what it holds, its end.
+ * model.c - a model, whatever file it came from: opening, quantizing, sizes, freeing.
  *
- * files/checkpoint.c and files/gguf_model.c read a file's header and find its tensors; files/pack.c makes int8
- * and int4 of them. What is true of every model is here.
+ * files/checkpoint.c and files/gguf_model.c read a file's header and find its tensors; files/pack.c converts and packs
+ * the matrices that are not computed with as they lie in the file. What is true of every model is here.
  */
 #include <string.h>
 
@@ -18,7 +18,7 @@ static l2c_model *new_model(l2c_error *err) {
     return m;
 }
 
-/* What the reader of a file's format finds in m->mapping. */
+/* Reads the header in m->mapping, GGUF or llama2.c, and points the tensors into it. */
 static l2c_status load(l2c_model *m, l2c_error *err) {
     const unsigned char *data = m->mapping.data;
     size_t size = m->mapping.size;
@@ -27,7 +27,7 @@ static l2c_status load(l2c_model *m, l2c_error *err) {
                                    : l2c_checkpoint_load_model(m, data, size, err);
 }
 
-/* Forgets what `load` found. */
+/* Undoes load; the mapping stays. */
 static void unload(l2c_model *m) {
     l2c_memory_free(m->layers);
     l2c_memory_free(m->rope_divisors);
@@ -36,13 +36,14 @@ static void unload(l2c_model *m) {
 
 /* float32 weights are read as fast as memory allows, so it matters what memory they are in: those of a file that
  * are computed with as they lie go into huge pages. */
-static int is_to_be_moved(const l2c_model *m) {
+static int should_move(const l2c_model *m) {
     return m->mapping.is_file && m->matrices.packed == 0 && m->config.dtype == L2C_DTYPE_FLOAT32
         && l2c_file_is_moved(m->file_bytes);
 }
 
 static l2c_status move_weights(l2c_model *m, l2c_error *err) {
-    if (l2c_file_to_memory(&m->mapping, m->tensors_start) != L2C_OK) return L2C_OK; /* they are used where they are */
+    if (l2c_file_to_memory(&m->mapping, m->tensors_start) != L2C_OK)
+        return L2C_OK; /* not an error: they are used where they are */
     unload(m);
     m->moved = 1;
     return load(m, err);
@@ -50,14 +51,16 @@ static l2c_status move_weights(l2c_model *m, l2c_error *err) {
 
 /* Brings the weights to where they are computed with. */
 static l2c_status place_weights(l2c_model *m, l2c_dtype dtype, l2c_pool *pool, l2c_error *err) {
-    l2c_status status = is_to_be_moved(m) ? move_weights(m, err) : L2C_OK;
+    l2c_status status = should_move(m) ? move_weights(m, err) : L2C_OK;
+    /* plans again: load has set the matrices anew */
     if (status == L2C_OK) status = l2c_model_pack(m, dtype, pool, err);
     return status == L2C_OK ? l2c_rope_create(m, err) : status;
 }
 
 /* Leaves what the header says, and gives the file back. */
 static void drop_weights(l2c_model *m) {
-    m->moved = is_to_be_moved(m);
+    /* what opening it would have done, for l2c_model_is_mapped and l2c_model_opening_bytes */
+    m->moved = should_move(m);
     l2c_memory_free(m->layers);
     m->layers = NULL;
     l2c_file_unmap(&m->mapping);
@@ -75,7 +78,7 @@ static l2c_status open_mapping(l2c_mapping mapping, l2c_dtype dtype, int only_he
     m->mapping = mapping;
     l2c_float_env env = l2c_float_enter();
     l2c_status status = load(m, err);
-    if (status == L2C_OK) status = l2c_model_measure(m, dtype, err);
+    if (status == L2C_OK) status = l2c_model_plan(m, dtype, err);
     if (status == L2C_OK && only_header) drop_weights(m);
     else if (status == L2C_OK) status = place_weights(m, dtype, pool, err);
     l2c_float_leave(env);
@@ -124,9 +127,13 @@ l2c_status l2c_model_open_header_memory(const void *data, size_t size, l2c_dtype
     return open_data(data, size, dtype, 1, NULL, model, err);
 }
 
+l2c_status l2c_model_fail_no_weights(l2c_error *err) {
+    return l2c_fail(err, L2C_ARG, "the model has no weights: only its header was read");
+}
+
 l2c_status l2c_model_quantize(const l2c_model *from, l2c_dtype dtype, l2c_pool *pool, l2c_model **model,
                               l2c_error *err) {
-    if (from->layers == NULL) return l2c_fail(err, L2C_ARG, "the model has no weights: only its header was read");
+    if (from->layers == NULL) return l2c_model_fail_no_weights(err);
     if (from->config.dtype != L2C_DTYPE_FLOAT32 || (dtype != L2C_DTYPE_INT8 && dtype != L2C_DTYPE_INT4))
         return l2c_fail(err, L2C_ARG, "only float32 weights can be quantized, and to int8 or int4");
     l2c_model *m = new_model(err);
@@ -161,11 +168,12 @@ void l2c_model_free(l2c_model *model) {
     l2c_memory_free(model);
 }
 
-/* ---- What it holds --------------------------------------------------------------------------------- */
+/* ---- Sizes ----------------------------------------------------------------------------------------- */
 
 const l2c_config *l2c_model_config(const l2c_model *model) { return &model->config; }
 
-static uint64_t per_layer(const l2c_config *c) {
+/* Of a layer: wq, wo and wk, wv; w1, w2, w3. */
+static uint64_t matrix_parameters(const l2c_config *c) {
     uint64_t dim = (uint64_t)c->dim, heads = (uint64_t)c->n_heads + (uint64_t)c->n_kv_heads;
     return 2 * dim * heads * (uint64_t)c->head_size + 3 * dim * (uint64_t)c->hidden_dim;
 }
@@ -174,7 +182,7 @@ uint64_t l2c_model_parameters(const l2c_model *model) {
     const l2c_config *c = &model->config;
     uint64_t table = (uint64_t)c->vocab_size * (uint64_t)c->dim;
     uint64_t norms = (2 * (uint64_t)c->n_layers + 1) * (uint64_t)c->dim;
-    return table * (c->shared_classifier ? 1 : 2) + (uint64_t)c->n_layers * per_layer(c) + norms;
+    return table * (c->shared_classifier ? 1 : 2) + (uint64_t)c->n_layers * matrix_parameters(c) + norms;
 }
 
 uint64_t l2c_model_bytes(const l2c_model *model) {

@@ -10,27 +10,30 @@
 
 /* ---- Creating --------------------------------------------------------------------------------- */
 
+static int32_t context_or_default(const l2c_model *model, int32_t n_ctx) {
+    return n_ctx == 0 ? model->config.seq_len : n_ctx;
+}
+
 uint64_t l2c_session_bytes(const l2c_model *model, int32_t n_sequences, int32_t n_ctx, l2c_kv kv, int32_t n_threads) {
-    if (n_ctx == 0) n_ctx = model->config.seq_len;
+    n_ctx = context_or_default(model, n_ctx);
     if (n_sequences < 1 || n_ctx < 1 || n_threads < 1) return UINT64_MAX;
     const l2c_session_options options = {.n_sequences = n_sequences, .n_ctx = n_ctx, .kv = kv};
     uint64_t bytes = l2c_backend_cpu.session_bytes(model, &options, n_threads);
-    /* and what is kept here, and in rope.c */
-    uint64_t own = 2 * sizeof(int32_t) * (uint64_t)n_sequences;
-    uint64_t angles = sizeof(float) * (uint64_t)n_ctx * (uint64_t)model->config.head_size;
-    return bytes > UINT64_MAX - own - angles ? UINT64_MAX : bytes + own + angles;
+    uint64_t own = 2 * sizeof(int32_t) * (uint64_t)n_sequences; /* what is kept here */
+    return bytes > UINT64_MAX - own ? UINT64_MAX : bytes + own;
 }
 
 l2c_status l2c_session_create(const l2c_model *model, l2c_pool *pool, int32_t n_sequences, int32_t n_ctx, l2c_kv kv,
                               l2c_isa isa, l2c_session **session, l2c_error *err) {
-    const l2c_session_options options = {n_sequences, n_ctx == 0 ? model->config.seq_len : n_ctx, kv, isa, pool};
+    const l2c_session_options options = {
+        .n_sequences = n_sequences, .n_ctx = context_or_default(model, n_ctx), .kv = kv, .isa = isa, .pool = pool};
     return l2c_session_create_on(&l2c_backend_cpu, model, &options, session, err);
 }
 
 l2c_status l2c_session_create_on(const l2c_backend *backend, const l2c_model *model, const l2c_session_options *o,
                                  l2c_session **session, l2c_error *err) {
     const l2c_config *c = &model->config;
-    if (model->layers == NULL) return l2c_fail(err, L2C_ARG, "the model has no weights: only its header was read");
+    if (model->layers == NULL) return l2c_model_fail_no_weights(err);
     if (o->n_ctx < 1 || o->n_ctx > c->seq_len)
         return l2c_fail(err, L2C_ARG, "context of %d positions; the model has %d", o->n_ctx, c->seq_len);
     if (o->n_sequences < 1)
@@ -64,11 +67,22 @@ void l2c_session_free(l2c_session *session) {
     l2c_memory_free(session);
 }
 
+/* ---- One thread at a time ------------------------------------------------------------------------- */
+
+int l2c_session_enter(l2c_session *s) { return !atomic_exchange_explicit(&s->busy, 1, memory_order_acquire); }
+void l2c_session_leave(l2c_session *s) { atomic_store_explicit(&s->busy, 0, memory_order_release); }
+
+l2c_status l2c_session_fail_busy(l2c_error *err) {
+    return l2c_fail(err, L2C_BUSY, "the session is being used by another thread");
+}
+
+void l2c_session_cancel(l2c_session *session) { atomic_store(&session->cancel, 1); }
+
+void l2c_session_resume(l2c_session *session) { atomic_store(&session->cancel, 0); }
+
 /* ---- Feeding ------------------------------------------------------------------------------------- */
 
-static l2c_status check_rows(l2c_session *s, const l2c_row *rows, size_t n_rows, l2c_error *err) {
-    if (n_rows < 1 || n_rows > L2C_MAX_ROWS)
-        return l2c_fail(err, L2C_ARG, "%zu rows; a forward call takes 1 to %d", n_rows, L2C_MAX_ROWS);
+static l2c_status check_each(l2c_session *s, const l2c_row *rows, size_t n_rows, l2c_error *err) {
     for (size_t r = 0; r < n_rows; r++) {
         const l2c_row *row = &rows[r];
         if (row->sequence < 0 || row->sequence >= s->n_sequences)
@@ -88,22 +102,21 @@ static l2c_status check_rows(l2c_session *s, const l2c_row *rows, size_t n_rows,
     return L2C_OK;
 }
 
-int l2c_session_enter(l2c_session *s) { return !atomic_exchange_explicit(&s->busy, 1, memory_order_acquire); }
-void l2c_session_leave(l2c_session *s) { atomic_store_explicit(&s->busy, 0, memory_order_release); }
-
-l2c_status l2c_session_fail_busy(l2c_error *err) {
-    return l2c_fail(err, L2C_BUSY, "the session is being used by another thread");
+static l2c_status check_rows(l2c_session *s, const l2c_row *rows, size_t n_rows, l2c_error *err) {
+    if (n_rows < 1 || n_rows > L2C_MAX_ROWS)
+        return l2c_fail(err, L2C_ARG, "%zu rows; a forward call takes 1 to %d", n_rows, L2C_MAX_ROWS);
+    memset(s->next, 0, (size_t)s->n_sequences * sizeof *s->next);
+    return check_each(s, rows, n_rows, err);
 }
 
-l2c_status l2c_session_feed(l2c_session *s, const l2c_row *rows, size_t n_rows, l2c_error *err) {
+l2c_status l2c_session_forward_held(l2c_session *s, const l2c_row *rows, size_t n_rows, l2c_error *err) {
     l2c_status status = check_rows(s, rows, n_rows, err);
-    for (size_t r = 0; r < n_rows && r < L2C_MAX_ROWS; r++)
-        if (rows[r].sequence >= 0 && rows[r].sequence < s->n_sequences) s->next[rows[r].sequence] = 0;
     if (status != L2C_OK) return status;
     s->n_logits = 0;
-    /* What the call overwrites does not count as cached, should it be cancelled half-way. */
+    /* Until the call succeeds, what it overwrites is not cached. Last row first, so that a sequence's first row
+     * decides. */
     for (size_t r = n_rows; r-- > 0;) s->lengths[rows[r].sequence] = rows[r].position;
-    if (l2c_session_stopping(s)) return l2c_fail(err, L2C_CANCELLED, "the forward pass was cancelled");
+    if (l2c_session_stopping(s)) return l2c_session_fail_cancelled(err);
     status = s->backend->forward(s, rows, n_rows, err);
     if (status != L2C_OK) return status;
     for (size_t r = 0; r < n_rows; r++) {
@@ -117,18 +130,15 @@ l2c_status l2c_session_feed(l2c_session *s, const l2c_row *rows, size_t n_rows, 
 l2c_status l2c_session_forward(l2c_session *s, const l2c_row *rows, size_t n_rows, l2c_error *err) {
     if (!l2c_session_enter(s)) return l2c_session_fail_busy(err);
     l2c_float_env env = l2c_float_enter();
-    l2c_status status = l2c_session_feed(s, rows, n_rows, err);
+    l2c_status status = l2c_session_forward_held(s, rows, n_rows, err);
+    /* this answers the request; speculate.c, which calls the held form itself, answers its own */
     if (status == L2C_CANCELLED) l2c_session_resume(s);
     l2c_float_leave(env);
     l2c_session_leave(s);
     return status;
 }
 
-void l2c_session_cancel(l2c_session *session) { atomic_store(&session->cancel, 1); }
-
-void l2c_session_resume(l2c_session *session) { atomic_store(&session->cancel, 0); }
-
-/* ---- The cache as data ------------------------------------------------------------------------------ */
+/* ---- Lengths and the cache -------------------------------------------------------------------------- */
 
 int32_t l2c_session_length(const l2c_session *s, int32_t sequence) {
     return sequence >= 0 && sequence < s->n_sequences ? s->lengths[sequence] : -1;
@@ -136,8 +146,7 @@ int32_t l2c_session_length(const l2c_session *s, int32_t sequence) {
 
 l2c_status l2c_session_cut(l2c_session *s, int32_t sequence, int32_t n, l2c_error *err) {
     if (sequence < 0 || sequence >= s->n_sequences || n < 0)
-        return l2c_fail(err, L2C_ARG, "cannot cut sequence %d to %d positions; there are %d sequences", sequence, n,
-                        s->n_sequences);
+        return l2c_fail(err, L2C_ARG, "cannot cut sequence %d of %d to %d positions", sequence, s->n_sequences, n);
     if (!l2c_session_enter(s)) return l2c_session_fail_busy(err);
     if (s->lengths[sequence] > n) s->lengths[sequence] = n;
     l2c_session_leave(s);

@@ -34,7 +34,7 @@ static l2c_status catch_up(l2c_session *draft, const int32_t *tokens, size_t n, 
         size_t count = n - position < PREFILL_ROWS ? n - position : PREFILL_ROWS;
         for (size_t i = 0; i < count; i++, position++)
             rows[i] = (l2c_row){0, (int32_t)position, tokens[position], position == n - 1};
-        l2c_status status = l2c_session_feed(draft, rows, count, err);
+        l2c_status status = l2c_session_forward_held(draft, rows, count, err);
         if (status != L2C_OK) return status;
     }
     return L2C_OK;
@@ -46,7 +46,8 @@ static l2c_status propose(l2c_session *draft, l2c_sampler coins, int32_t *tokens
     for (*proposed = 0; *proposed < count;) {
         size_t length = n + *proposed;
         l2c_status status = catch_up(draft, tokens, length, err);
-        if (status == L2C_OK) status = l2c_session_pick(draft, 0, &coins, tokens, length, &tokens[length], err);
+        if (status == L2C_OK)
+            status = l2c_session_sample_held(draft, 0, &coins, tokens, length, &tokens[length], err);
         if (status == L2C_NONFINITE) break; /* an int8 weight out of range is no reason to stop the story */
         if (status != L2C_OK) return status;
         ++*proposed;
@@ -64,11 +65,11 @@ static l2c_status speculate(l2c_session *target, l2c_session *draft, l2c_sampler
     if (status == L2C_OK) {
         l2c_row rows[MAX_DRAFT + 1];
         for (size_t i = 0; i <= proposed; i++) rows[i] = (l2c_row){0, (int32_t)(n - 1 + i), tokens[n - 1 + i], 1};
-        status = l2c_session_feed(target, rows, proposed + 1, err);
+        status = l2c_session_forward_held(target, rows, proposed + 1, err);
     }
     for (int agree = 1; status == L2C_OK && agree;) {
         int32_t token;
-        status = l2c_session_pick(target, accepted, sampler, tokens, n + accepted, &token, err);
+        status = l2c_session_sample_held(target, accepted, sampler, tokens, n + accepted, &token, err);
         if (status != L2C_OK) break;
         agree = accepted < proposed && token == tokens[n + accepted] && !ends_story(stop, token);
         tokens[n + accepted] = token;

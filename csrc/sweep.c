@@ -21,11 +21,11 @@ enum {
 static int wants_logprobs(const story *s) { return (s->tell & L2C_TELL_LOGPROBS) != 0; }
 
 static void keep_logits(const l2c_batch *b, story *s) {
-    memcpy(s->logits, l2c_session_logits(b->session, s->row), b->vocab * sizeof(float));
+    memcpy(s->logits, l2c_session_logits(b->session, s->row), b->vocab_size * sizeof(float));
 }
 
 static void accept(l2c_batch *b, story *s, const l2c_draw *draw, double logprob) {
-    s->stage = TELLING;
+    s->stage = DECODE;
     s->masked = 0;
     if (draw->status != L2C_OK) {
         end(b, s, L2C_END_NONFINITE);
@@ -40,30 +40,38 @@ static void accept(l2c_batch *b, story *s, const l2c_draw *draw, double logprob)
     if (s->tell & L2C_TELL_TOKENS) {
         l2c_event *event = tell(b, s, L2C_EVENT_TOKEN);
         event->chosen = (l2c_logprob){draw->token, logprob};
-        if (wants_logprobs(s)) event->top = s->top, event->n_top = s->n_top;
+        if (wants_logprobs(s)) {
+            event->top = s->top;
+            event->n_top = s->n_top;
+        }
     }
-    if (s->n == s->n_most) end(b, s, L2C_END_LENGTH);
+    if (s->n == s->n_max) end(b, s, L2C_END_LENGTH);
 }
 
-/* The next token of each story in `drawn`. */
+/* The next token of each story in `to_sample`. */
 static l2c_status draw(l2c_batch *b, l2c_error *err) {
-    for (size_t i = 0; i < b->n_drawn; i++) {
-        story *s = b->drawn[i];
+    for (size_t i = 0; i < b->n_to_sample; i++) {
+        story *s = b->to_sample[i];
         b->draws[i] = (l2c_draw){.row = s->row, .sampler = &s->sampler, .history = s->tokens, .n_history = s->n};
-        b->wishes[i] = (l2c_wish){.mask = s->masked ? s->mask : NULL, .logits = wants_logprobs(s) ? s->logits : NULL,
-                                  .logits_are_kept = s->stage == CHOOSING, .top = s->top, .n_top = s->n_top};
+        b->draw_options[i] = (l2c_draw_options){
+            .mask = s->masked ? s->mask : NULL,
+            .logits = wants_logprobs(s) ? s->logits : NULL,
+            .logits_are_kept = s->stage == AWAITS_CHOICE,
+            .top = s->top,
+            .n_top = s->n_top,
+        };
     }
-    if (b->n_drawn == 0) return L2C_OK;
-    l2c_status status = l2c_session_draw(b->session, b->draws, b->wishes, b->n_drawn, err);
+    if (b->n_to_sample == 0) return L2C_OK;
+    l2c_status status = l2c_session_sample_with(b->session, b->draws, b->draw_options, b->n_to_sample, err);
     if (status != L2C_OK) return status;
-    for (size_t i = 0; i < b->n_drawn; i++) accept(b, b->drawn[i], &b->draws[i], b->wishes[i].logprob);
+    for (size_t i = 0; i < b->n_to_sample; i++) accept(b, b->to_sample[i], &b->draws[i], b->draw_options[i].logprob);
     return L2C_OK;
 }
 
 static l2c_status draw_waiting(l2c_batch *b, l2c_error *err) {
-    b->n_drawn = 0;
+    b->n_to_sample = 0;
     for (size_t i = 0; i < b->n_stories; i++)
-        if (b->stories[i].stage == CHOOSING) b->drawn[b->n_drawn++] = &b->stories[i];
+        if (b->stories[i].stage == AWAITS_CHOICE) b->to_sample[b->n_to_sample++] = &b->stories[i];
     return draw(b, err);
 }
 
@@ -71,13 +79,13 @@ static l2c_status draw_waiting(l2c_batch *b, l2c_error *err) {
 
 static void share_rows(l2c_batch *b) {
     size_t left = L2C_MAX_ROWS;
-    for (size_t i = 0; i < b->n_stories; i++) left -= b->stories[i].n_rows = b->stories[i].stage == TELLING;
+    for (size_t i = 0; i < b->n_stories; i++) left -= b->stories[i].n_rows = b->stories[i].stage == DECODE;
     left = min_size(left, PROMPT_ROWS);
     for (size_t given = 1, first = b->turn; given > 0;) {
         given = 0;
         for (size_t i = 0; i < b->n_stories && left > 0; i++) {
             story *s = &b->stories[(first + i) % b->n_stories];
-            if (s->stage != READING || s->ahead != NULL) continue;
+            if (s->stage != PREFILL || s->waits_for != NULL) continue;
             size_t n = min_size(min_size(s->n - s->fed - s->n_rows, TURN), left);
             if (n > 0) b->turn = (first + i + 1) % b->n_stories;
             s->n_rows += n;
@@ -103,7 +111,7 @@ static void take_back(l2c_batch *b) {
         story *s = &b->stories[i];
         if (s->n_rows == 0 || s->fed < s->n) continue;
         s->fed--;
-        s->stage = s->n == s->n_prompt ? READING : TELLING;
+        s->stage = s->n == s->n_prompt ? PREFILL : DECODE;
     }
 }
 
@@ -113,19 +121,19 @@ static l2c_status sweep(l2c_batch *b, l2c_error *err) {
     if (n_rows == 0) return L2C_OK;
     l2c_status status = l2c_session_forward(b->session, b->rows, n_rows, err);
     if (status != L2C_OK) return status;
-    b->n_drawn = 0;
+    b->n_to_sample = 0;
     for (size_t i = 0; i < b->n_stories; i++) {
         story *s = &b->stories[i];
         s->fed += s->n_rows;
-        if (s->stage == READING) n_read += s->n_rows;
+        if (s->stage == PREFILL) n_read += s->n_rows;
         if (s->n_rows == 0 || s->fed < s->n) continue;
         s->row = n_logits++;
         if (s->tell & L2C_TELL_CHOICES) {
             if (wants_logprobs(s)) keep_logits(b, s);
-            s->stage = CHOOSING;
+            s->stage = AWAITS_CHOICE;
             tell(b, s, L2C_EVENT_CHOOSE);
         } else {
-            b->drawn[b->n_drawn++] = s;
+            b->to_sample[b->n_to_sample++] = s;
         }
     }
     l2c_batch_end_waiting(b); /* before a sequence that others waited for is another story's */

@@ -42,7 +42,7 @@ static l2c_matrix packed_shape(const l2c_matrix *m, l2c_dtype dtype) {
 /* What a matrix or norm takes of the packed memory: whole cache lines. */
 static size_t whole_lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-/* ---- Measuring ------------------------------------------------------------------------------------ */
+/* ---- Planning ------------------------------------------------------------------------------------- */
 
 static l2c_dtype dtype_of(l2c_weights type) {
     switch (type) {
@@ -80,7 +80,7 @@ static int measure(const l2c_model *model, l2c_dtype dtype, l2c_matrices *sum) {
     return possible || !needed;
 }
 
-l2c_status l2c_model_measure(l2c_model *m, l2c_dtype dtype, l2c_error *err) {
+l2c_status l2c_model_plan(l2c_model *m, l2c_dtype dtype, l2c_error *err) {
     int file_is_int8 = m->config.group_size > 0;
     if (dtype == L2C_DTYPE_FLOAT32 && file_is_int8)
         return l2c_fail(err, L2C_UNSUPPORTED, "the file holds int8 weights, which cannot be converted to float32");
@@ -135,7 +135,7 @@ static const float *copy_norm(unsigned char **at, const float *norm, size_t dim)
 l2c_status l2c_model_pack(l2c_model *model, l2c_dtype dtype, l2c_pool *pool, l2c_error *err) {
     const l2c_config *c = &model->config;
     size_t dim = (size_t)c->dim;
-    l2c_status status = l2c_model_measure(model, dtype, err);
+    l2c_status status = l2c_model_plan(model, dtype, err);
     if (status != L2C_OK) return status;
     uint64_t bytes = model->matrices.packed;
     if (bytes == 0) return L2C_OK;

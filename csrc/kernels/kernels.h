@@ -110,11 +110,11 @@ typedef void l2c_quantizer(const l2c_quantized *to, size_t row, const float *x, 
 typedef void l2c_f32_to_f16(uint16_t *out, const float *x, size_t n);
 typedef void l2c_f16_to_f32(float *out, const uint16_t *x, size_t n);
 
-/* One block of attention's values. Row r of out (n_rows, width) becomes, or where `more` is set has added to it,
+/* One block of attention's values. Row r of out (n_rows, width) becomes, or where `accumulate` is set has added to it,
  * the sum of weights[r * weights_stride + t] * values[t * width + i] over t < n + r * step, t < L2C_SUM_BLOCK.
  * A row without such a t stays as it is. */
 typedef void l2c_weighted_sum(float *out, size_t out_stride, const float *weights, size_t weights_stride, size_t n_rows,
-                              size_t step, const float *values, ptrdiff_t n, size_t width, int more);
+                              size_t step, const float *values, ptrdiff_t n, size_t width, int accumulate);
 
 /* How many positions row r has in the block. */
 static inline size_t l2c_in_block(ptrdiff_t n, size_t r, size_t step) {

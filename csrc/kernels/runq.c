@@ -62,10 +62,10 @@ static void runq_swiglu(float *gate, const float *up, size_t n) {
 
 /* Positions one by one, across the blocks. */
 static void runq_weighted_sum(float *out, size_t out_stride, const float *weights, size_t weights_stride, size_t n_rows,
-                              size_t step, const float *values, ptrdiff_t n, size_t width, int more) {
+                              size_t step, const float *values, ptrdiff_t n, size_t width, int accumulate) {
     for (size_t r = 0; r < n_rows; r++, out += out_stride, weights += weights_stride) {
         size_t own = l2c_in_block(n, r, step);
-        if (!more) memset(out, 0, width * sizeof *out);
+        if (!accumulate) memset(out, 0, width * sizeof *out);
         for (size_t t = 0; t < own; t++)
             for (size_t i = 0; i < width; i++) out[i] += weights[t] * values[t * width + i];
     }

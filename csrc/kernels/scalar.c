@@ -103,14 +103,15 @@ static void scalar_swiglu(float *gate, const float *up, size_t n) {
 }
 
 static void scalar_weighted_sum(float *out, size_t out_stride, const float *weights, size_t weights_stride,
-                                size_t n_rows, size_t step, const float *values, ptrdiff_t n, size_t width, int more) {
+                                size_t n_rows, size_t step, const float *values, ptrdiff_t n, size_t width,
+                                int accumulate) {
     for (size_t r = 0; r < n_rows; r++, out += out_stride, weights += weights_stride) {
         size_t own = l2c_in_block(n, r, step);
         if (own == 0) continue;
         for (size_t i = 0; i < width; i++) {
             float sum = 0.0f;
             for (size_t t = 0; t < own; t++) sum = fmaf(weights[t], values[t * width + i], sum);
-            out[i] = more ? out[i] + sum : sum;
+            out[i] = accumulate ? out[i] + sum : sum;
         }
     }
 }

@@ -196,8 +196,8 @@ INLINE void sum_step(vec *s, float weight, const float *values, size_t last, int
 /* A block's sums of these columns stay in registers, those of n_rows rows of weights at once:
  * they share the loads, and one alone would wait for its own additions. */
 INLINE void sum_columns(float *out, size_t out_stride, const float *weights, size_t weights_stride, size_t step,
-                        const float *values, ptrdiff_t n, size_t width, int more, size_t last, int whole, int registers,
-                        int n_rows) {
+                        const float *values, ptrdiff_t n, size_t width, int accumulate, size_t last, int whole,
+                        int registers, int n_rows) {
     vec s[SUM_ROWS][64 / WIDTH];
     size_t common = l2c_in_block(n, 0, 0);
     UNROLL for (int r = 0; r < n_rows; r++)
@@ -211,7 +211,7 @@ INLINE void sum_columns(float *out, size_t out_stride, const float *weights, siz
     UNROLL for (int r = 0; r < n_rows; r++) {
         float *to = out + (size_t)r * out_stride, *end = to + (registers - 1) * WIDTH;
         if (l2c_in_block(n, (size_t)r, step) == 0) continue;
-        if (more) {
+        if (accumulate) {
             UNROLL for (int k = 0; k + 1 < registers; k++) s[r][k] = add(load(to + k * WIDTH), s[r][k]);
             s[r][registers - 1] = add(get(end, last, whole), s[r][registers - 1]);
         }
@@ -221,14 +221,14 @@ INLINE void sum_columns(float *out, size_t out_stride, const float *weights, siz
 }
 
 static void simd_weighted_sum(float *out, size_t out_stride, const float *weights, size_t weights_stride, size_t n_rows,
-                              size_t step, const float *values, ptrdiff_t n, size_t width, int more) {
+                              size_t step, const float *values, ptrdiff_t n, size_t width, int accumulate) {
     for (size_t r = 0, some; r < n_rows; r += some) {
         some = n_rows - r >= SUM_ROWS ? SUM_ROWS : 1;
         for (size_t i = 0, taken; i < width; i += taken) {
             size_t left = width - i, whole = MASKED ? (left + WIDTH - 1) / WIDTH : left / WIDTH;
 #define SUM(registers, whole, n_rows)                                                                      \
     sum_columns(out + r * out_stride + i, out_stride, weights + r * weights_stride, weights_stride, step, \
-                values + i, n + (ptrdiff_t)(r * step), width, more,                                       \
+                values + i, n + (ptrdiff_t)(r * step), width, accumulate,                                 \
                 left < taken ? left - taken + WIDTH : WIDTH, whole, registers, n_rows)
 #define SUM_OF(registers, whole)                                 \
     do {                                                         \

@@ -47,10 +47,10 @@ static float *logits(l2c_session *session, size_t i) {
     return l2c_backend_cpu.logits(inner(session), i);
 }
 
-static void sample(l2c_session *session, l2c_draw *draws, l2c_wish *wishes, size_t n, l2c_error *err) {
+static void sample(l2c_session *session, l2c_draw *draws, l2c_draw_options *options, size_t n, l2c_error *err) {
     counted.sample++;
     counted.draws += n;
-    l2c_backend_cpu.sample(inner(session), draws, wishes, n, err);
+    l2c_backend_cpu.sample(inner(session), draws, options, n, err);
 }
 
 static double logprob(l2c_session *session, size_t i, int32_t token) {
