@@ -18,6 +18,14 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        # Before Python 3.13 argparse takes `--` away here, and leaves an empty list as the value.
+        if action.option_strings and arg_strings == ["--"]:
+            value = self._get_value(action, "--")
+            self._check_value(action, value)
+            return value
+        return super()._get_values(action, arg_strings)
+
 
 class _RunC(argparse.Action):
     """run.c's own flags mean what they do there; their long names take the library's values."""
@@ -38,19 +46,6 @@ class _RunC(argparse.Action):
     ) -> None:
         rule = self._RULES.get(option_string or "")
         setattr(namespace, self.dest, values if rule is None else rule(values))
-
-
-class _Text(argparse.Action):
-    """Any text, `--` too, which argparse drops before Python 3.13."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        setattr(namespace, self.dest, "--" if values == [] else values)
 
 
 def as_run_c_pairs(words: Sequence[str]) -> list[str]:
@@ -79,9 +74,7 @@ def _add_model(parser: argparse.ArgumentParser, *name: str) -> None:
         nargs="?",
         help="path of a llama2.c checkpoint, or a known model's name; default: the embedded one",
     )
-    parser.add_argument(
-        "-z", "--tokenizer", action=_Text, metavar="PATH", help="tokenizer.bin of the model"
-    )
+    parser.add_argument("-z", "--tokenizer", metavar="PATH", help="tokenizer.bin of the model")
     parser.add_argument(
         "--dtype",
         choices=("auto", "float32", "int8", "int4"),
@@ -119,9 +112,9 @@ def _add_story(parser: argparse.ArgumentParser, steps: int) -> None:
     run_c("-s", "--seed", type=int, default=0, metavar="N", help="0: a new one each time [0]")
     length = f"positions, prompt included; 0: the whole context [{steps}]"
     run_c("-n", "--steps", type=int, default=steps, metavar="N", help=length)
-    add("-i", "--prompt", action=_Text, metavar="TEXT", help="what the story begins with")
+    add("-i", "--prompt", metavar="TEXT", help="what the story begins with")
     add("-m", "--mode", choices=("generate", "chat"), help="as in llama2.c")
-    add("-y", "--system-prompt", action=_Text, metavar="TEXT", help="system prompt of a chat")
+    add("-y", "--system-prompt", metavar="TEXT", help="system prompt of a chat")
     add("--top-k", type=int, default=0, metavar="K", help="keep the K most probable; 0: off")
     add("--min-p", type=float, default=0.0, metavar="P", help="keep p >= P * largest p; 0: off")
     add("--repetition-penalty", type=float, default=1.0, metavar="X", help="1: off")

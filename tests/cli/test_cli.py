@@ -221,6 +221,9 @@ def test_two_dashes_are_text_behind_a_flag_of_texts(tiny_path: Path) -> None:
         assert told.stdout.startswith(llama.tokenizer.decode(prompt))
     done = pyllama2c(tiny_path, "-t", "--", "-n", "20")
     assert done.returncode == 2 and "expected one argument" in done.stderr
+    for flag in ("--temperature", "--top-k", "--context", "--dtype", "--isa"):
+        done = pyllama2c(tiny_path, f"{flag}=--", "-n", "20")
+        assert done.returncode == 2 and f"{flag}: invalid " in done.stderr
 
 
 def test_the_other_commands_mode(tiny_path: Path) -> None:
