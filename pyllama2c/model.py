@@ -8,11 +8,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pyllama2c import validate
-from pyllama2c._ffi import lib
 from pyllama2c.chat.conversation import chat_tokens
 from pyllama2c.engine import cache_file
 from pyllama2c.engine.config import warn_of_groups
-from pyllama2c.engine.engine import Engine, aligned, open_buffer, open_file
+from pyllama2c.engine.engine import aligned, open_buffer, open_file
+from pyllama2c.engine.options import Options
 from pyllama2c.engine.session import MAX_ROWS
 from pyllama2c.errors import TokenizerNotFoundError
 from pyllama2c.files import hub
@@ -21,7 +21,7 @@ from pyllama2c.generation.batch import Batch, Completion, in_turn, run_batch
 from pyllama2c.generation.request import batch_requests, make_request
 from pyllama2c.generation.score import Score, score_texts
 from pyllama2c.generation.story import Generation
-from pyllama2c.handle import Handle
+from pyllama2c.handle import ClosableHandle
 from pyllama2c.tokenizers.base import BaseTokenizer
 from pyllama2c.tokenizers.companions import Companions
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pyllama2c.generation.request import LogitsProcessor
 
 
-class Llama(Handle):
+class Llama(ClosableHandle):
     """A language model.
 
     `model` is the path of a llama2.c checkpoint (.bin, version 0, 1 or 2) or a GGUF file of
@@ -70,16 +70,14 @@ class Llama(Handle):
         threads: int | None = None,
         isa: str | None = None,
     ):
-        options = (dtype, context, kv_dtype, speculative, threads, isa)
-        validate.model_options(model, tokenizer, *options)
-        files = hub.find_model(model, tokenizer)
+        options = Options(dtype, context, kv_dtype, speculative, threads, isa)
+        validate.file_path("tokenizer", tokenizer, optional=True)
+        files = hub.find_model(model)
         self.path = str(files.checkpoint)
-        opened = open_file(self.path, dtype, context, kv_dtype, threads, isa)
-        self._engine = Engine(opened, speculative)
+        self._engine = open_file(self.path, options)
         self._set_up()
-        self._companions = Companions(
-            self.config, tokenizer, files.tokenizer, lambda: Gguf(self.path)
-        )
+        find, open_gguf = files.tokenizer, partial(Gguf, self.path)
+        self._companions = Companions(self.config, tokenizer, find, open_gguf)
 
     @classmethod
     def from_buffer(
@@ -100,26 +98,21 @@ class Llama(Handle):
         Without a tokenizer (this argument, or one inside the file) only `logits`, `score`,
         `score_batch`, `save_cache` and `load_cache` work, and only on token ids.
         """
-        options = (dtype, context, kv_dtype, speculative, threads, isa)
-        validate.model_options(None, tokenizer, *options)
+        options = Options(dtype, context, kv_dtype, speculative, threads, isa)
+        validate.file_path("tokenizer", tokenizer, optional=True)
         checkpoint = aligned(validate.contiguous("checkpoint", checkpoint))
         self = cls.__new__(cls)
         self.path = "<memory>"
-        opened = open_buffer(checkpoint, dtype, context, kv_dtype, threads, isa)
-        self._engine = Engine(opened, speculative)
+        self._engine = open_buffer(checkpoint, options)
         self._set_up()
-        self._companions = Companions(
-            self.config,
-            tokenizer,
-            hub.no_tokenizer(self.path),
-            lambda: Gguf.from_buffer(checkpoint),
-        )
+        find, open_gguf = hub.no_tokenizer(self.path), partial(Gguf.from_buffer, checkpoint)
+        self._companions = Companions(self.config, tokenizer, find, open_gguf)
         return self
 
     def _set_up(self) -> None:
         engine = self._engine
         self.config = engine.config
-        self.n_parameters = int(lib.l2c_model_parameters(engine.model))
+        self.n_parameters = engine.n_parameters
         self.sweep_bytes = engine.sweep_bytes
         """bytes of weights that decoding one token reads"""
         self.isa, self.threads = engine.isa, engine.threads
@@ -218,7 +211,7 @@ class Llama(Handle):
         in_order = validate.flag("in_order", in_order)
         engine = self._engine
         requests = batch_requests(prompts, n, parameters, self._tokens, self.config.seq_len)
-        opened = (engine.model, engine.batch_pool(), engine.options)
+        opened = (engine.model, engine.batch_pool(), engine.session_options)
         stories = run_batch(partial(Batch, *opened, self.tokenizer), requests, max_batch)
         return in_turn(stories) if in_order else stories
 
@@ -244,10 +237,8 @@ class Llama(Handle):
         `starts` is the index of the first token to score, for each text (1 or more; default 1):
         those before it are context.
         """
-        if validate.is_text(texts):
-            raise ValueError("texts is one text; give a list of texts")
         needed = "a list of texts, or of lists of token ids"
-        tokens = [self._tokens(text) for text in validate.values("texts", texts, needed)]
+        tokens = [self._tokens(text) for text in validate.texts("texts", texts, needed)]
         return score_texts(self._engine, tokens, starts, self._count_bytes)
 
     def _count_bytes(self, tokens: list[int]) -> int:
@@ -286,12 +277,6 @@ class Llama(Handle):
         Stories in progress keep what they need until they end.
         """
         self._engine.close()
-
-    def __enter__(self) -> Llama:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         size = f"{self.n_parameters:,} parameters"

@@ -13,6 +13,7 @@ from pyllama2c._ffi import ffi
 from pyllama2c.chat.template import ChatTemplate
 from pyllama2c.convert.tensors import Given
 from pyllama2c.convert.writer import Layout
+from pyllama2c.engine.options import Options
 from pyllama2c.engine.plan import plan_buffer, size
 from pyllama2c.files.gguf import Gguf
 from pyllama2c.files.hub import no_tokenizer
@@ -44,7 +45,7 @@ def check_opens(layout: Layout, target: Path, source: Path, tokenizer_file: Path
     OSError where the disk has no room for it.
     """
     image = _image(layout, target)
-    config = plan_buffer(ffi.from_buffer(image), path=str(source)).config
+    config = plan_buffer(ffi.from_buffer(image), Options(), str(source)).config
 
     def open_gguf() -> Gguf:
         return Gguf.from_buffer(image, str(tokenizer_file))

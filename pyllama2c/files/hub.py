@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from pyllama2c import validate
 from pyllama2c.errors import (
     DownloadError,
     TokenizerNotFoundError,
@@ -184,10 +185,9 @@ def _beside(checkpoint: Path) -> _FindTokenizer:
     return find
 
 
-def find_model(
-    model: str | os.PathLike[str] | None, tokenizer: str | os.PathLike[str] | None = None
-) -> ModelFiles:
-    """The files that `Llama(model, tokenizer)` means. Raises UnknownModelError, DownloadError."""
+def find_model(model: str | os.PathLike[str] | None) -> ModelFiles:
+    """The files that `Llama(model)` means. Raises UnknownModelError, DownloadError."""
+    validate.file_path("model", model, optional=True)
     if model is None:
         folder = data_folder()
         return ModelFiles(folder / "storyteller.bin", lambda _: folder / "tokenizer.bin")
