@@ -17,13 +17,13 @@ from pyllama2c.engine.session import MAX_ROWS
 from pyllama2c.errors import TokenizerNotFoundError
 from pyllama2c.files import hub
 from pyllama2c.files.gguf import Gguf
-from pyllama2c.generation.batch import Batch, Completion, in_turn, run_batch
+from pyllama2c.generation.batch import Batch, Completion, in_prompt_order, run_batch
 from pyllama2c.generation.request import batch_requests, make_request
 from pyllama2c.generation.score import Score, score_texts
 from pyllama2c.generation.story import Generation
 from pyllama2c.handle import ClosableHandle
 from pyllama2c.tokenizers.base import BaseTokenizer
-from pyllama2c.tokenizers.companions import Companions
+from pyllama2c.tokenizers.source import TokenizerSource
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,8 +76,8 @@ class Llama(ClosableHandle):
         self.path = str(files.checkpoint)
         self._engine = open_file(self.path, options)
         self._set_up()
-        find, open_gguf = files.tokenizer, partial(Gguf, self.path)
-        self._companions = Companions(self.config, tokenizer, find, open_gguf)
+        find, open_gguf = files.find_tokenizer, partial(Gguf, self.path)
+        self._tokenizer_source = TokenizerSource(self.config, tokenizer, find, open_gguf)
 
     @classmethod
     def from_buffer(
@@ -106,7 +106,7 @@ class Llama(ClosableHandle):
         self._engine = open_buffer(checkpoint, options)
         self._set_up()
         find, open_gguf = hub.no_tokenizer(self.path), partial(Gguf.from_buffer, checkpoint)
-        self._companions = Companions(self.config, tokenizer, find, open_gguf)
+        self._tokenizer_source = TokenizerSource(self.config, tokenizer, find, open_gguf)
         return self
 
     def _set_up(self) -> None:
@@ -122,13 +122,13 @@ class Llama(ClosableHandle):
     def tokenizer(self) -> BaseTokenizer:
         """The model's tokenizer, loaded on first use."""
         self._engine.check_open()
-        return self._companions.tokenizer
+        return self._tokenizer_source.tokenizer
 
     @property
     def chat_template(self) -> str | None:
         """The Jinja template of its conversations, where the file has one (GGUF)."""
         self._engine.check_open()
-        return self._companions.chat_template
+        return self._tokenizer_source.chat_template
 
     def generate(
         self,
@@ -213,7 +213,7 @@ class Llama(ClosableHandle):
         requests = batch_requests(prompts, n, parameters, self._tokens, self.config.seq_len)
         opened = (engine.model, engine.batch_pool(), engine.session_options)
         stories = run_batch(partial(Batch, *opened, self.tokenizer), requests, max_batch)
-        return in_turn(stories) if in_order else stories
+        return in_prompt_order(stories) if in_order else stories
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """float32 (len(tokens), vocab_size): row i scores what may follow token i."""
@@ -252,7 +252,7 @@ class Llama(ClosableHandle):
         The first save or load reads all weights, for their fingerprint (0.1 s per gigabyte)."""
         validate.file_path("path", path)
         tokens, engine = self._tokens(prompt), self._engine
-        with engine.computed(tokens) as session:
+        with engine.session_with(tokens) as session:
             cache_file.save(path, session, len(tokens), self.config, engine.fingerprint)
 
     def load_cache(self, path: str | os.PathLike[str]) -> list[int]:

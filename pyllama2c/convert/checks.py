@@ -18,8 +18,8 @@ from pyllama2c.engine.plan import plan_buffer, size
 from pyllama2c.files.gguf import Gguf
 from pyllama2c.files.hub import no_tokenizer
 from pyllama2c.files.recognize import Kind, kind_of_file
-from pyllama2c.tokenizers.companions import Companions
 from pyllama2c.tokenizers.gguf import has_tokenizer
+from pyllama2c.tokenizers.source import TokenizerSource
 
 
 def check_target(target: Path, source: Path) -> None:
@@ -52,10 +52,10 @@ def check_opens(layout: Layout, target: Path, source: Path, tokenizer_file: Path
 
     if not has_tokenizer(open_gguf()):
         return
-    companions = Companions(config, None, no_tokenizer(str(source)), open_gguf)
-    tokenizer = companions.tokenizer
-    if companions.chat_template is not None:
-        template = ChatTemplate(companions.chat_template, tokenizer, str(source))
+    found = TokenizerSource(config, None, no_tokenizer(str(source)), open_gguf)
+    tokenizer = found.tokenizer
+    if found.chat_template is not None:
+        template = ChatTemplate(found.chat_template, tokenizer, str(source))
         tokenizer.encode_parts(template.parts([{"role": "user", "content": "Hi"}]))
 
 

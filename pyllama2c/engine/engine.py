@@ -165,7 +165,7 @@ class Engine(Handle):
         return out
 
     @contextmanager
-    def computed(self, tokens: Sequence[int]) -> Iterator[Session]:
+    def session_with(self, tokens: Sequence[int]) -> Iterator[Session]:
         """A session that has the keys and values of `tokens` in its cache."""
         self.check_length(tokens)
         with self.sessions.lent(tokens) as session:

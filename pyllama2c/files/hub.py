@@ -39,7 +39,7 @@ class File(NamedTuple):
 
 class ModelFiles(NamedTuple):
     checkpoint: Path
-    tokenizer: _FindTokenizer
+    find_tokenizer: _FindTokenizer
     """vocab_size -> path; may download, so it is called only when a tokenizer is needed"""
 
 
