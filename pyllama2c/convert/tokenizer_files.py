@@ -157,5 +157,5 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
         _put_ends(v, _json(source), settings)
     v.chat_template = _chat_template(folder, settings)
     v.warn_of_left_out()
-    v.settle()
+    v.mark_control_tokens()
     return v

@@ -15,7 +15,7 @@ from pyllama2c.tokenizers.control_tokens import (
     UNKNOWN,
     UNUSED,
     USER_DEFINED,
-    settle,
+    classify,
 )
 
 __all__ = ["BYTE", "CONTROL", "NORMAL", "UNKNOWN", "UNUSED", "USER_DEFINED", "Vocabulary"]
@@ -158,15 +158,15 @@ class Vocabulary:
         """The id of a piece."""
         return next((i for i, piece in self.pieces.items() if piece[0] == text), None)
 
-    def settle(self) -> None:
+    def mark_control_tokens(self) -> None:
         """Makes control tokens of the pieces that are meant as such (see control_tokens)."""
-        texts, types, scores = zip(*self.rows(), strict=True)
+        texts, given, scores = zip(*self.rows(), strict=True)
         named = {i for i in (self.bos, self.eos, self.eot) if i is not None}
-        settled, _ = settle(
-            texts, types, template=self.chat_template, named=named, listed=self.ends
+        types, _ = classify(
+            texts, given, template=self.chat_template, named=named, listed=self.ends
         )
         for i in self.pieces:
-            self.pieces[i] = (texts[i], settled[i], scores[i])
+            self.pieces[i] = (texts[i], types[i], scores[i])
 
     def rows(self) -> list[tuple[str, int, float]]:
         """(size): pieces by id; ids that no piece has are named and never chosen."""
