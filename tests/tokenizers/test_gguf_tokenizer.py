@@ -295,6 +295,6 @@ def test_a_newline_that_ends_a_text(kind: str) -> None:
 def test_a_run_that_is_too_long_to_be_split(pre: str, character: str) -> None:
     tokenizer = read(byte_level_keys(pre=pre))
     with pytest.raises(
-        TokenizerError, match="run of 11000000 characters like .*; the limit is 5000000"
+        TokenizerError, match=r"run of 11000000 characters like .*; the limit is 5000000"
     ):
         tokenizer.encode("a." + character * 11_000_000 + "!")
