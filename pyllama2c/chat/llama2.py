@@ -44,7 +44,7 @@ def check_messages(messages: Sequence[Message]) -> None:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise ValueError(f"message {i} is not a dict with a role and a content")
     if not messages:
-        raise ValueError("messages is empty; the last message must be by 'user'")
+        raise ValueError("there are no messages; the last must be by 'user'")
 
 
 def check_dialog(dialog: Sequence[Message]) -> None:

@@ -268,7 +268,7 @@ def test_the_command_names_files_without_noise(tmp_path: Path) -> None:
     for arguments, message in (
         (["quantize", str(source), str(missing)], f"{missing}: No such file or directory"),
         (["quantize", str(source), str(tmp_path)], f"{tmp_path}: is a folder; name the file to"),
-        (["generate", str(source)], f"{source}: no tokenizer for its 300 pieces: name one with"),
+        (["generate", str(source)], f"{source}: no tokenizer for its 300 pieces: pass one with"),
         (["generate", str(source), "-z", str(missing)], f"{missing}: No such file or directory"),
         (["eval", str(missing), "-M", str(source)], f"{missing}: No such file or directory"),
     ):
