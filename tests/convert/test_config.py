@@ -117,9 +117,7 @@ def test_mistral_is_a_llama(
 )
 def test_a_window_limits_the_context(changes: dict[str, Any], window: int, tmp_path: Path) -> None:
     """Positions within the window see all before them, so up to there it changes nothing."""
-    with pytest.warns(
-        CheckpointWarning, match=f"context is limited to the window, {window} positions"
-    ):
+    with pytest.warns(CheckpointWarning, match=f"limited to the window, {window} positions"):
         assert read(tmp_path, changes).context_length == window
 
 
@@ -258,10 +256,10 @@ def test_params_that_do_not_fit_the_weights(tmp_path: Path) -> None:
     params = json.loads((folder / "params.json").read_text())
     for changes, message in (
         ({"n_layers": 3}, "no file has the weight layers.2.attention_norm"),
-        ({"n_layers": 2**31 - 1}, "holds the weight layers.2.attention_norm"),
+        ({"n_layers": 2**31 - 1}, "has the weight layers.2.attention_norm"),
         ({"n_layers": 1}, "not used here"),
-        ({"n_kv_heads": 4}, r"wk.weight is of shape \(32, 64\); the configuration says \(64, 64"),
-        ({"dim": 128}, "is of shape"),
+        ({"n_kv_heads": 4}, r"wk.weight has shape \(32, 64\); the configuration implies \(64, 64"),
+        ({"dim": 128}, "has shape"),
     ):
         (folder / "params.json").write_text(json.dumps(params | changes))
         with pytest.raises((CheckpointError, UnsupportedError), match=message):

@@ -282,8 +282,8 @@ def test_damaged_weights_are_named(tmp_path: Path) -> None:
     huge[3, 4] = 1e30
     for changes, message in (
         ({q: None}, "no file has the weight model.layers.0.self_attn.q_proj"),
-        ({q: model.weights[q][1:]}, r"q_proj.weight is of shape \(63, 64\)"),
-        ({norm: model.weights[norm][None]}, r"norm.weight is of shape \(1, 64\)"),
+        ({q: model.weights[q][1:]}, r"q_proj.weight has shape \(63, 64\)"),
+        ({norm: model.weights[norm][None]}, r"norm.weight has shape \(1, 64\)"),
         ({q: nan}, "q_proj.weight: a weight is NaN or infinite"),
         ({q: huge}, "beyond F16's range"),
     ):
@@ -333,7 +333,7 @@ def test_shards_that_disagree(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"more.weight is not in every shard"):
         convert_here(folder)
     second.rename(folder / "consolidated.02.pth")
-    with pytest.raises(CheckpointError, match=r"consolidated.02.pth stands where shard 1"):
+    with pytest.raises(CheckpointError, match=r"found consolidated.02.pth where shard 1"):
         convert_here(folder)
 
 

@@ -221,7 +221,7 @@ def test_a_source_is_not_its_own_target(tmp_path: Path) -> None:
     before = source.read_bytes()
     link.symlink_to(source)
     for target in (source, link):
-        with pytest.raises(FileExistsError, match="the file that is quantized; name another"):
+        with pytest.raises(FileExistsError, match="is the source itself; name another file"):
             quantize_file(source, target)
     assert source.read_bytes() == before and names(tmp_path) == ["link.bin", "model.bin"]
     for package in ("gguf", "safetensors", "ml_dtypes"):
