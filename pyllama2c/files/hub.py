@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from pyllama2c.errors import (
+    CheckpointWarning,
     DownloadError,
     TokenizerNotFoundError,
     UnknownModelError,
@@ -200,13 +202,15 @@ def find_model(
         raise UnknownModelError(f"no file and no known model is called {name!r}; known: {known}")
     entry = registry.models[name]
 
-    def known_tokenizer(vocab_size: int) -> Path:
-        neighbour = Path("models") / entry["tokenizer"]
-        return neighbour if neighbour.is_file() else registry.fetch(entry["tokenizer"])
+    def get(part: str, stacklevel: int) -> Path:
+        local = Path("models") / entry[part]
+        if not local.is_file():
+            return registry.fetch(entry[part])
+        why = f"{part} of {name}: {local.resolve()} is used, not the known file of that name"
+        warnings.warn(why, CheckpointWarning, stacklevel)
+        return local
 
-    local = Path("models") / entry["checkpoint"]
-    checkpoint = local if local.is_file() else registry.fetch(entry["checkpoint"])
-    return ModelFiles(checkpoint, known_tokenizer)
+    return ModelFiles(get("checkpoint", 4), lambda _: get("tokenizer", 6))
 
 
 def download_model(name: str) -> list[Path]:
