@@ -13,12 +13,13 @@ from pyllama2c._ffi import ffi
 from pyllama2c.chat.template import ChatTemplate
 from pyllama2c.convert.tensors import Given
 from pyllama2c.convert.writer import Layout
+from pyllama2c.engine.options import Options
 from pyllama2c.engine.plan import plan_buffer, size
 from pyllama2c.files.gguf import Gguf
 from pyllama2c.files.hub import no_tokenizer
 from pyllama2c.files.recognize import Kind, kind_of_file
-from pyllama2c.tokenizers.companions import Companions
 from pyllama2c.tokenizers.gguf import has_tokenizer
+from pyllama2c.tokenizers.source import TokenizerSource
 
 
 def check_target(target: Path, source: Path) -> None:
@@ -44,17 +45,17 @@ def check_opens(layout: Layout, target: Path, source: Path, tokenizer_file: Path
     OSError where the disk has no room for it.
     """
     image = _image(layout, target)
-    config = plan_buffer(ffi.from_buffer(image), path=str(source)).config
+    config = plan_buffer(ffi.from_buffer(image), Options(), str(source)).config
 
     def open_gguf() -> Gguf:
         return Gguf.from_buffer(image, str(tokenizer_file))
 
     if not has_tokenizer(open_gguf()):
         return
-    companions = Companions(config, None, no_tokenizer(str(source)), open_gguf)
-    tokenizer = companions.tokenizer
-    if companions.chat_template is not None:
-        template = ChatTemplate(companions.chat_template, tokenizer, str(source))
+    found = TokenizerSource(config, None, no_tokenizer(str(source)), open_gguf)
+    tokenizer = found.tokenizer
+    if found.chat_template is not None:
+        template = ChatTemplate(found.chat_template, tokenizer, str(source))
         tokenizer.encode_parts(template.parts([{"role": "user", "content": "Hi"}]))
 
 

@@ -10,7 +10,7 @@ from pyllama2c import validate
 from pyllama2c._ffi import check, ffi, lib, new_error
 from pyllama2c.errors import CheckpointError, ClosedError
 from pyllama2c.files.recognize import GGUF_FILE, expect
-from pyllama2c.handle import Handle
+from pyllama2c.handle import ClosableHandle
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +31,7 @@ class Tensor(NamedTuple):
     bytes: int
 
 
-class Gguf(Handle):
+class Gguf(ClosableHandle):
     """A GGUF file of version 2 or 3, of any architecture; checked as a whole when it is opened.
 
     A mapping from keys to values for its metadata, and `tensors`.
@@ -160,12 +160,6 @@ class Gguf(Handle):
     def close(self) -> None:
         """Gives the memory back; further use raises ClosedError."""
         self._gguf = None
-
-    def __enter__(self) -> Gguf:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def _shape(t: Any) -> tuple[int, ...]:

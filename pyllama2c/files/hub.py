@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from pyllama2c import validate
 from pyllama2c.errors import (
     CheckpointWarning,
     DownloadError,
@@ -40,7 +41,7 @@ class File(NamedTuple):
 
 class ModelFiles(NamedTuple):
     checkpoint: Path
-    tokenizer: _FindTokenizer
+    find_tokenizer: _FindTokenizer
     """vocab_size -> path; may download, so it is called only when a tokenizer is needed"""
 
 
@@ -186,10 +187,9 @@ def _beside(checkpoint: Path) -> _FindTokenizer:
     return find
 
 
-def find_model(
-    model: str | os.PathLike[str] | None, tokenizer: str | os.PathLike[str] | None = None
-) -> ModelFiles:
-    """The files that `Llama(model, tokenizer)` means. Raises UnknownModelError, DownloadError."""
+def find_model(model: str | os.PathLike[str] | None) -> ModelFiles:
+    """The files that `Llama(model)` means. Raises UnknownModelError, DownloadError."""
+    validate.file_path("model", model, optional=True)
     if model is None:
         folder = data_folder()
         return ModelFiles(folder / "storyteller.bin", lambda _: folder / "tokenizer.bin")

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Collection, Iterable, Sequence
-from types import TracebackType
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from pyllama2c import validate
 from pyllama2c.errors import ClosedError, TokenizerError
-from pyllama2c.handle import Handle
+from pyllama2c.handle import ClosableHandle
 
 NONE = -1
 """the id of a special token that a vocabulary does not have, as in SentencePiece"""
-
-_Self = TypeVar("_Self", bound="BaseTokenizer")
 
 
 class Strips(NamedTuple):
@@ -30,7 +27,7 @@ _WHITE_SPACE = [*filter(str.isspace, map(chr, [*range(28), *range(32, 0x3001)]))
 """Unicode's: Python counts four control characters as well"""
 
 
-class BaseTokenizer(Handle, ABC):
+class BaseTokenizer(ClosableHandle):
     """What a model's tokenizer offers, wherever it is from."""
 
     path: str
@@ -170,17 +167,6 @@ class BaseTokenizer(Handle, ABC):
     def close(self) -> None:
         """Frees the tokenizer; further use raises ClosedError."""
         self._closed = True
-
-    def __enter__(self: _Self) -> _Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.path!r}, vocab_size={self.vocab_size})"
