@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from fnmatch import filter as matching
 from pathlib import Path
 
 from pyllama2c.convert.json_files import read_json
@@ -35,30 +36,44 @@ _KINDS: tuple[tuple[str, str, _Opener], ...] = (
 )
 
 
-def _shards(folder: Path, whole: str, pattern: str) -> list[Path]:
+SETTINGS = ("config.json", *(f"{whole}.index.json" for whole, _, _ in _KINDS))
+
+
+def _shards(folder: Path, names: Collection[str], whole: str, pattern: str) -> list[str]:
     """The files of one kind: those that the index names, or all there are. A file of all weights
     comes before an index, as in transformers."""
     index = f"{whole}.index.json"
-    if not (folder / index).is_file():
-        return sorted(folder.glob(pattern))
-    if (folder / whole).is_file():
-        return [folder / whole]
+    if index not in names:
+        return sorted(matching(names, pattern))
+    if whole in names:
+        return [whole]
     table = read_json(folder / index).object("weight_map")
-    names = [name for _, name in table.items()]
-    if wrong := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+    named = [name for _, name in table.items()]
+    if wrong := [name for name in named if not isinstance(name, str) or Path(name).name != name]:
         raise CheckpointError(f"{folder / index} names {str(wrong[0])[:100]!r}, which is no file")
-    paths = [folder / name for name in sorted(set(names))]
-    for path in paths:
-        if not path.is_file():
-            raise CheckpointNotFoundError(2, f"{index} names a file that is not there", str(path))
-    return paths
+    for name in sorted(set(named) - set(names)):
+        why = f"{index} names a file that is not there"
+        raise CheckpointNotFoundError(2, why, str(folder / name))
+    return sorted(set(named))
+
+
+def has_weights(names: Collection[str]) -> bool:
+    return any(matching(names, pattern) for _, pattern, _ in _KINDS)
+
+
+def weight_files(folder: Path, names: Collection[str]) -> list[str]:
+    """Of `names`, all that a folder has, the files with the weights; `folder` need hold no more of
+    them than an index."""
+    kinds = (_shards(folder, names, whole, pattern) for whole, pattern, _ in _KINDS)
+    return next(filter(None, kinds), [])
 
 
 def _open_weights(folder: Path) -> dict[str, Tensor]:
+    names = [path.name for path in folder.iterdir()]
     for whole, pattern, opener in _KINDS:
         found: dict[str, Tensor] = {}
-        for path in _shards(folder, whole, pattern):
-            for name, tensor in opener(path).items():
+        for file in _shards(folder, names, whole, pattern):
+            for name, tensor in opener(folder / file).items():
                 if name in found:
                     raise CheckpointError(f"{tensor.name} is in {found[name].name} as well")
                 found[name] = tensor

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from pyllama2c import validate
 from pyllama2c.engine.config import Config
+from pyllama2c.engine.engine import open_file
+from pyllama2c.engine.options import Options
 from pyllama2c.errors import CheckpointError, UnsupportedError
 from pyllama2c.files.whole import whole_file
-from pyllama2c.model import Llama
 
 _MAGIC = 0x616B3432
 _HEADER = {0: 28, 1: 256}
@@ -135,8 +136,9 @@ def quantize_file(
     if source.exists() and target.exists() and source.samefile(target):
         why = "is the file that is quantized; name another"  # int8 does not give float32 back
         raise FileExistsError(errno.EEXIST, why, str(target))
-    with Llama(source, speculative=False) as llama:  # every check on the file is the engine's
-        config = llama.config
+    engine = open_file(str(source), Options(speculative=False))  # every check is the engine's
+    config = engine.config
+    engine.close()
     if config.file != "llama2.c":
         raise UnsupportedError(f"{source} is a GGUF file; only llama2.c's files are quantized")
     if config.dtype != "float32":

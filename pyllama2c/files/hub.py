@@ -175,7 +175,7 @@ def no_tokenizer(checkpoint: str) -> _FindTokenizer:
     return find
 
 
-def _beside(checkpoint: Path) -> _FindTokenizer:
+def beside(checkpoint: Path) -> _FindTokenizer:
     def find(vocab_size: int) -> Path:
         neighbour = checkpoint.parent / "tokenizer.bin"
         if neighbour.is_file():
@@ -195,7 +195,7 @@ def find_model(model: str | os.PathLike[str] | None) -> ModelFiles:
         return ModelFiles(folder / "storyteller.bin", lambda _: folder / "tokenizer.bin")
     name = os.fspath(model)
     if os.path.exists(name) or os.sep in name or name.endswith((".bin", ".gguf")):
-        return ModelFiles(Path(name), _beside(Path(name)))
+        return ModelFiles(Path(name), beside(Path(name)))
     registry = Registry()
     if name not in registry.models:
         known = ", ".join(registry.models)
@@ -210,7 +210,7 @@ def find_model(model: str | os.PathLike[str] | None) -> ModelFiles:
         warnings.warn(why, CheckpointWarning, stacklevel)
         return local
 
-    return ModelFiles(get("checkpoint", 4), lambda _: get("tokenizer", 6))
+    return ModelFiles(get("checkpoint", 5), lambda _: get("tokenizer", 6))
 
 
 def download_model(name: str) -> list[Path]:
