@@ -87,8 +87,8 @@ def _from_hub(name: str, refresh: bool) -> ModelFiles:
 def _one_file(repository: Repository, path: str) -> ModelFiles:
     if not path.endswith((".gguf", ".bin")):
         raise UnsupportedError(
-            f"{repository.name}: {path} is neither GGUF nor a llama2.c checkpoint; the name without "
-            "it means the whole folder, which is converted"
+            f"{repository.name}: {path} is neither GGUF nor a llama2.c checkpoint; without "
+            "it the name means the whole folder, which is converted"
         )
     if re.search(r"-\d{5}-of-\d{5}\.gguf$", path):
         raise UnsupportedError(

@@ -14,7 +14,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -273,8 +273,18 @@ def open_repository(name: HubName, *, refresh: bool = False) -> Repository:
             raise
         announce(f"{error}; what is here of commit {found.commit} is used")
         return found
+    if refresh:
+        _tell_of_move(repository)
     repository.record()
     return repository
+
+
+def _tell_of_move(repository: Repository) -> None:
+    name = repository.name
+    with suppress(DownloadError):  # of a record that is damaged
+        before = _read_record(name)
+        if before is not None and before.commit != repository.commit:
+            announce(f"{name} was {before.commit}, and is now {repository.commit}")
 
 
 @contextmanager
@@ -291,18 +301,29 @@ def _hub_errors(name: HubName, what: str) -> Iterator[None]:
             f"cannot {what}: its owner gives it to those who ask at "
             f"{_endpoint()}/{name.repository} and log in: `hf auth login`, or HF_TOKEN"
         ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise UnknownModelError(
-            f"{_host()} has no repository {name.repository}, or it is private and needs a login "
-            "that may read it: `hf auth login`, or HF_TOKEN"
-        ) from error
     except errors.RevisionNotFoundError as error:
         raise UnknownModelError(
             f"{name.repository} has no revision {name.revision!r}, or not any more what it was: "
             f"`pyllama2c download {name}` asks the hub again"
         ) from error
     except Exception as error:
+        if isinstance(error, errors.RepositoryNotFoundError) or _asks_for_login(error):
+            raise UnknownModelError(
+                f"{_host()} has no repository {name.repository}, or it is private and needs a "
+                "login that may read it: `hf auth login`, or HF_TOKEN"
+            ) from error
         raise DownloadError(f"cannot {what}: {_reason(error)}") from error
+
+
+def _asks_for_login(error: Exception) -> bool:
+    """Whether the hub asks who it is, which it does of what is not there as well."""
+    from huggingface_hub import get_token
+
+    return _status(error) == 401 and get_token() is None
+
+
+def _status(error: BaseException) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def _endpoint() -> str:
@@ -326,13 +347,12 @@ def _reason(error: BaseException) -> str:
     if error.__cause__ is not None and type(error).__name__ in _WRAPPERS:
         return _reason(error.__cause__)
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    response = getattr(error, "response", None)
+    status = _status(error)
     if "OfflineModeIsEnabled" in kinds:
         return "HF_HUB_OFFLINE is set, and no good copy of it is here"
-    if response is not None:
+    if status is not None:
         from http.client import responses
 
-        status = response.status_code
         answer = f"{status} {responses.get(status, '')}{_NO_ACCESS.get(status, '')}"
         return f"{_host()} answered {answer}"
     if "ProxyError" in kinds:
