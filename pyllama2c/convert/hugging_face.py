@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection
+from errno import ENOENT
 from fnmatch import filter as matching
 from pathlib import Path
 
@@ -30,18 +31,17 @@ def _torch(path: Path) -> dict[str, Tensor]:
     return open_state_dict(path)
 
 
-_KINDS: tuple[tuple[str, str, _Opener], ...] = (
+_FORMATS: tuple[tuple[str, str, _Opener], ...] = (
     ("model.safetensors", "model*.safetensors", _safetensors),
     ("pytorch_model.bin", "pytorch_model*.bin", _torch),
 )
 
-
-SETTINGS = ("config.json", *(f"{whole}.index.json" for whole, _, _ in _KINDS))
+SETTINGS = ("config.json", *(f"{whole}.index.json" for whole, _, _ in _FORMATS))
 
 
 def _shards(folder: Path, names: Collection[str], whole: str, pattern: str) -> list[str]:
-    """The files of one kind: those that the index names, or all there are. A file of all weights
-    comes before an index, as in transformers."""
+    """The files of one format: those that the index names, else all that match. A single file with
+    all weights takes precedence over an index, as in transformers."""
     index = f"{whole}.index.json"
     if index not in names:
         return sorted(matching(names, pattern))
@@ -50,41 +50,41 @@ def _shards(folder: Path, names: Collection[str], whole: str, pattern: str) -> l
     table = read_json(folder / index).object("weight_map")
     named = [name for _, name in table.items()]
     if wrong := [name for name in named if not isinstance(name, str) or Path(name).name != name]:
-        raise CheckpointError(f"{folder / index} names {str(wrong[0])[:100]!r}, which is no file")
+        raise CheckpointError(f"{folder / index} names {str(wrong[0])[:100]!r}, not a file name")
     for name in sorted(set(named) - set(names)):
-        why = f"{index} names a file that is not there"
-        raise CheckpointNotFoundError(2, why, str(folder / name))
+        why = f"missing, but named by {index}"
+        raise CheckpointNotFoundError(ENOENT, why, str(folder / name))
     return sorted(set(named))
 
 
 def has_weights(names: Collection[str]) -> bool:
-    return any(matching(names, pattern) for _, pattern, _ in _KINDS)
+    return any(matching(names, pattern) for _, pattern, _ in _FORMATS)
 
 
 def weight_files(folder: Path, names: Collection[str]) -> list[str]:
-    """Of `names`, all that a folder has, the files with the weights; `folder` need hold no more of
-    them than an index."""
-    kinds = (_shards(folder, names, whole, pattern) for whole, pattern, _ in _KINDS)
-    return next(filter(None, kinds), [])
+    """Which of `names`, all files of the folder, hold the weights. Of these files only an index
+    must be in `folder`."""
+    formats = (_shards(folder, names, whole, pattern) for whole, pattern, _ in _FORMATS)
+    return next(filter(None, formats), [])
 
 
 def _open_weights(folder: Path) -> dict[str, Tensor]:
     names = [path.name for path in folder.iterdir()]
-    for whole, pattern, opener in _KINDS:
+    for whole, pattern, opener in _FORMATS:
         found: dict[str, Tensor] = {}
         for file in _shards(folder, names, whole, pattern):
             for name, tensor in opener(folder / file).items():
                 if name in found:
-                    raise CheckpointError(f"{tensor.name} is in {found[name].name} as well")
+                    raise CheckpointError(f"{tensor.name} is also in {found[name].name}")
                 found[name] = tensor
         if found:
             return found
-    patterns = " or ".join(pattern for _, pattern, _ in _KINDS)
-    raise CheckpointNotFoundError(2, f"no weights: neither {patterns}", str(folder))
+    patterns = " nor ".join(pattern for _, pattern, _ in _FORMATS)
+    raise CheckpointNotFoundError(ENOENT, f"no weights: neither {patterns}", str(folder))
 
 
 def open_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Configuration and weights, under GGUF's names and in its order of rows; none is read yet."""
+    """The configuration, and the weights under GGUF's names and in its row order, not read yet."""
     source = read_json(folder / "config.json")
     config = from_hugging_face(source)
     tied = source.boolean("tie_word_embeddings", False)
@@ -93,8 +93,8 @@ def open_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         tied = same(found[_CLASSIFIER], found[_EMBEDDING])
         if not tied:
             warnings.warn(
-                f"{found[_CLASSIFIER].name} is not the embedding, though config.json's "
-                "tie_word_embeddings says so: it is kept, as transformers 5 does",
+                f"{found[_CLASSIFIER].name} differs from the embedding, although config.json sets "
+                "tie_word_embeddings: it is kept, as in transformers 5",
                 CheckpointWarning,
                 stacklevel=3,
             )
