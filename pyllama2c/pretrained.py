@@ -1,4 +1,4 @@
-"""What a model's name means: a file, a known model, or one of the Hugging Face hub."""
+"""From the name of a model to its files: a path, a known model, or one on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from pyllama2c.files.repository import Repository
 
 _SCHEME = "hf:/"
-"""what a path that is normalized leaves of hf://"""
+"""what is left of hf:// once pathlib has normalized it"""
 _DTYPE = "float16"
-"""of the matrices of converted folders"""
+"""of matrices in converted models"""
 
 
 def find_model(model: str | os.PathLike[str] | None) -> ModelFiles:
-    """The files that `Llama(model)` means, downloaded and converted where need be.
+    """The files of `Llama(model)`, downloaded and converted if necessary.
 
-    Raises UnknownModelError and DownloadError, and what `convert` raises.
+    Raises UnknownModelError, DownloadError, and the exceptions of `convert`.
     """
     validate.file_path("model", model, optional=True)
     if model is None or not os.fspath(model).startswith(_SCHEME):
@@ -43,18 +43,18 @@ def find_model(model: str | os.PathLike[str] | None) -> ModelFiles:
 
 
 def download_model(model: str) -> list[Path]:
-    """Fetches a known model and its tokenizer, or what a name on the hub means by now; checks again
-    what is there."""
+    """Fetches a known model and its tokenizer, or the current commit of one on the hub; rechecks
+    what is cached."""
     if not model.startswith(_SCHEME):
         return hub.download_model(model)
     return [_from_hub(model, refresh=True).checkpoint]
 
 
 def hub_name(repo_id: str, filename: str | None, revision: str | None) -> str:
-    """hf://owner/name@revision/filename of its parts."""
+    """Joins the parts to hf://owner/name@revision/filename."""
     for argument, value in (("repo_id", repo_id), ("filename", filename), ("revision", revision)):
         if not isinstance(value, str) and (value is not None or argument == "repo_id"):
-            raise validate.wrong(argument, value, "text", TypeError)
+            raise validate.wrong(argument, value, "a string", TypeError)
     name = "hf://" + repo_id.removeprefix("hf://")
     if revision is not None:
         name += "@" + quote(revision, safe="")
@@ -79,21 +79,27 @@ def _from_hub(name: str, refresh: bool) -> ModelFiles:
         found = matching(models, "*.gguf")
     if len(found) == 1:
         return _one_file(repository, found[0])
-    there = ", ".join(sorted(found or models)[:20]) or "nothing that this package reads"
-    is_what = "could be any of several files" if found else "is no model"
-    raise UnknownModelError(f"{parsed} {is_what}; name one of those in the repository: {there}")
+    if not models:
+        raise UnknownModelError(
+            f"{parsed.repository} has no GGUF file, llama2.c checkpoint or folder to convert"
+        )
+    listed = sorted(found or models)
+    text = ", ".join(listed[:20]) + (", ..." if len(listed) > 20 else "")
+    matches = "several files; name one:" if found else "no file; the repository has"
+    raise UnknownModelError(f"{parsed} matches {matches} {text}")
 
 
 def _one_file(repository: Repository, path: str) -> ModelFiles:
+    name = repository.name
     if not path.endswith((".gguf", ".bin")):
         raise UnsupportedError(
-            f"{repository.name}: {path} is neither GGUF nor a llama2.c checkpoint; without "
-            "it the name means the whole folder, which is converted"
+            f"{name.repository}: {path} is neither a GGUF file nor a llama2.c checkpoint; "
+            f"{name._replace(path='')} converts the whole repository"
         )
     if re.search(r"-\d{5}-of-\d{5}\.gguf$", path):
         raise UnsupportedError(
-            f"{repository.name}: {path} is a part of a model; merge its parts into one file "
-            "(llama-gguf-split --merge)"
+            f"{name.repository}: {path} is one part of a split model; download and merge the "
+            "parts (llama-gguf-split --merge)"
         )
     file = repository.fetch([path]) / path
     beside = join(dirname(path), "tokenizer.bin")
@@ -107,7 +113,7 @@ def _one_file(repository: Repository, path: str) -> ModelFiles:
 
 
 def _converted(repository: Repository, settings: list[str]) -> Path:
-    """The repository as a GGUF file, which is written once."""
+    """The repository as a GGUF file, converted on first use."""
     from pyllama2c.files.repository import folder_of
 
     name = repository.name
@@ -116,15 +122,15 @@ def _converted(repository: Repository, settings: list[str]) -> Path:
         return target
     convert.check_packages()
     folder = repository.fetch(settings)
-    convert.check_settings(folder)  # before gigabytes of weights come
+    convert.check_settings(folder)  # before gigabytes of weights are downloaded
     repository.fetch(convert.weight_files(folder, [n for n in repository.files if "/" not in n]))
-    announce(f"{name}: converting to GGUF, once; {target}")
+    announce(f"{name}: converting once to {target}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         called = name.repository.rpartition("/")[2]
         convert.convert(folder, target, dtype=_DTYPE, name=called, progress=watched())
     except OSError as error:
-        if isinstance(error, Llama2cError):  # a file of the model's
+        if isinstance(error, Llama2cError):  # about the model's own files
             raise
         raise DownloadError(
             f"cannot convert {name}: {in_words(error)} (PYLLAMA2C_CACHE names another folder)"

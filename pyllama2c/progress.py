@@ -1,4 +1,4 @@
-"""What takes long, said on standard error; bars are for a terminal, not for log files."""
+"""Progress on standard error: messages, and bars for a terminal, not for log files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def watched() -> bool:
 
 
 def announce(text: str) -> None:
-    """A line, if it can be written."""
+    """Prints a message, if standard error can be written."""
     if sys.stderr is not None:
         with suppress(OSError):
             print(f"pyllama2c: {text}", file=sys.stderr, flush=True)

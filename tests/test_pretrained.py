@@ -135,21 +135,25 @@ def test_a_name_that_leaves_a_choice(hub: Hub, machine: Machine) -> None:
     assert machine.path("hf://ann/one").name == "only.gguf"
     hub.repo("ann/owls", {"a-q4.gguf": GGUF, "a-q8.gguf": OTHER, "x.safetensors": b""})
     assert machine.path("hf://ann/owls/*q8.gguf").name == "a-q8.gguf"
-    both = "name one of those in the repository: a-q4.gguf, a-q8.gguf"
-    assert machine.error("hf://ann/owls").endswith(f"could be any of several files; {both}")
-    assert machine.error("hf://ann/owls/b.gguf").endswith(f"b.gguf is no model; {both}")
-    assert "a-q4.gguf, a-q8.gguf" in machine.error("hf://ann/owls/*")
+    both = "a-q4.gguf, a-q8.gguf"
+    assert machine.error("hf://ann/owls").endswith(f"matches several files; name one: {both}")
+    wrong = "hf://ann/owls/b.gguf"
+    assert machine.error(wrong) == f"{wrong} matches no file; the repository has {both}"
     assert sorted({*hub.downloads()}) == ["a-q8.gguf", "only.gguf"]
 
 
 def test_what_cannot_be_opened_is_not_downloaded(hub: Hub, machine: Machine) -> None:
     part = "model-00001-of-00002.gguf"
     hub.repo("ann/text", {"README.md": b"", part: GGUF, "rng.bin": b""})
-    assert "neither GGUF nor a llama2.c checkpoint" in machine.error("hf://ann/text/README.md")
-    assert "merge its parts" in machine.error(f"hf://ann/text/{part}")
-    assert machine.error("hf://ann/text/config.json").endswith(f"repository: {part}, rng.bin")
+    assert "neither a GGUF file nor a llama2.c checkpoint" in machine.error(
+        "hf://ann/text/README.md"
+    )
+    assert "merge the parts" in machine.error(f"hf://ann/text/{part}")
+    assert machine.error("hf://ann/text/config.json").endswith(
+        f"the repository has {part}, rng.bin"
+    )
     hub.repo("ann/empty", {"README.md": b""})
-    assert machine.error("hf://ann/empty").endswith("repository: nothing that this package reads")
+    assert machine.error("hf://ann/empty").endswith("checkpoint or folder to convert")
     assert hub.downloads() == []
 
 
@@ -218,7 +222,7 @@ def test_a_folder_is_converted_once(hub: Hub, machine: Machine, tmp_path: Path, 
     assert sorted(hub.downloads()) == sorted(needed)
     said = done.stderr.splitlines()
     assert len(said) == 3 and all(line.startswith("pyllama2c: hf://ann/owls: ") for line in said)
-    assert "downloading" in said[0] and f"converting to GGUF, once; {path}" in said[2]
+    assert "downloading" in said[0] and f"converting once to {path}" in said[2]
 
     hub.requests.clear()
     shutil.rmtree(machine.hub_cache)
@@ -233,7 +237,7 @@ def test_a_folder_is_converted_once(hub: Hub, machine: Machine, tmp_path: Path, 
         ("config.json", {"architectures": ["OwlForCausalLM"]}, "architecture OwlForCausalLM"),
         ("tokenizer.json", {"model": {"type": "Unigram"}}, "tokenizer.json"),
         ("tokenizer.json", None, "neither tokenizer.model nor tokenizer.json"),
-        ("model.safetensors", None, "is no model"),
+        ("model.safetensors", None, "no GGUF file"),
     ],
 )
 def test_a_folder_is_refused_before_its_weights_come(
@@ -272,7 +276,7 @@ def test_a_revision_stays_what_it_was(hub: Hub, machine: Machine) -> None:
     assert machine.path("hf://ann/owls").read_bytes() == GGUF
     done = machine.command("download", "hf://ann/owls")
     assert Path(done.stdout.strip()).read_bytes() == OTHER
-    assert f"hf://ann/owls was {first}, and is now {second}" in done.stderr
+    assert f"hf://ann/owls moved from commit {first} to {second}" in done.stderr
     assert machine.path("hf://ann/owls", **OFFLINE).read_bytes() == OTHER
     assert machine.path(f"hf://ann/owls@{first}").read_bytes() == GGUF
 
@@ -297,7 +301,9 @@ def test_a_commit_that_is_gone(hub: Hub, machine: Machine) -> None:
     repo.commits.clear()
     repo.commit({"owl.gguf": OTHER})
     shutil.rmtree(machine.hub_cache)
-    assert "`pyllama2c download hf://ann/owls` asks the hub again" in machine.error("hf://ann/owls")
+    assert "`pyllama2c download hf://ann/owls` gets the current one" in machine.error(
+        "hf://ann/owls"
+    )
     assert machine.command("download", "hf://ann/owls").returncode == 0
     assert machine.path("hf://ann/owls").read_bytes() == OTHER
 
@@ -311,7 +317,7 @@ def test_repositories_that_are_not_shown(hub: Hub, machine: Machine) -> None:
         variables = {} if token is None else {"HF_TOKEN": token}
         message = machine.error(f"hf://{name}", **variables)
         assert message.startswith(f"127.0.0.1 has no repository {name}, or it is private")
-        assert "`hf auth login`, or HF_TOKEN" in message
+        assert "log in with `hf auth login` or set HF_TOKEN" in message
     assert machine.path("hf://ann/secret", HF_TOKEN=TOKEN).read_bytes() == GGUF
 
 
@@ -322,7 +328,7 @@ def test_logins_that_do_not_help(hub: Hub, machine: Machine) -> None:
                             "is not valid")  # fmt: skip
     hub.repo("ann/gated", {"owl.gguf": GGUF}, gated=True)
     message = machine.error("hf://ann/gated")
-    assert f"its owner gives it to those who ask at {hub.url}/ann/gated and log in" in message
+    assert f"access is restricted; request it at {hub.url}/ann/gated, then log in" in message
     hub.status = {"/api/": 403}
     assert "answered 403 Forbidden: the token" in machine.error("hf://ann/secret")
 
@@ -360,12 +366,13 @@ def test_content_that_is_not_what_the_hub_says(hub: Hub, machine: Machine) -> No
     shutil.rmtree(machine.hub_cache)
     hub.garbled = 100
     message = machine.error("hf://ann/owls/owl.gguf")
-    assert message.endswith("what came is a file with another SHA-256")
+    assert message.endswith("the hub sent a file with the wrong SHA-256")
     assert not list(machine.hub_cache.rglob("owl.gguf"))
     pytest.importorskip("gguf", reason="gguf (the extra `convert`) is not installed")
     message = machine.error("hf://ann/owls")
-    assert "cannot download config.json of hf://ann/owls: what came is a file with another git" in (
-        message
+    assert (
+        "cannot download config.json of hf://ann/owls: the hub sent a file with the wrong git"
+        in (message)
     )
 
 
@@ -373,14 +380,14 @@ def test_a_size_that_is_not_what_the_hub_says(hub: Hub, machine: Machine) -> Non
     hub.repo("ann/owls", {"owl.gguf": GGUF})
     hub.sizes["owl.gguf"] = len(GGUF) + 1
     message = machine.error("hf://ann/owls")
-    assert message.endswith(f"what came is {len(GGUF):,} bytes, not {len(GGUF) + 1:,}")
+    assert message.endswith(f"the hub sent {len(GGUF):,} bytes instead of {len(GGUF) + 1:,}")
 
 
 def test_a_damaged_copy_is_fetched_again(hub: Hub, machine: Machine) -> None:
     hub.repo("ann/owls", {"owl.gguf": GGUF})
     path = machine.path("hf://ann/owls")
     path.write_bytes(GGUF[:100])  # another size is noticed at every use
-    assert "HF_HUB_OFFLINE is set, and no good copy" in machine.error("hf://ann/owls", **OFFLINE)
+    assert "of hf://ann/owls: HF_HUB_OFFLINE is set" in machine.error("hf://ann/owls", **OFFLINE)
     assert machine.path("hf://ann/owls").read_bytes() == GGUF
     path.write_bytes(bytes(len(GGUF)))  # the same size, by `download`
     assert machine.command("download", "hf://ann/owls").returncode == 0
@@ -404,10 +411,7 @@ def test_two_processes_at_once(hub: Hub, machine: Machine, tmp_path: Path) -> No
 def test_without_a_network(hub: Hub, machine: Machine) -> None:
     name = "hf://ann/owls/owl.gguf"
     message = machine.error(name, **NO_NETWORK)
-    assert (
-        message
-        == f"cannot ask the hub for {name}: no connection to 127.0.0.1 (is there a network?)"
-    )
+    assert message == f"cannot look up {name}: no connection to 127.0.0.1 (is there a network?)"
     assert "HF_HUB_OFFLINE is set" in machine.error(name, **OFFLINE)
     assert "HF_HUB_OFFLINE is set" in machine.error(name, "download", **OFFLINE)
     hub.status = {"/api/": 503}
@@ -421,8 +425,10 @@ def test_what_others_downloaded_serves_without_a_network(hub: Hub, machine: Mach
     hub.requests.clear()
     done = machine.command("info", "hf://ann/owls/owl.gguf", "--json", **OFFLINE)
     assert Path(json.loads(done.stdout)["model"]).read_bytes() == GGUF
-    assert f"what is here of commit {repo.revisions['main']} is used" in done.stderr
-    assert "is no model; name one of" in machine.error("hf://ann/owls/other.gguf", **OFFLINE)
+    assert f"using the cached commit {repo.revisions['main']}" in done.stderr
+    assert "matches no file; the repository has" in machine.error(
+        "hf://ann/owls/other.gguf", **OFFLINE
+    )
     assert hub.requests == [] and not machine.cache.exists()  # with a network, it is asked
     assert machine.path("hf://ann/owls/owl.gguf").read_bytes() == GGUF
     assert hub.downloads() == []
@@ -435,7 +441,7 @@ def test_a_disk_without_room(hub: Hub, machine: Machine) -> None:
     hub.repo("ann/owls", {"owl.gguf": GGUF})
     hub.sizes["owl.gguf"] = 1 << 60
     message = machine.error("hf://ann/owls")
-    assert "1,152,921,504,606,846,976 bytes are to come" in message and "HF_HOME names" in message
+    assert "1,152,921,504,606,846,976 bytes; " in message and "HF_HOME names" in message
     assert hub.downloads() == []
 
 
@@ -492,7 +498,7 @@ def test_a_damaged_record(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     record.parent.mkdir(parents=True)
     record.write_text(text)
     with pytest.raises(
-        DownloadError, match=r"main\.json is damaged: `pyllama2c download hf://ann/owl"
+        DownloadError, match=r"main\.json is damaged; `pyllama2c download hf://ann/owl"
     ):
         Llama("hf://ann/owls")
 
@@ -532,14 +538,14 @@ def test_names(name: str, parts: tuple[str, str, str]) -> None:
     ).split(" "),
 )
 def test_what_is_no_name(name: str) -> None:
-    with pytest.raises(UnknownModelError, match="those are hf://owner/name, hf://owner/name/file"):
+    with pytest.raises(UnknownModelError, match="use hf://owner/name, hf://owner/name/file"):
         Llama(name)
 
 
 @pytest.mark.parametrize("arguments", [(1,), (None,), ("a/b", 1), ("a/b", None, 1)])
 def test_parts_of_a_name_are_text(arguments: tuple[Any, ...]) -> None:
     padded: Any = (*arguments, None, None)[:3]
-    with pytest.raises(TypeError, match="it must be text"):
+    with pytest.raises(TypeError, match="it must be a string"):
         Llama.from_pretrained(*padded[:2], revision=padded[2])
 
 

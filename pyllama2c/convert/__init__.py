@@ -20,7 +20,7 @@ _PACKAGES = ("gguf", "safetensors", "ml_dtypes")
 
 
 def check_packages() -> None:
-    """UnsupportedError, where those of the extra `convert` are not installed."""
+    """UnsupportedError if those of the extra `convert` are not installed."""
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise UnsupportedError(
@@ -39,8 +39,8 @@ def _check_source(source: Path) -> None:
 
 
 def settings_files(names: Collection[str]) -> list[str]:
-    """Of `names`, all files of a folder, those that `convert` reads but for the weights; none where
-    the folder holds no model."""
+    """Which of `names`, all files of a folder, `convert` reads besides the weights; none if the
+    folder holds no model."""
     from pyllama2c.convert import hugging_face, meta_folder
     from pyllama2c.convert.tokenizer_files import FILES
 
@@ -52,7 +52,7 @@ def settings_files(names: Collection[str]) -> list[str]:
 
 
 def weight_files(folder: Path, names: Collection[str]) -> list[str]:
-    """The files with the weights; `folder` need hold no more than the settings."""
+    """Which of `names` hold the weights. Only the settings must be in `folder`."""
     from pyllama2c.convert import hugging_face, meta_folder
 
     if "config.json" in names:
@@ -61,15 +61,15 @@ def weight_files(folder: Path, names: Collection[str]) -> list[str]:
 
 
 def check_settings(folder: Path) -> None:
-    """The errors that `convert` raises of a Hugging Face folder's settings and its tokenizer; the
-    weights need not be there yet."""
+    """Raises what `convert` would for a Hugging Face folder's settings and tokenizer; the weights
+    may still be missing."""
     from pyllama2c.convert.json_files import read_json
     from pyllama2c.convert.model_config import from_hugging_face
     from pyllama2c.convert.tokenizer_files import read_vocabulary
 
     if (folder / "config.json").is_file():
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # `convert` will give them
+            warnings.simplefilter("ignore")  # `convert` repeats them
             config = from_hugging_face(read_json(folder / "config.json"))
             read_vocabulary(folder, config.vocab_size)
 

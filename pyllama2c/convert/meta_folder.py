@@ -24,7 +24,7 @@ _EMBEDDING = "tok_embeddings"
 
 
 def weight_files(names: Iterable[str]) -> list[str]:
-    """Of a folder's files those with the weights."""
+    """Which of a folder's files hold the weights."""
     return sorted(matching(names, "consolidated.*.pth"))
 
 

@@ -29,7 +29,7 @@ FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-"""that are read here, beside config.json"""
+"""all that is read here, besides config.json"""
 
 _SPECIAL = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
 _MORE_SPECIAL = ("additional_special_tokens", "extra_special_tokens")

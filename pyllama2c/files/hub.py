@@ -211,7 +211,7 @@ def find_model(model: str | os.PathLike[str] | None) -> ModelFiles:
         local = Path("models") / entry[part]
         if not local.is_file():
             return registry.fetch(entry[part])
-        why = f"{part} of {name}: {local.resolve()} is used, not the known file of that name"
+        why = f"{part} of {name}: using {local.resolve()}, not the known file of that name"
         warnings.warn(why, CheckpointWarning, stacklevel)
         return local
 

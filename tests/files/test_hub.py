@@ -247,10 +247,14 @@ def test_a_local_file_comes_first(
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "tiny.bin").write_bytes(CHECKPOINT)
     (tmp_path / "models" / "tok.bin").write_bytes(TOKENIZER)
-    with pytest.warns(CheckpointWarning, match=r"checkpoint of tiny: /.*/tiny\.bin is") as of_model:
+    with pytest.warns(
+        CheckpointWarning, match=r"checkpoint of tiny: using /.*/tiny.bin"
+    ) as of_model:
         llama = Llama("tiny")
     assert llama.path == "models/tiny.bin"
-    with pytest.warns(CheckpointWarning, match=r"tokenizer of tiny: /.*/tok\.bin is") as of_pieces:
+    with pytest.warns(
+        CheckpointWarning, match=r"tokenizer of tiny: using /.*/tok.bin"
+    ) as of_pieces:
         assert llama.tokenizer.vocab_size == 300
     llama.close()
     assert {of_model[0].filename, of_pieces[0].filename} == {__file__}
