@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from fnmatch import filter as matching
@@ -12,6 +13,7 @@ from urllib.parse import quote
 
 from pyllama2c import convert, validate
 from pyllama2c.errors import (
+    CheckpointNotFoundError,
     DownloadError,
     Llama2cError,
     UnknownModelError,
@@ -25,8 +27,9 @@ from pyllama2c.progress import announce, watched
 if TYPE_CHECKING:
     from pyllama2c.files.repository import Repository
 
-_SCHEME = "hf:/"
-"""what is left of hf:// once pathlib has normalized it"""
+_SCHEMES = ("hf:/", "https:/", "http:/")
+"""with the one slash that pathlib leaves of two"""
+_LOOKS_LIKE_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.bin)(?<!\.gguf)", re.ASCII)
 _DTYPE = "float16"
 """of matrices in converted models"""
 
@@ -37,15 +40,19 @@ def find_model(model: str | os.PathLike[str] | None) -> ModelFiles:
     Raises UnknownModelError, DownloadError, and the exceptions of `convert`.
     """
     validate.file_path("model", model, optional=True)
-    if model is None or not os.fspath(model).startswith(_SCHEME):
-        return hub.find_model(model)
-    return _from_hub(os.fspath(model), refresh=False)
+    name = "" if model is None else os.fspath(model)
+    if name.startswith(_SCHEMES):
+        return _from_hub(name, refresh=False)
+    if _LOOKS_LIKE_HUB.fullmatch(name) and not os.path.exists(name):
+        why = f"no such file; hf://{name} would name a model on the Hugging Face hub"
+        raise CheckpointNotFoundError(errno.ENOENT, why, name)
+    return hub.find_model(model)
 
 
 def download_model(model: str) -> list[Path]:
     """Fetches a known model and its tokenizer, or the current commit of one on the hub; rechecks
     what is cached."""
-    if not model.startswith(_SCHEME):
+    if not model.startswith(_SCHEMES):
         return hub.download_model(model)
     return [_from_hub(model, refresh=True).checkpoint]
 

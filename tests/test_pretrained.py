@@ -22,6 +22,7 @@ from tokenizer_files import byte_level, sentencepiece
 from tokenizer_keys import chat_model, sentencepiece_keys
 
 from pyllama2c import DownloadError, Llama, UnknownModelError
+from pyllama2c.errors import CheckpointNotFoundError
 from pyllama2c.files.repository import HubName, parse_name
 from pyllama2c.pretrained import hub_name
 
@@ -53,11 +54,14 @@ class Machine:
     def command(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
         return run_python("-m", "pyllama2c", *words, env=self.environment | variables)
 
+    def paths(self, *names: str, **variables: str) -> list[Path]:
+        """The files that these models are opened from."""
+        code = "import sys; from pyllama2c.pretrained import find_model as find\n"
+        code += "for name in sys.argv[1:]: print(find(name).checkpoint)"
+        return [Path(line) for line in self.python(code, *names, **variables).splitlines()]
+
     def path(self, name: str, **variables: str) -> Path:
-        """The file that is opened."""
-        done = self.command("info", name, "--json", **variables)
-        assert done.returncode == 0, done.stderr
-        return Path(json.loads(done.stdout)["model"])
+        return self.paths(name, **variables)[0]
 
     def error(self, name: str, command: str = "info", **variables: str) -> str:
         done = self.command(command, name, **variables)
@@ -67,8 +71,8 @@ class Machine:
         assert not any(word in done.stderr for word in ("Traceback", "httpx", "errno", "Errno"))
         return last.removeprefix("pyllama2c: error: ")
 
-    def python(self, code: str, **variables: str) -> str:
-        done = run_python("-c", code, env=self.environment | variables)
+    def python(self, code: str, *words: str, **variables: str) -> str:
+        done = run_python("-c", code, *words, env=self.environment | variables)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
@@ -285,13 +289,13 @@ def test_revisions_by_name(hub: Hub, machine: Machine) -> None:
     repo = hub.repo("ann/owls", {"owl.gguf": GGUF})
     repo.commit({"owl.gguf": OTHER}, "refs/pr/1")
     repo.commit({"owl.gguf": OTHER}, "a/b")
-    for name in ("@refs%2Fpr%2F1", "@refs/pr/1", "@a%2Fb"):
-        assert machine.path(f"hf://ann/owls{name}/owl.gguf").read_bytes() == OTHER
+    names = [f"hf://ann/owls@{name}/owl.gguf" for name in ("refs%2Fpr%2F1", "refs/pr/1", "a%2Fb")]
+    *others, main = machine.paths(*names, "hf://ann/owls@main")
+    assert all(path.read_bytes() == OTHER for path in others) and main.read_bytes() == GGUF
     code = (
         "from pyllama2c import Llama; print(Llama.from_pretrained('ann/owls', revision='a/b').path)"
     )
     assert Path(machine.python(code)).read_bytes() == OTHER
-    assert machine.path("hf://ann/owls@main").read_bytes() == GGUF
     assert "ann/owls has no revision 'v2'" in machine.error("hf://ann/owls@v2")
 
 
@@ -523,6 +527,13 @@ def test_download_writes_a_damaged_record_anew(hub: Hub, machine: Machine) -> No
         ("hf://ann/owls@v1.0/a@b.gguf", ("ann/owls", "v1.0", "a@b.gguf")),
         ("hf://ann/owls@refs/pr/7/a.gguf", ("ann/owls", "refs/pr/7", "a.gguf")),
         ("hf://ann/owls@a%2Fb", ("ann/owls", "a/b", "")),
+        ("https://huggingface.co/ann/owls", ("ann/owls", "main", "")),
+        ("https:/hf.co/ann/owls/tree/v1/", ("ann/owls", "v1", "")),
+        ("https://huggingface.co/ann/owls/blob/main/q/a.gguf", ("ann/owls", "main", "q/a.gguf")),
+        (
+            "https://huggingface.co/ann/owls/resolve/refs%2Fpr%2F7/a.gguf?download=true",
+            ("ann/owls", "refs/pr/7", "a.gguf"),
+        ),
     ],
 )
 def test_names(name: str, parts: tuple[str, str, str]) -> None:
@@ -534,12 +545,21 @@ def test_names(name: str, parts: tuple[str, str, str]) -> None:
     "name",
     (
         "hf:// hf://owls hf://ann//a.gguf hf://ann/ow\tls hf://änn/owls hf://ann/owls@ "
-        f"hf://ann/owls@/a hf://ann/owls@a@b hf://ann/owls@{'v' * 100}"
+        f"hf://ann/owls@/a hf://ann/owls@a@b hf://ann/owls@{'v' * 100} "
+        "https://example.org/a/b.gguf https://huggingface.co/ann/owls/raw/main/a.gguf"
     ).split(" "),
 )
 def test_what_is_no_name(name: str) -> None:
     with pytest.raises(UnknownModelError, match="use hf://owner/name, hf://owner/name/file"):
         Llama(name)
+
+
+def test_a_name_without_its_scheme() -> None:
+    with pytest.raises(CheckpointNotFoundError, match=r"no such file; hf://ann/ow\.ls would"):
+        Llama("ann/ow.ls")
+    for path in ("ann/owls.gguf", "./ann/owls", "a/b/c"):
+        with pytest.raises(CheckpointNotFoundError, match="No such file or directory"):
+            Llama(path)
 
 
 @pytest.mark.parametrize("arguments", [(1,), (None,), ("a/b", 1), ("a/b", None, 1)])

@@ -31,6 +31,11 @@ _NAME = re.compile(
     r"(?:/([^/].*))?/*",
     re.ASCII,
 )
+_LINK = re.compile(
+    r"https?:/+(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)"
+    r"(?:/(?:blob|resolve|tree)/([^/?\s]{1,80})(?:/([^?]+))?)?/?(?:\?.*)?",
+    re.ASCII,
+)
 _COMMIT = re.compile("[0-9a-f]{40}")
 _HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 
@@ -49,8 +54,8 @@ class HubName(NamedTuple):
 
 
 def parse_name(name: str) -> HubName:
-    """UnknownModelError if it is not such a name."""
-    match = _NAME.fullmatch(name)
+    """The name, which may also be a link to the hub's pages. UnknownModelError if it is neither."""
+    match = _NAME.fullmatch(name) or _LINK.fullmatch(name)
     if match is None:
         raise UnknownModelError(
             f"{name!r} does not name a model on the Hugging Face hub: use hf://owner/name, "
