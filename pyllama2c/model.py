@@ -82,18 +82,13 @@ class Llama(ClosableHandle):
 
     @classmethod
     def from_pretrained(
-        cls,
-        repo_id: str,
-        filename: str | None = None,
-        *,
-        revision: str | None = None,
-        **options: Any,
+        cls, repo_id: str, filename: str | None = None, revision: str | None = None, **options: Any
     ) -> Llama:
-        """A model of the Hugging Face hub, `repo_id` "owner/name"; `options` are those of Llama.
+        """The model "owner/name" on the Hugging Face hub; `options` are those of Llama.
 
-        filename: a .gguf or .bin file, or a pattern that one file matches ("*q8_0.gguf"). Without,
-        the folder is converted to GGUF, once, or its only GGUF file is it. revision: a branch, tag
-        or commit (None: main). Needs huggingface_hub (`pip install 'pyllama2c[hub]'`).
+        `filename` is a .gguf or .bin file, or a pattern that matches one ("*q8_0.gguf"); None: the
+        folder, converted once, or its only GGUF file. `revision` is a branch, tag or commit (None:
+        main). Needs huggingface_hub (`pip install 'pyllama2c[hub]'`); see docs/hub.md.
         """
         return cls(pretrained.hub_name(repo_id, filename, revision), **options)
 
