@@ -23,7 +23,7 @@ from pyllama2c.engine.plan import (
 )
 from pyllama2c.engine.workers import available_cpus, default_threads
 from pyllama2c.files.gguf import Gguf
-from pyllama2c.files.hub import find_model
+from pyllama2c.pretrained import find_model
 
 
 def describe(model: str | None, options: Options, device: str = "cpu") -> dict[str, Any]:

@@ -58,7 +58,7 @@ def _info(arguments: argparse.Namespace) -> int:
 
 
 def _download(arguments: argparse.Namespace) -> int:
-    from pyllama2c.files.hub import download_model
+    from pyllama2c.pretrained import download_model
 
     for path in download_model(arguments.name):
         show(path)
