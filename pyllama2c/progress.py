@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import sys
 
+_hidden = False
+
+
+def hide(hidden: bool) -> None:
+    """No bars from now on, or bars again."""
+    global _hidden
+    _hidden = hidden
+
 
 def watched() -> bool:
-    """Whether standard error, where bars are drawn, is a terminal."""
-    return sys.stderr is not None and sys.stderr.isatty()
+    """Whether bars are wanted, and standard error, where they are drawn, is a terminal."""
+    return not _hidden and sys.stderr is not None and sys.stderr.isatty()

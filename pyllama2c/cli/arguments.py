@@ -8,10 +8,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
-COMMANDS = ("generate", "chat", "bench", "info", "download", "quantize", "convert", "eval")
+from pyllama2c import __version__
+
+COMMANDS = (
+    "generate",
+    "chat",
+    "bench",
+    "info",
+    "download",
+    "quantize",
+    "convert",
+    "eval",
+    "help",
+)
 
 _TAKE_NUMBERS = ("-t", "-p", "-s", "-n")
-_TAKE_TEXT = ("-i", "-z", "-y", "--prompt", "--system-prompt")
+_TAKE_TEXT = ("-i", "-z", "-y", "--prompt", "--system-prompt", "--stop", "--file")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -25,6 +37,14 @@ class _Parser(argparse.ArgumentParser):
             self._check_value(action, value)
             return value
         return super()._get_values(action, arg_strings)
+
+
+class _Command(_Parser):
+    """A command, with the flags of all."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self.add_argument("-q", "--quiet", action="store_true", help="no messages but errors")
 
 
 class _RunC(argparse.Action):
@@ -72,7 +92,7 @@ def _add_model(parser: argparse.ArgumentParser, *name: str) -> None:
     parser.add_argument(
         *(name or ("model",)),
         nargs="?",
-        help="path of a llama2.c checkpoint, or a known model's name; default: the embedded one",
+        help="a GGUF file, a llama2.c checkpoint, or a known model's name [the embedded one]",
     )
     parser.add_argument("-z", "--tokenizer", metavar="PATH", help="tokenizer.bin of the model")
     parser.add_argument(
@@ -104,20 +124,38 @@ def _add_model(parser: argparse.ArgumentParser, *name: str) -> None:
     )
 
 
-def _add_story(parser: argparse.ArgumentParser, steps: int) -> None:
+def _add_story(parser: argparse.ArgumentParser, steps: int) -> argparse._MutuallyExclusiveGroup:
+    """The flags of a story; returns the group of those that say its prompt."""
     add = parser.add_argument
     run_c = partial(add, action=_RunC)
     run_c("-t", "--temperature", type=float, default=1.0, metavar="T", help="0 is greedy [1.0]")
     run_c("-p", "--top-p", type=float, default=0.9, metavar="P", help="nucleus; 0, 1: off [0.9]")
     run_c("-s", "--seed", type=int, default=0, metavar="N", help="0: a new one each time [0]")
     length = f"positions, prompt included; 0: the whole context [{steps}]"
-    run_c("-n", "--steps", type=int, default=steps, metavar="N", help=length)
-    add("-i", "--prompt", metavar="TEXT", help="what the story begins with")
+    run_c("-n", "--steps", type=int, metavar="N", help=length)
+    parser.set_defaults(default_steps=steps)
+    add("--max-tokens", type=int, metavar="N", help="new tokens at most, whatever the prompt has")
+    prompts = parser.add_mutually_exclusive_group()
+    prompts.add_argument("-i", "--prompt", metavar="TEXT", help="what the story begins with")
     add("-m", "--mode", choices=("generate", "chat"), help="as in llama2.c")
     add("-y", "--system-prompt", metavar="TEXT", help="system prompt of a chat")
     add("--top-k", type=int, default=0, metavar="K", help="keep the K most probable; 0: off")
     add("--min-p", type=float, default=0.0, metavar="P", help="keep p >= P * largest p; 0: off")
     add("--repetition-penalty", type=float, default=1.0, metavar="X", help="1: off")
+    add(
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        help="ends the story, and is not part of it; may be given several times",
+    )
+    add(
+        "--stop-token",
+        action="append",
+        type=int,
+        metavar="ID",
+        help="the same for a token's id; the model's own ends stay",
+    )
+    return prompts
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -125,10 +163,22 @@ def build_parser() -> argparse.ArgumentParser:
         prog="pyllama2c",
         description="Llama inference in pure C. `generate` is the default command.",
     )
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    parser.add_argument("--version", action="version", version=f"pyllama2c {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Command)
     generate = commands.add_parser("generate", help="tell a story")
     _add_model(generate)
-    _add_story(generate, steps=256)
+    prompts = _add_story(generate, steps=256)
+    prompts.add_argument(
+        "--file",
+        metavar="PATH",
+        help="reads the prompt from there; -: from standard input, as a pipe without -i is",
+    )
+    generate.add_argument(
+        "--special", action="store_true", help="control tokens in the prompt count as such"
+    )
+    generate.add_argument(
+        "--json", action="store_true", help="prints one object at the end: text, tokens, figures"
+    )
     generate.add_argument("-N", "--stories", type=int, metavar="N", help="how many, into --jsonl")
     generate.add_argument(
         "--jsonl",
@@ -144,6 +194,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_model(chat)
     _add_story(chat, steps=0)
+    chat.set_defaults(file=None, special=False, json=False)
     bench = commands.add_parser("bench", help="measure tokens per second")
     _add_model(bench)
     bench.add_argument(
@@ -184,4 +235,6 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("text", help="a file: passages with <|endoftext|> between them, or JSON")
     _add_model(evaluate, "-M", "--model")
     evaluate.add_argument("--json", action="store_true")
+    helper = commands.add_parser("help", help="what a command does")
+    helper.add_argument("topic", nargs="?", choices=COMMANDS, metavar="COMMAND")
     return parser

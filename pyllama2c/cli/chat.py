@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from typing import TYPE_CHECKING
 
 from pyllama2c.chat.conversation import Conversation
-from pyllama2c.cli.flags import sampling, steps_of
-from pyllama2c.cli.streams import say, write
+from pyllama2c.cli.flags import as_text, room_for, sampling, steps_of, stops
+from pyllama2c.cli.streams import complain, say, write
 
 if TYPE_CHECKING:
     from pyllama2c.model import Llama
@@ -20,11 +19,6 @@ def _ask(label: str) -> str | None:
     say(label, end="")
     line = sys.stdin.readline()
     return line.rstrip("\n") if line else None
-
-
-def _text(argument: str) -> str:
-    """The shell's text, which need not be valid UTF-8."""
-    return os.fsencode(argument).decode(errors="replace")
 
 
 def chat(llama: Llama, arguments: argparse.Namespace) -> int:
@@ -39,8 +33,8 @@ def chat(llama: Llama, arguments: argparse.Namespace) -> int:
     if system is None:
         system = _ask("Enter system prompt (optional): ") or ""
     user: str | None = arguments.prompt
-    options = sampling(arguments)
-    conversation = Conversation(llama, _text(system))
+    options = sampling(arguments) | stops(llama, arguments)
+    conversation = Conversation(llama, as_text(system))
     status = 0
     while True:
         if user is None:
@@ -48,14 +42,14 @@ def chat(llama: Llama, arguments: argparse.Namespace) -> int:
         if user is None:
             say("")
             return status
-        tokens, user = conversation.ask(_text(user)), None
-        room = steps - len(tokens) + 1
-        if room < 1:
-            say(_too_long(len(tokens), len(conversation.tokens), steps))
+        tokens, user = conversation.ask(as_text(user)), None
+        if len(tokens) > steps:
+            complain(_too_long(len(tokens), len(conversation.tokens), steps))
             status = 1
             continue
+        room = room_for(arguments, len(tokens), steps)
         say("Assistant: ", end="")
-        answer = llama.generate(tokens, max_tokens=room, **options)  # type: ignore[arg-type]
+        answer = llama.generate(tokens, max_tokens=room, **options)
         try:
             for piece in answer:
                 write(piece)
@@ -65,7 +59,7 @@ def chat(llama: Llama, arguments: argparse.Namespace) -> int:
         conversation.take(answer)
         if options["seed"] is not None:  # the next turn goes on with the random numbers after these
             options["seed"] = answer.rng_state
-        if answer.finish_reason == "length":
+        if len(conversation.tokens) > steps:
             break
     say(f"the context of {steps} positions is full")
     return status

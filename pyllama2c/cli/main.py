@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from pyllama2c.cli.arguments import COMMANDS, as_run_c_pairs, build_parser
 from pyllama2c.cli.flags import load, model_options
-from pyllama2c.cli.streams import give_up_stdout, open_closed, say, show
+from pyllama2c.cli.streams import be_quiet, complain, give_up_stdout, open_closed, say, show
 from pyllama2c.errors import Llama2cError, in_words
-from pyllama2c.progress import watched
+from pyllama2c.progress import hide, watched
 
 
 def _generate(arguments: argparse.Namespace) -> int:
@@ -19,12 +19,17 @@ def _generate(arguments: argparse.Namespace) -> int:
     if (arguments.mode or arguments.command) == "chat":
         from pyllama2c.cli.chat import chat
 
+        for name in ("file", "special", "json"):
+            if getattr(arguments, name):
+                raise ValueError(f"--{name} is for one story, not for a chat")
         return chat(load(arguments), arguments)
-    from pyllama2c.cli.generate import tell_stories, tell_story
+    from pyllama2c.cli.generate import print_json, tell_stories, tell_story
 
     llama = load(arguments)
     many = arguments.command == "generate" and (arguments.stories, arguments.jsonl) != (None, None)
-    return tell_stories(llama, arguments) if many else tell_story(llama, arguments)
+    if many:
+        return tell_stories(llama, arguments)
+    return print_json(llama, arguments) if arguments.json else tell_story(llama, arguments)
 
 
 def _bench(arguments: argparse.Namespace) -> int:
@@ -102,6 +107,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _help(arguments: argparse.Namespace) -> int:
+    build_parser().parse_args([*([arguments.topic] if arguments.topic else []), "--help"])
+    return 0
+
+
 _RUN = {
     "generate": _generate,
     "chat": _generate,
@@ -111,6 +121,7 @@ _RUN = {
     "quantize": _quantize,
     "convert": _convert,
     "eval": _evaluate,
+    "help": _help,
 }
 
 
@@ -121,13 +132,15 @@ def _warn(message: Warning | str, *_: object) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line and returns the exit status; no traceback for a user's mistake."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or (argv[0] not in COMMANDS and argv[0] not in ("-h", "--help")):
+    if not argv or (argv[0] not in COMMANDS and argv[0] not in ("-h", "--help", "--version")):
         argv.insert(0, "generate")
     open_closed()
     with warnings.catch_warnings():
         warnings.showwarning = _warn  # type: ignore[assignment]
         try:
             arguments = build_parser().parse_args([argv[0], *as_run_c_pairs(argv[1:])])
+            be_quiet(arguments.quiet)
+            hide(arguments.quiet)
             return _RUN[arguments.command](arguments)
         except KeyboardInterrupt:
             say("")
@@ -136,7 +149,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 141  # the reader has gone (`| head`): nothing to say
         except (Llama2cError, OSError, ValueError, MemoryError) as error:
             message = " ".join(in_words(error).split()) or type(error).__name__
-            say(f"pyllama2c: error: {message}")
+            complain(f"pyllama2c: error: {message}")
             return 1
         finally:
+            be_quiet(False)  # whoever calls this from Python goes on as before
+            hide(False)
             give_up_stdout()

@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 # Control characters, by which a model could control the terminal; run.c drops them, too.
 _CONTROL = dict.fromkeys([*range(9), *range(14, 32), 127, *range(128, 160)])
 
+_quiet = False
+
 
 def open_closed() -> None:
     """Opens streams that the shell closed (`>&-`), lest the next file take their number: an input
@@ -54,8 +56,20 @@ def show(text: object) -> None:
         print(text, flush=True)
 
 
+def be_quiet(quiet: bool) -> None:
+    """Whether nothing but errors goes to standard error."""
+    global _quiet
+    _quiet = quiet
+
+
 def say(text: str, end: str = "\n") -> None:
-    """A message on standard error; where that cannot be written, none."""
+    """A message on standard error, unless it shall be quiet."""
+    if not _quiet:
+        complain(text, end)
+
+
+def complain(text: str, end: str = "\n") -> None:
+    """An error on standard error; where that cannot be written, none."""
     with suppress(OSError):
         print(text, end=end, file=sys.stderr, flush=True)
 

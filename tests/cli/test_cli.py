@@ -133,8 +133,7 @@ def test_ctrl_c_is_130(tiny_path: Path) -> None:
 
 
 def test_a_reader_that_goes_away(tiny_path: Path) -> None:
-    command = f"{sys.executable} -m pyllama2c {tiny_path} -n 0 -t 0 -i abc | head -c 1"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=DATA)
+    done = shell("$PY $1 -n 0 -t 0 -i abc | head -c 1", tiny_path)
     assert done.stdout == "a" and "Error" not in done.stderr and "Traceback" not in done.stderr
 
 
@@ -188,7 +187,7 @@ def shell(command: str, *words: object, **options: Any) -> subprocess.CompletedP
     line = command.replace("$PY", f"{sys.executable} -m pyllama2c")
     arguments = ["sh", "-c", line, "sh", *map(str, words)]
     options = {"cwd": DATA, "capture_output": True, "text": True, **options}
-    return subprocess.run(arguments, **options)
+    return subprocess.run(arguments, stdin=subprocess.DEVNULL, **options)
 
 
 STORY = "$PY $1 -s 3 -n 20 -i ab"
