@@ -16,6 +16,8 @@ COMMANDS = (
     "bench",
     "info",
     "download",
+    "list",
+    "rm",
     "quantize",
     "convert",
     "eval",
@@ -215,6 +217,10 @@ def build_parser() -> argparse.ArgumentParser:
     info.add_argument("--json", action="store_true")
     download = commands.add_parser("download", help="fetch a known model into the cache")
     download.add_argument("name")
+    listing = commands.add_parser("list", help="known models, and which of them are in the cache")
+    listing.add_argument("--json", action="store_true")
+    remove = commands.add_parser("rm", help="remove known models from the cache")
+    remove.add_argument("name", nargs="+")
     quantize = commands.add_parser("quantize", help="write a float32 checkpoint as int8 (v2)")
     quantize.add_argument("source", metavar="IN")
     quantize.add_argument("target", metavar="OUT")

@@ -76,6 +76,18 @@ def _download(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _list(arguments: argparse.Namespace) -> int:
+    from pyllama2c.cli.models import list_models
+
+    return list_models(arguments)
+
+
+def _remove(arguments: argparse.Namespace) -> int:
+    from pyllama2c.cli.models import remove
+
+    return remove(arguments)
+
+
 def _quantize(arguments: argparse.Namespace) -> int:
     from pyllama2c.convert.quantize import quantize_file
 
@@ -118,6 +130,8 @@ _RUN = {
     "bench": _bench,
     "info": _info,
     "download": _download,
+    "list": _list,
+    "rm": _remove,
     "quantize": _quantize,
     "convert": _convert,
     "eval": _evaluate,

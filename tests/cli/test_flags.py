@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from environment import DATA, run_python
+from environment import DATA, real_file, run_python
 from tokenizer_keys import chat_model, sentencepiece_keys
 
 import pyllama2c
@@ -173,3 +174,34 @@ def test_control_tokens_in_a_prompt(tmp_path: Path) -> None:
     assert prompt_tokens("-i", "", "--special") == 1
     done = command(path, "--special", "-N", "2", "--jsonl", "-")
     assert done.returncode == 1 and "--special is for one story" in done.stderr
+
+
+def test_list_and_rm(tmp_path: Path) -> None:
+    checkpoint, tokenizer = real_file("stories260K.bin"), real_file("tok512.bin")
+    for path in (checkpoint, tokenizer):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    environment = os.environ | {"PYLLAMA2C_CACHE": str(tmp_path)}
+
+    def models() -> dict[str, Any]:
+        listed = json.loads(command("list", "--json", env=environment).stdout)
+        assert listed["cache"] == str(tmp_path)
+        return {model["name"]: model for model in listed["models"]}
+
+    found = models()
+    assert found["stories260K"]["checkpoint"]["path"] == str(tmp_path / "stories260K.bin")
+    assert found["stories15M"]["checkpoint"]["path"] is None
+    sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    assert found["stories260K"]["checkpoint"]["sha256"] == sha256
+    lines = command("list", env=environment).stdout.splitlines()
+    where = {line.split()[0]: (line.split()[3], line.split()[-1]) for line in lines}
+    assert where["stories260K"] == ("cached", sha256)
+    assert where["stories15M"][0] == "not"
+    embedded = Path(Llama().path).read_bytes()
+    assert where["(default)"] == ("embedded", hashlib.sha256(embedded).hexdigest())
+
+    done = command("rm", "stories260K", env=environment)
+    assert done.returncode == 0 and list(tmp_path.iterdir()) == []
+    assert "stories260K.bin: removed, 1.06 MB freed" in done.stderr
+    done = command("rm", "stories260K", env=environment)
+    assert done.returncode == 1 and f"is not in the cache, {tmp_path}" in done.stderr
+    assert command("rm", env=environment).returncode == 2
