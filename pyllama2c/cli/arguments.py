@@ -181,6 +181,11 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--json", action="store_true", help="prints one object at the end: text, tokens, figures"
     )
+    generate.add_argument(
+        "--logprobs",
+        action="store_true",
+        help="also the log-probability of each token, in --json or on standard error",
+    )
     generate.add_argument("-N", "--stories", type=int, metavar="N", help="how many, into --jsonl")
     generate.add_argument(
         "--jsonl",
@@ -196,7 +201,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_model(chat)
     _add_story(chat, steps=0)
-    chat.set_defaults(file=None, special=False, json=False)
+    chat.set_defaults(file=None, special=False, json=False, logprobs=False)
     bench = commands.add_parser("bench", help="measure tokens per second")
     _add_model(bench)
     bench.add_argument(

@@ -13,6 +13,7 @@ from pyllama2c.cli.prompt import prompt_bytes, prompt_tokens
 from pyllama2c.cli.streams import say, show, write
 
 if TYPE_CHECKING:
+    from pyllama2c.generation.story import Generation
     from pyllama2c.model import Llama
 
 _MOST_STORIES = 10_000_000
@@ -39,9 +40,22 @@ def tell_story(llama: Llama, arguments: argparse.Namespace) -> int:
     for piece in story:
         write(piece)
     write("\n")
+    if arguments.logprobs:
+        for token, logprob in zip(story.tokens, _logprobs(llama, story), strict=True):
+            piece = llama.tokenizer.piece(token).decode(errors="replace")
+            say(f"{logprob:9.4f}  {token:6}  {piece!r}")
     if story.stats.decode_seconds > 0:
         say(f"achieved tok/s: {story.stats.tokens_per_second:f}")
     return 0
+
+
+def _logprobs(llama: Llama, story: Generation) -> list[float]:
+    """Of each token of a story that has ended, given all before it, whatever the sampling was."""
+    if not story.tokens:
+        return []
+    start = len(story.prompt_tokens)
+    (score,) = llama.score_batch([[*story.prompt_tokens, *story.tokens]], starts=[start])
+    return [logprob for logprob in score.logprobs[start:] if logprob is not None]
 
 
 def print_json(llama: Llama, arguments: argparse.Namespace) -> int:
@@ -62,6 +76,7 @@ def print_json(llama: Llama, arguments: argparse.Namespace) -> int:
         **prompt_fields(text),
         "text": story.read(),
         "tokens": story.tokens,
+        **({"logprobs": _logprobs(llama, story)} if arguments.logprobs else {}),
         "seed": story.seed,
         "finish_reason": story.finish_reason,
         "stats": story.stats._asdict(),
@@ -78,10 +93,9 @@ def tell_stories(llama: Llama, arguments: argparse.Namespace) -> int:
         raise ValueError("-N and --jsonl belong together")
     validate.integer("-N", arguments.stories, 1, _MOST_STORIES)
     validate.integer("--batch", arguments.batch, 1, MAX_ROWS)
-    if arguments.json:
-        raise ValueError("--json is for one story; --jsonl writes many")
-    if arguments.special:
-        raise ValueError("--special is for one story, not for -N")
+    for name in ("json", "special", "logprobs"):
+        if getattr(arguments, name):
+            raise ValueError(f"--{name} is for one story, not for -N")
     prompt = prompt_bytes(arguments)
     used = len(llama.tokenizer.encode_prompt(prompt))
     steps = steps_of(arguments, llama.config.seq_len)

@@ -19,7 +19,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     if (arguments.mode or arguments.command) == "chat":
         from pyllama2c.cli.chat import chat
 
-        for name in ("file", "special", "json"):
+        for name in ("file", "special", "json", "logprobs"):
             if getattr(arguments, name):
                 raise ValueError(f"--{name} is for one story, not for a chat")
         return chat(load(arguments), arguments)

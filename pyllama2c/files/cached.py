@@ -27,10 +27,12 @@ def known_models(registry: Registry | None = None) -> list[KnownModel]:
     registry = registry or Registry()
     models = []
     for name, entry in registry.models.items():
-        files = [registry.files[entry[part]] for part in ("checkpoint", "tokenizer")]
-        local = Path("models") / entry["checkpoint"]
-        cached = [file for file in files if _has_size_of(file)]
-        models.append(KnownModel(name, *files, local if local.is_file() else None, cached))
+        checkpoint = registry.files[entry["checkpoint"]]
+        tokenizer = registry.files[entry["tokenizer"]]
+        local = Path("models") / checkpoint.name
+        cached = [file for file in (checkpoint, tokenizer) if _has_size_of(file)]
+        used = local if local.is_file() else None
+        models.append(KnownModel(name, checkpoint, tokenizer, used, cached))
     return models
 
 

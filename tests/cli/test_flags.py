@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -100,7 +101,7 @@ def test_json(tiny_path: Path) -> None:
         assert done.returncode == 1 and f"{flags[0]} is for one story" in done.stderr
     for words, message in (
         (("-m", "chat"), "not for a chat"),
-        (("-N", "2", "--jsonl", "-"), "--jsonl writes many"),
+        (("-N", "2", "--jsonl", "-"), "--json is for one story"),
     ):
         done = command(tiny_path, "--json", *words)
         assert done.returncode == 1 and message in done.stderr
@@ -205,3 +206,29 @@ def test_list_and_rm(tmp_path: Path) -> None:
     done = command("rm", "stories260K", env=environment)
     assert done.returncode == 1 and f"is not in the cache, {tmp_path}" in done.stderr
     assert command("rm", env=environment).returncode == 2
+
+
+def test_logprobs(tiny_path: Path) -> None:
+    """Those of `score`, one for each token of the story, the whole context included."""
+    words = (tiny_path, "-s", "3", "-i", "ab cd", "-n", "0", "--logprobs")
+    with Llama(tiny_path) as llama:
+        for flags in ((), ("-t", "0.3", "--top-k", "5"), ("--max-tokens", "0")):
+            record = json.loads(command(*words, *flags, "--json").stdout)
+            prompt = llama.tokenizer.encode_prompt("ab cd")
+            scored = llama.score([*prompt, *record["tokens"]])
+            assert record["logprobs"] == scored.logprobs[len(prompt) :]
+            done = command(*words, *flags)
+            lines = [line.split(None, 2) for line in done.stderr.splitlines() if line[:1] == " "]
+            assert [int(token) for _, token, _ in lines] == record["tokens"]
+            pieces = [ast.literal_eval(piece) for _, _, piece in lines]
+            told = [llama.tokenizer.piece(t).decode(errors="replace") for t in record["tokens"]]
+            assert pieces == told
+            assert all(
+                abs(float(shown) - p) < 1e-4
+                for (shown, _, _), p in zip(lines, record["logprobs"], strict=True)
+            )
+            assert done.stdout == command(*words[:-1], *flags).stdout
+    assert len(record["logprobs"]) == 0
+    for flags in (("-m", "chat"), ("-N", "2", "--jsonl", "-")):
+        done = command(tiny_path, "--logprobs", *flags)
+        assert done.returncode == 1 and "--logprobs is for one story" in done.stderr
