@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 from pyllama2c import __version__
+from pyllama2c.cli import help_texts
 
 COMMANDS = (
     "generate",
@@ -21,6 +22,7 @@ COMMANDS = (
     "quantize",
     "convert",
     "eval",
+    "completion",
     "help",
 )
 
@@ -42,11 +44,18 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Command(_Parser):
-    """A command, with the flags of all."""
+    """A command, with the help and the flags that each has."""
 
     def __init__(self, **options: Any):
         super().__init__(**options)
+        _teach(self, *help_texts.COMMANDS[self.prog.split()[-1]])
         self.add_argument("-q", "--quiet", action="store_true", help="no messages but errors")
+
+
+def _teach(parser: argparse.ArgumentParser, description: str, examples: str) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = description
+    parser.epilog = f"examples:\n{examples}"
 
 
 class _RunC(argparse.Action):
@@ -90,7 +99,7 @@ def as_run_c_pairs(words: Sequence[str]) -> list[str]:
     return joined
 
 
-def _add_model(parser: argparse.ArgumentParser, *name: str) -> None:
+def _add_model(parser: argparse._ActionsContainer, *name: str) -> None:
     parser.add_argument(
         *(name or ("model",)),
         nargs="?",
@@ -120,13 +129,15 @@ def _add_model(parser: argparse.ArgumentParser, *name: str) -> None:
         action="store_true",
         help="do not let an int8 copy draft tokens; the story is the same",
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="default: by model size")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: by the model's size")
     parser.add_argument(
-        "--isa", choices=("auto", "scalar", "avx2", "avx512", "neon", "runq"), help="kernels"
+        "--isa",
+        choices=("auto", "scalar", "avx2", "avx512", "neon", "runq"),
+        help="kernels; all compute the same bits, but runq, which rounds int8 as runq.c does",
     )
 
 
-def _add_story(parser: argparse.ArgumentParser, steps: int) -> argparse._MutuallyExclusiveGroup:
+def _add_story(parser: argparse._ActionsContainer, steps: int) -> argparse._MutuallyExclusiveGroup:
     """The flags of a story; returns the group of those that say its prompt."""
     add = parser.add_argument
     run_c = partial(add, action=_RunC)
@@ -139,7 +150,7 @@ def _add_story(parser: argparse.ArgumentParser, steps: int) -> argparse._Mutuall
     add("--max-tokens", type=int, metavar="N", help="new tokens at most, whatever the prompt has")
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("-i", "--prompt", metavar="TEXT", help="what the story begins with")
-    add("-m", "--mode", choices=("generate", "chat"), help="as in llama2.c")
+    add("-m", "--mode", choices=("generate", "chat"), help="as in llama2.c: the other command")
     add("-y", "--system-prompt", metavar="TEXT", help="system prompt of a chat")
     add("--top-k", type=int, default=0, metavar="K", help="keep the K most probable; 0: off")
     add("--min-p", type=float, default=0.0, metavar="P", help="keep p >= P * largest p; 0: off")
@@ -161,46 +172,45 @@ def _add_story(parser: argparse.ArgumentParser, steps: int) -> argparse._Mutuall
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="pyllama2c",
-        description="Llama inference in pure C. `generate` is the default command.",
-    )
+    parser = _Parser(prog="pyllama2c")
+    _teach(parser, *help_texts.GENERAL)
     parser.add_argument("--version", action="version", version=f"pyllama2c {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Command)
+    commands = parser.add_subparsers(
+        dest="command", required=True, parser_class=_Command, title="commands", metavar="COMMAND"
+    )
     generate = commands.add_parser("generate", help="tell a story")
-    _add_model(generate)
-    prompts = _add_story(generate, steps=256)
+    _add_model(generate.add_argument_group("model"))
+    prompts = _add_story(generate.add_argument_group("story"), steps=256)
     prompts.add_argument(
         "--file",
         metavar="PATH",
         help="reads the prompt from there; -: from standard input, as a pipe without -i is",
     )
     generate.add_argument(
-        "--special", action="store_true", help="control tokens in the prompt count as such"
+        "--special",
+        action="store_true",
+        help="<s> and other control tokens in the prompt are that, not text",
     )
-    generate.add_argument(
-        "--json", action="store_true", help="prints one object at the end: text, tokens, figures"
-    )
-    generate.add_argument(
+    add = generate.add_argument_group("output").add_argument
+    add("--json", action="store_true", help="prints one object at the end: text, tokens, figures")
+    add(
         "--logprobs",
         action="store_true",
         help="also the log-probability of each token, in --json or on standard error",
     )
-    generate.add_argument("-N", "--stories", type=int, metavar="N", help="how many, into --jsonl")
-    generate.add_argument(
+    add("-N", "--stories", type=int, metavar="N", help="how many, into --jsonl")
+    add(
         "--jsonl",
         type=Path,
         metavar="PATH",
         help="one story a line; a file that has some of them is completed; -: standard output",
     )
-    generate.add_argument(
-        "--batch", type=int, default=64, metavar="N", help="stories at a time [64]"
-    )
+    add("--batch", type=int, default=64, metavar="N", help="stories at a time [64]")
     chat = commands.add_parser(
         "chat", help="talk to a chat model, in its file's template or Llama 2's"
     )
-    _add_model(chat)
-    _add_story(chat, steps=0)
+    _add_model(chat.add_argument_group("model"))
+    _add_story(chat.add_argument_group("answers"), steps=0)
     chat.set_defaults(file=None, special=False, json=False, logprobs=False)
     bench = commands.add_parser("bench", help="measure tokens per second")
     _add_model(bench)
@@ -246,6 +256,13 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("text", help="a file: passages with <|endoftext|> between them, or JSON")
     _add_model(evaluate, "-M", "--model")
     evaluate.add_argument("--json", action="store_true")
+    completion = commands.add_parser("completion", help="print a completion script for your shell")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     helper = commands.add_parser("help", help="what a command does")
     helper.add_argument("topic", nargs="?", choices=COMMANDS, metavar="COMMAND")
     return parser
+
+
+def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    (action,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return dict(action.choices)

@@ -119,6 +119,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _completion(arguments: argparse.Namespace) -> int:
+    from pyllama2c.cli.completion import script
+
+    show(script(arguments.shell))
+    return 0
+
+
 def _help(arguments: argparse.Namespace) -> int:
     build_parser().parse_args([*([arguments.topic] if arguments.topic else []), "--help"])
     return 0
@@ -135,6 +142,7 @@ _RUN = {
     "quantize": _quantize,
     "convert": _convert,
     "eval": _evaluate,
+    "completion": _completion,
     "help": _help,
 }
 
