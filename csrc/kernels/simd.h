@@ -130,12 +130,20 @@ static void simd_exp(float *out, const float *x, size_t n) {
 #undef STEP
 }
 
+/* Two running maxima: with one, each step would wait for the last. */
 static float simd_max(const float *x, size_t n) {
-    vec m = set(x[0]);
+    vec m = set(x[0]), m2 = m;
     size_t j = 0;
-    for (; j + WIDTH <= n; j += WIDTH) m = larger(m, load(x + j));
-    if (j < n) m = larger(m, load_part_or(x + j, n - j, m));
-    return largest(m);
+    for (; j + 2 * WIDTH <= n; j += 2 * WIDTH) {
+        m = larger(m, load(x + j));
+        m2 = larger(m2, load(x + j + WIDTH));
+    }
+    if (j + WIDTH <= n) {
+        m = larger(m, load(x + j));
+        j += WIDTH;
+    }
+    if (j < n) m2 = larger(m2, load_part_or(x + j, n - j, m2));
+    return largest(larger(m, m2));
 }
 
 static float simd_exp_sum(float *x, size_t n) {
