@@ -1,68 +1,102 @@
-"""A conversation on the terminal, as run.c's -m chat."""
+"""A conversation on the terminal, as run.c's -m chat, and what people expect of one today."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyllama2c.chat.conversation import Conversation
+from pyllama2c.cli import chat_commands
 from pyllama2c.cli.flags import as_text, room_for, sampling, steps_of, stops
-from pyllama2c.cli.streams import complain, say, write
+from pyllama2c.cli.streams import LABEL, coloured, complain, say, write
+from pyllama2c.cli.typed import TypedLines
+from pyllama2c.errors import Llama2cError, in_words
 
 if TYPE_CHECKING:
+    from pyllama2c.generation.story import Generation
     from pyllama2c.model import Llama
 
 
-def _ask(label: str) -> str | None:
-    """A line from standard input; None at its end. The label goes to standard error."""
-    say(label, end="")
-    line = sys.stdin.readline()
-    return line.rstrip("\n") if line else None
-
-
 def chat(llama: Llama, arguments: argparse.Namespace) -> int:
-    """Turns until end of input or of the context. Only the assistant's words go to stdout.
+    """Turns until the end of input. Only the assistant's words go to stdout.
 
-    Ctrl-C ends an answer. A message that does not fit is left out; the exit status is 1 then.
+    Ctrl-C ends an answer. A full context loses its oldest turns; with -n the chat ends there, as
+    run.c's. A message that does not fit is left out; the exit status is 1 then.
     """
-    if hasattr(sys.stdin, "reconfigure"):
-        sys.stdin.reconfigure(errors="replace")
     steps = steps_of(arguments, llama.config.seq_len)
+    rolls = not arguments.steps
+    options = sampling(arguments) | stops(llama, arguments)
+    lines = TypedLines()
+    if lines.is_terminal:
+        say("/help says what can be typed here.")
     system: str | None = arguments.system_prompt
     if system is None:
-        system = _ask("Enter system prompt (optional): ") or ""
+        system = lines.ask("Enter system prompt (optional): ", remember=False) or ""
+    talk = Conversation(llama, as_text(system))
     user: str | None = arguments.prompt
-    options = sampling(arguments) | stops(llama, arguments)
-    conversation = Conversation(llama, as_text(system))
     status = 0
     while True:
         if user is None:
-            user = _ask("User: ")
-        if user is None:
-            say("")
-            return status
-        tokens, user = conversation.ask(as_text(user)), None
+            user = lines.ask("User: ")
+            if user is None:
+                say("")
+                return status
+            if lines.is_terminal and user.startswith("/"):
+                talk, user = _commanded(llama, talk, user), None
+                continue
+        message, user = as_text(user), None
+        before = talk
+        if rolls:
+            talk = _rolled(llama, talk, message, steps)
+        tokens = talk.ask(message)
         if len(tokens) > steps:
-            complain(_too_long(len(tokens), len(conversation.tokens), steps))
-            status = 1
+            complain(_too_long(len(tokens), len(talk.tokens), steps))
+            talk, status = before, 1
             continue
+        if len(talk.turns) < len(before.turns):
+            say(f"the context is full: {len(before.turns) - len(talk.turns)} old messages leave it")
         room = room_for(arguments, len(tokens), steps)
-        say("Assistant: ", end="")
-        answer = llama.generate(tokens, max_tokens=room, **options)
-        try:
-            for piece in answer:
-                write(piece)
-        except KeyboardInterrupt:
-            answer.close()
-        write("\n")
-        conversation.take(answer)
+        answer = _answer(llama, tokens, room, options)
+        talk.take(answer)
         if options["seed"] is not None:  # the next turn goes on with the random numbers after these
             options["seed"] = answer.rng_state
-        if len(conversation.tokens) > steps:
-            break
-    say(f"the context of {steps} positions is full")
-    return status
+        if len(talk.tokens) > steps:
+            say(f"the context of {steps} positions is full")
+            if not rolls:
+                return status
+
+
+def _commanded(llama: Llama, talk: Conversation, line: str) -> Conversation:
+    try:
+        return chat_commands.run(llama, talk, line)
+    except (Llama2cError, OSError, ValueError) as error:
+        complain(f"pyllama2c: {in_words(error)}")
+        return talk
+
+
+def _rolled(llama: Llama, talk: Conversation, message: str, steps: int) -> Conversation:
+    """The conversation, in which `message` leaves a quarter of the context to its answer; else
+    without so many of its oldest turns that half is left: what remains is computed anew, which
+    should not happen every turn."""
+    if len(talk.ask(message)) <= steps - steps // 4:
+        return talk
+    while talk.turns and len(talk.ask(message)) > steps // 2:
+        talk = Conversation(llama, talk.system, talk.turns[2:])
+    return talk
+
+
+def _answer(llama: Llama, tokens: list[int], room: int, options: dict[str, Any]) -> Generation:
+    """Tells an answer, to its end or to Ctrl-C."""
+    say(coloured("Assistant: ", LABEL, sys.stderr), end="")
+    answer = llama.generate(tokens, max_tokens=room, **options)
+    try:
+        for piece in answer:
+            write(piece)
+    except KeyboardInterrupt:
+        answer.close()
+    write("\n")
+    return answer
 
 
 def _too_long(n_tokens: int, n_before: int, steps: int) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pyllama2c import validate
 from pyllama2c.cli.flags import room_for, sampling, steps_of, stops
 from pyllama2c.cli.prompt import prompt_bytes, prompt_tokens
-from pyllama2c.cli.streams import say, show, write
+from pyllama2c.cli.streams import PROMPT, say, show, write
 
 if TYPE_CHECKING:
     from pyllama2c.generation.story import Generation
@@ -36,7 +36,7 @@ def tell_story(llama: Llama, arguments: argparse.Namespace) -> int:
         max_tokens=room_for(arguments, len(prompt), steps),
         **options,
     )
-    write(llama.tokenizer.decode(story.prompt_tokens))
+    write(llama.tokenizer.decode(story.prompt_tokens), PROMPT)
     for piece in story:
         write(piece)
     write("\n")

@@ -9,7 +9,16 @@ from collections.abc import Sequence
 
 from pyllama2c.cli.arguments import COMMANDS, as_run_c_pairs, build_parser
 from pyllama2c.cli.flags import load, model_options
-from pyllama2c.cli.streams import be_quiet, complain, give_up_stdout, open_closed, say, show
+from pyllama2c.cli.streams import (
+    ERROR,
+    be_quiet,
+    coloured,
+    complain,
+    give_up_stdout,
+    open_closed,
+    say,
+    show,
+)
 from pyllama2c.errors import Llama2cError, in_words
 from pyllama2c.progress import hide, watched
 
@@ -165,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 141  # the reader has gone (`| head`): nothing to say
         except (Llama2cError, OSError, ValueError, MemoryError) as error:
             message = " ".join(in_words(error).split()) or type(error).__name__
-            complain(f"pyllama2c: error: {message}")
+            complain(coloured("pyllama2c: error:", ERROR, sys.stderr) + f" {message}")
             return 1
         finally:
             be_quiet(False)  # whoever calls this from Python goes on as before

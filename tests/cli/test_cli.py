@@ -153,10 +153,13 @@ def test_chat_template() -> None:
     assert render("hi", "be brief") == "[INST] <<SYS>>\nbe brief\n<</SYS>>\n\nhi [/INST]"
 
 
-def test_chat_ends_where_the_context_does(tiny_path: Path) -> None:
-    done = pyllama2c("chat", tiny_path, "-y", "", "-s", "1", input="ab\n" * 60)
-    assert done.returncode == 0
-    assert done.stderr.endswith("the context of 96 positions is full\n")
+def test_chat_with_n_ends_there_as_in_run_c(tiny_path: Path) -> None:
+    for steps, full in (("40", 40), ("96", 96), ("999", 96)):
+        flags = ("-y", "", "-s", "1", "-n", steps)
+        done = pyllama2c("chat", tiny_path, *flags, input="ab\n" * 60)
+        assert done.returncode == 0
+        assert done.stderr.endswith(f"the context of {full} positions is full\n")
+        assert done.stderr.count("User: ") < 60
 
 
 def test_info(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
