@@ -40,9 +40,12 @@ class Conversation:
     """A conversation that grows turn by turn. Earlier tokens never change, the model's included, so
     their cache stays valid and only new tokens are computed."""
 
-    def __init__(self, llama: Llama, system: str = "", turns: Sequence[Message] = ()):
-        """`turns`: messages by user and assistant in turn, as they were said elsewhere."""
-        self._llama, self.system = llama, system
+    def __init__(
+        self, llama: Llama, system: str = "", turns: Sequence[Message] = (), start: int = 0
+    ):
+        """`turns`: messages by user and assistant in turn, as they were said elsewhere; those
+        before `start`, an even number, are not in the prompts."""
+        self._llama, self.system, self.start = llama, system, start
         self.turns: list[Message] = list(turns)
         self._parts: list[str | int] = []  # what the template has produced so far
         self.tokens: list[int] = []
@@ -50,8 +53,11 @@ class Conversation:
 
     @property
     def messages(self) -> list[Message]:
-        system: Message = {"role": "system", "content": self.system}
-        return [system, *self.turns] if self.system else list(self.turns)
+        """All of them, the system prompt first."""
+        return [*self._first(), *self.turns]
+
+    def _first(self) -> list[Message]:
+        return [{"role": "system", "content": self.system}] if self.system else []
 
     def ask(self, user: str) -> list[int]:
         """The prompt that asks for the answer to `user`. Nothing changes until `take`: another
@@ -63,12 +69,13 @@ class Conversation:
 
     def _prompt(self, asked: Message) -> tuple[list[str | int], list[int]]:
         tokenizer = self._llama.tokenizer
+        messages = [*self._first(), *self.turns[self.start :], asked]
         if self._llama.chat_template is None:
-            if self.turns and not self.tokens:
-                return [], dialog_tokens(tokenizer, [*self.messages, asked])
+            if len(self.turns) > self.start and not self.tokens:
+                return [], dialog_tokens(tokenizer, messages)
             text = render(asked["content"], "" if self.tokens else self.system)
             return [], self.tokens + tokenizer.encode(text, bos=True)
-        parts = _template(self._llama).parts([*self.messages, asked])
+        parts = _template(self._llama).parts(messages)
         new = _added(parts, self._parts)
         if new is None:  # the template rendered earlier messages differently, or none before
             return parts, _with_bos(self._llama, parts)

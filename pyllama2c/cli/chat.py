@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pyllama2c.chat.conversation import Conversation
 from pyllama2c.cli import chat_commands
@@ -14,7 +14,6 @@ from pyllama2c.cli.typed import TypedLines
 from pyllama2c.errors import Llama2cError, in_words
 
 if TYPE_CHECKING:
-    from pyllama2c.generation.story import Generation
     from pyllama2c.model import Llama
 
 
@@ -45,19 +44,31 @@ def chat(llama: Llama, arguments: argparse.Namespace) -> int:
             if lines.is_terminal and user.startswith("/"):
                 talk, user = _commanded(llama, talk, user), None
                 continue
-        message, user = as_text(user), None
-        before = talk
-        if rolls:
-            talk = _rolled(llama, talk, message, steps)
-        tokens = talk.ask(message)
-        if len(tokens) > steps:
-            complain(_too_long(len(tokens), len(talk.tokens), steps))
-            talk, status = before, 1
-            continue
-        if len(talk.turns) < len(before.turns):
-            say(f"the context is full: {len(before.turns) - len(talk.turns)} old messages leave it")
-        room = room_for(arguments, len(tokens), steps)
-        answer = _answer(llama, tokens, room, options)
+        message, user, answer = as_text(user), None, None
+        try:
+            asked, tokens = talk, talk.ask(message)
+            # Less than a quarter is left for the answer. Half of it shall be, as what stays is
+            # computed anew, which should not happen every turn.
+            if rolls and len(tokens) > steps - steps // 4:
+                asked, tokens = _rolled(llama, talk, message, steps // 2)
+            if len(tokens) > steps:
+                complain(_too_long(len(tokens), len(asked.tokens), steps))
+                status = 1
+                continue
+            if asked.start > talk.start:
+                say(f"the context is full: {asked.start - talk.start} old messages leave it")
+            room = room_for(arguments, len(tokens), steps)
+            answer = llama.generate(tokens, max_tokens=room, **options)
+            say(coloured("Assistant: ", LABEL, sys.stderr), end="")
+            for piece in answer:
+                write(piece)
+        except KeyboardInterrupt:
+            if answer is None:  # it has not begun
+                say("")
+                continue
+            answer.close()
+        write("\n")
+        talk = asked
         talk.take(answer)
         if options["seed"] is not None:  # the next turn goes on with the random numbers after these
             options["seed"] = answer.rng_state
@@ -75,28 +86,16 @@ def _commanded(llama: Llama, talk: Conversation, line: str) -> Conversation:
         return talk
 
 
-def _rolled(llama: Llama, talk: Conversation, message: str, steps: int) -> Conversation:
-    """The conversation, in which `message` leaves a quarter of the context to its answer; else
-    without so many of its oldest turns that half is left: what remains is computed anew, which
-    should not happen every turn."""
-    if len(talk.ask(message)) <= steps - steps // 4:
-        return talk
-    while talk.turns and len(talk.ask(message)) > steps // 2:
-        talk = Conversation(llama, talk.system, talk.turns[2:])
-    return talk
-
-
-def _answer(llama: Llama, tokens: list[int], room: int, options: dict[str, Any]) -> Generation:
-    """Tells an answer, to its end or to Ctrl-C."""
-    say(coloured("Assistant: ", LABEL, sys.stderr), end="")
-    answer = llama.generate(tokens, max_tokens=room, **options)
-    try:
-        for piece in answer:
-            write(piece)
-    except KeyboardInterrupt:
-        answer.close()
-    write("\n")
-    return answer
+def _rolled(
+    llama: Llama, talk: Conversation, message: str, most: int
+) -> tuple[Conversation, list[int]]:
+    """The conversation without so many of its oldest turns that the prompt for `message` has `most`
+    tokens, if they can be that few; and the prompt."""
+    tokens = talk.ask(message)
+    while talk.start < len(talk.turns) and len(tokens) > most:
+        talk = Conversation(llama, talk.system, talk.turns, talk.start + 2)
+        tokens = talk.ask(message)
+    return talk, tokens
 
 
 def _too_long(n_tokens: int, n_before: int, steps: int) -> str:

@@ -160,11 +160,17 @@ def test_a_conversation_goes_on_from_turns_said_elsewhere(template: str | None) 
         for system in ("", "be brief"):
             talk = Conversation(llama, system, turns)
             asked = [*talk.messages, {"role": "user", "content": "ef"}]
-            assert talk.ask("ef") == llama.chat(asked).prompt_tokens  # type: ignore[arg-type]
+            assert talk.ask("ef") == llama.chat(asked).prompt_tokens
             answer = llama.generate(talk.ask("ef"), seed=1, max_tokens=4, stop_tokens=[])
             answer.read()
             talk.take(answer)
             assert talk.turns[:2] == turns and len(talk.turns) == 4
+            assert talk.messages[-4:] == talk.turns and talk.turns[2]["content"] == "ef"
+            later = Conversation(llama, system, talk.turns, 2)
+            assert later.messages == talk.messages
+            prompt = [*talk.messages[: -len(talk.turns)], *talk.turns[2:]]
+            asked = [*prompt, {"role": "user", "content": "gh"}]
+            assert later.ask("gh") == llama.chat(asked).prompt_tokens
             assert talk.ask("gh")[: len(talk.tokens)] == talk.tokens
             assert talk.tokens[: len(answer.prompt_tokens)] == answer.prompt_tokens
 
