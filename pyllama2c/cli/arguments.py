@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,9 @@ _TAKE_TEXT = ("-i", "-z", "-y", "--prompt", "--system-prompt", "--stop", "--file
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        found = re.match(r"unrecognized arguments: (\S+)", message)
+        if found:
+            message += help_texts.advice(found[1])
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:

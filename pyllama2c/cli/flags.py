@@ -8,6 +8,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from pyllama2c import validate
+from pyllama2c.cli.arguments import COMMANDS
+from pyllama2c.cli.help_texts import advice
+from pyllama2c.errors import UnknownModelError
 
 if TYPE_CHECKING:
     from pyllama2c.model import Llama
@@ -23,7 +26,12 @@ def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
 def load(arguments: argparse.Namespace) -> Llama:
     from pyllama2c.model import Llama
 
-    return Llama(arguments.model, arguments.tokenizer, **model_options(arguments))
+    try:
+        return Llama(arguments.model, arguments.tokenizer, **model_options(arguments))
+    except UnknownModelError as error:
+        model = arguments.model
+        more = "; a command comes before all flags" if model in COMMANDS else advice(model)
+        raise UnknownModelError(f"{error}{more}") from None
 
 
 def sampling(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""What `--help` says around the list of flags: what a command is for, and how people use it."""
+"""What `--help` says around the list of flags: what a command is for, and how people use it; and
+what those are told who type what other programs call it."""
 
 from __future__ import annotations
 
@@ -100,3 +101,26 @@ nothing else to run; to print it takes the shtab package: pip install 'pyllama2c
         "  pyllama2c help chat",
     ),
 }
+
+ELSEWHERE = {
+    **dict.fromkeys(("run", "complete", "completions"), "generate, or chat"),
+    **dict.fromkeys(("pull", "fetch", "get"), "download"),
+    **dict.fromkeys(("ls", "models"), "list"),
+    **dict.fromkeys(("remove", "delete"), "rm"),
+    "show": "info",
+    "perplexity": "eval",
+    "-V": "--version",
+    **dict.fromkeys(("--max-new-tokens", "--max_tokens", "--n-predict"), "--max-tokens"),
+    "--max-length": "--steps",
+    "--text": "--prompt",
+    **dict.fromkeys(("--model", "--model-path"), "only the file or name, without a flag"),
+}
+"""commands and flags of other programs, and what they are called here"""
+
+
+def advice(word: str) -> str:
+    """For a word that nothing here is called."""
+    word = word.partition("=")[0]
+    if word in ELSEWHERE:
+        return f"; here it is {ELSEWHERE[word]}"
+    return "" if word.startswith("-") else "; a prompt goes behind -i"

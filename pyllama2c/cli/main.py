@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Sequence
 
 from pyllama2c.cli.arguments import COMMANDS, as_run_c_pairs, build_parser
 from pyllama2c.cli.flags import load, model_options
+from pyllama2c.cli.help_texts import ELSEWHERE
 from pyllama2c.cli.streams import (
     ERROR,
     be_quiet,
@@ -154,11 +156,19 @@ def _warn(message: Warning | str, *_: object) -> None:
     say(f"pyllama2c: warning: {message}")
 
 
+def _with_command(argv: list[str]) -> list[str]:
+    """The words, behind `generate` where they begin with no command."""
+    first = argv[0] if argv else "generate"
+    if first in COMMANDS or first in ("-h", "--help", "--version"):
+        return argv or [first]
+    if first in ELSEWHERE and not first.startswith("-") and not os.path.exists(first):
+        return ["generate", first]  # no model either: what follows means nothing here
+    return ["generate", *argv]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line and returns the exit status; no traceback for a user's mistake."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or (argv[0] not in COMMANDS and argv[0] not in ("-h", "--help", "--version")):
-        argv.insert(0, "generate")
+    argv = _with_command(list(sys.argv[1:] if argv is None else argv))
     open_closed()
     with warnings.catch_warnings():
         warnings.showwarning = _warn  # type: ignore[assignment]

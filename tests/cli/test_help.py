@@ -107,3 +107,36 @@ def test_completion_without_shtab(tmp_path: Path) -> None:
     done = run_python("-c", code)
     assert done.returncode == 1 and done.stdout == ""
     assert "pip install 'pyllama2c[completion]'" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("run", "stories15M"), "here it is generate, or chat"),
+        (("ls",), "here it is list"),
+        (("pull", "stories15M"), "here it is download"),
+        (("show", "stories15M"), "here it is info"),
+        (("--max-new-tokens", "5"), "here it is --max-tokens"),
+        (("--max_tokens=5",), "here it is --max-tokens"),
+        (("chat", "--model", "stories15M"), "without a flag"),
+        (("-V",), "here it is --version"),
+        (("Once upon a time",), "a prompt goes behind -i"),
+        (("Once", "upon"), "a prompt goes behind -i"),
+        (("-q", "info"), "a command comes before all flags"),
+    ],
+)
+def test_habits_of_other_programs_are_told_ours(words: tuple[str, ...], message: str) -> None:
+    done = run_python("-m", "pyllama2c", *words)
+    assert done.returncode in (1, 2) and done.stdout == ""
+    assert message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_what_other_programs_call_it_is_free_here() -> None:
+    flags = {
+        flag for c in subcommands(build_parser()).values() for flag in c._option_string_actions
+    }
+    here = {*flags, "--version", *COMMANDS}
+    for elsewhere, ours in help_texts.ELSEWHERE.items():
+        assert elsewhere not in here - {"--model"}  # which eval has
+        named = [word for word in ours.replace(",", "").split() if word in here]
+        assert named or "without a flag" in ours
