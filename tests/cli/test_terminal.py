@@ -13,6 +13,8 @@ import pytest
 from terminal import Terminal
 from tiny import Shape, TinyLlama, tokenizer_file
 
+from pyllama2c.cli.typed import history_path
+
 pytest.importorskip("readline", reason="this Python has no readline")
 
 PROMPT = "\nUser: "
@@ -50,11 +52,15 @@ def said(messages: list[dict[str, str]]) -> list[str]:
     return [message["content"] for message in messages if message["role"] == "user"]
 
 
-def history_of(home: Path) -> Path:
-    return home / ".local" / "state" / "pyllama2c" / "chat_history"
+@pytest.fixture
+def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the command keeps it for the user whose folder is `tmp_path`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    return history_path()
 
 
-def test_lines_are_edited_and_remembered(tiny_path: Path, tmp_path: Path) -> None:
+def test_lines_are_edited_and_remembered(tiny_path: Path, tmp_path: Path, history: Path) -> None:
     with chatting(tmp_path, tiny_path) as terminal:
         say(terminal, "ab")
         say(terminal, UP + HOME + "x")
@@ -63,7 +69,6 @@ def test_lines_are_edited_and_remembered(tiny_path: Path, tmp_path: Path) -> Non
         terminal.type(CTRL_D)
         assert terminal.end() == 0
     kept = ["ab", "xab", "cd", f"/save {tmp_path / 'f.json'}"]
-    history = history_of(tmp_path)
     assert history.read_text().splitlines() == kept
     assert stat.S_IMODE(history.stat().st_mode) == 0o600
     assert stat.S_IMODE(history.parent.stat().st_mode) == 0o700
@@ -72,8 +77,7 @@ def test_lines_are_edited_and_remembered(tiny_path: Path, tmp_path: Path) -> Non
         assert said(saved(terminal, tmp_path / "g.json")) == ["xab!"]
 
 
-def test_history_is_only_its_owners(tiny_path: Path, tmp_path: Path) -> None:
-    history = history_of(tmp_path)
+def test_history_is_only_its_owners(tiny_path: Path, tmp_path: Path, history: Path) -> None:
     history.parent.mkdir(parents=True)
     history.write_bytes(b"ab\xff\n")
     history.chmod(0o644)
@@ -84,9 +88,10 @@ def test_history_is_only_its_owners(tiny_path: Path, tmp_path: Path) -> None:
 
 
 def test_a_history_that_cannot_be_kept_is_no_reason_not_to_talk(
-    tiny_path: Path, tmp_path: Path
+    tiny_path: Path, tmp_path: Path, history: Path
 ) -> None:
-    (tmp_path / ".local").write_text("a file where a folder should be")
+    history.parent.parent.mkdir(parents=True)
+    history.parent.write_text("a file where a folder should be")
     with chatting(tmp_path, tiny_path) as terminal:
         say(terminal, "ab")
         say(terminal, UP)

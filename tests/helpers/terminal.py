@@ -15,8 +15,8 @@ from environment import DATA
 # The terminal becomes the command's own, so that Ctrl-C reaches it, which a shell's background
 # would have it ignore.
 _START = """
-import os, signal, sys
-os.close(os.open(os.ttyname(0), os.O_RDWR))
+import fcntl, os, signal, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 os.execv(sys.executable, [sys.executable, "-m", "pyllama2c", *sys.argv[1:]])
 """
