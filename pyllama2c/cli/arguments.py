@@ -53,7 +53,7 @@ class _Command(_Parser):
     def __init__(self, **options: Any):
         super().__init__(**options)
         _teach(self, *help_texts.COMMANDS[self.prog.split()[-1]])
-        self.add_argument("-q", "--quiet", action="store_true", help="no messages but errors")
+        self.add_argument("-q", "--quiet", action="store_true", help="print no messages but errors")
 
 
 def _teach(parser: argparse.ArgumentParser, description: str, examples: str) -> None:
@@ -137,7 +137,7 @@ def _add_model(parser: argparse._ActionsContainer, *name: str) -> None:
     parser.add_argument(
         "--isa",
         choices=("auto", "scalar", "avx2", "avx512", "neon", "runq"),
-        help="kernels; all compute the same bits, but runq, which rounds int8 as runq.c does",
+        help="kernels; all compute the same bits, but runq, which rounds as runq.c does",
     )
 
 
@@ -151,10 +151,15 @@ def _add_story(parser: argparse._ActionsContainer, steps: int) -> argparse._Mutu
     length = f"positions, prompt included; 0: the whole context [{steps}]"
     run_c("-n", "--steps", type=int, metavar="N", help=length)
     parser.set_defaults(default_steps=steps)
-    add("--max-tokens", type=int, metavar="N", help="new tokens at most, whatever the prompt has")
+    add("--max-tokens", type=int, metavar="N", help="new tokens at most, not counting the prompt")
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("-i", "--prompt", metavar="TEXT", help="what the story begins with")
-    add("-m", "--mode", choices=("generate", "chat"), help="as in llama2.c: the other command")
+    add(
+        "-m",
+        "--mode",
+        choices=("generate", "chat"),
+        help="run.c's way to choose between the two commands",
+    )
     add("-y", "--system-prompt", metavar="TEXT", help="system prompt of a chat")
     add("--top-k", type=int, default=0, metavar="K", help="keep the K most probable; 0: off")
     add("--min-p", type=float, default=0.0, metavar="P", help="keep p >= P * largest p; 0: off")
@@ -163,14 +168,14 @@ def _add_story(parser: argparse._ActionsContainer, steps: int) -> argparse._Mutu
         "--stop",
         action="append",
         metavar="TEXT",
-        help="ends the story, and is not part of it; may be given several times",
+        help="text that ends the story, not included; may be given several times",
     )
     add(
         "--stop-token",
         action="append",
         type=int,
         metavar="ID",
-        help="the same for a token's id; the model's own ends stay",
+        help="token id that ends it, besides the model's own; may be given several times",
     )
     return prompts
 
@@ -188,19 +193,23 @@ def build_parser() -> argparse.ArgumentParser:
     prompts.add_argument(
         "--file",
         metavar="PATH",
-        help="reads the prompt from there; -: from standard input, as a pipe without -i is",
+        help="read the prompt from PATH; -: from standard input, the default if that is a pipe",
     )
     generate.add_argument(
         "--special",
         action="store_true",
-        help="<s> and other control tokens in the prompt are that, not text",
+        help="read <s> and other control tokens in the prompt as such, not as text",
     )
     add = generate.add_argument_group("output").add_argument
-    add("--json", action="store_true", help="prints one object at the end: text, tokens, figures")
+    add(
+        "--json",
+        action="store_true",
+        help="print one JSON object at the end: text, tokens, seed, finish_reason, stats",
+    )
     add(
         "--logprobs",
         action="store_true",
-        help="also the log-probability of each token, in --json or on standard error",
+        help="also give the log-probability of each token, in --json or on standard error",
     )
     add("-N", "--stories", type=int, metavar="N", help="how many, into --jsonl")
     add(

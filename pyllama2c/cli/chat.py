@@ -28,7 +28,7 @@ def chat(llama: Llama, arguments: argparse.Namespace) -> int:
     options = sampling(arguments) | stops(llama, arguments)
     lines = TypedLines()
     if lines.is_terminal:
-        say("/help says what can be typed here.")
+        say("Type /help for the commands of a chat.")
     system: str | None = arguments.system_prompt
     if system is None:
         system = lines.ask("Enter system prompt (optional): ", remember=False) or ""
@@ -56,7 +56,8 @@ def chat(llama: Llama, arguments: argparse.Namespace) -> int:
                 status = 1
                 continue
             if asked.start > talk.start:
-                say(f"the context is full: {asked.start - talk.start} old messages leave it")
+                n = asked.start - talk.start
+                say(f"the context is full: the {n} oldest messages are dropped from it")
             room = room_for(arguments, len(tokens), steps)
             answer = llama.generate(tokens, max_tokens=room, **options)
             say(coloured("Assistant: ", LABEL, sys.stderr), end="")

@@ -1,4 +1,4 @@
-"""What can be said to a chat instead of a message: /clear, /system, /save, /load, /help."""
+"""What can be typed in a chat instead of a message: /clear, /system, /save, /load, /help."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST = 1 << 26
 
 
 def _clear(llama: Llama, talk: Conversation, _: str) -> Conversation:
-    say("The conversation is forgotten; the system prompt stays.")
+    say("Conversation cleared; the system prompt stays.")
     return Conversation(llama, talk.system)
 
 
@@ -61,9 +61,9 @@ def _help(_: Llama, talk: Conversation, __: str) -> Conversation:
     for usage, what, _run in COMMANDS.values():
         say(f"{usage:{width}}  {what}")
     say(
-        "Any other line is a message; begin it with a space where it begins with a slash. Ctrl-C "
-        "ends an answer,\nat the prompt the chat, as Ctrl-D does. Arrow keys bring back earlier "
-        f"lines, kept in {history_path()}."
+        "Any other line is a message; to begin one with a slash, put a space before it.\nCtrl-C "
+        "stops an answer; at the prompt it ends the chat, like Ctrl-D.\nThe arrow keys recall "
+        f"earlier lines, which are kept in {history_path()}."
     )
     return talk
 
@@ -75,11 +75,13 @@ class _Command(NamedTuple):
 
 
 COMMANDS = {
-    "/clear": _Command("/clear", "forgets all that was said, but the system prompt", _clear),
-    "/system": _Command("/system [TEXT]", 'shows or changes the system prompt; "": none', _system),
-    "/save": _Command("/save FILE", "writes the conversation as JSON: a list of messages", _save),
-    "/load": _Command("/load FILE", "goes on with a conversation that was saved", _load),
-    "/help": _Command("/help", "shows this", _help),
+    "/clear": _Command("/clear", "forget the conversation, keep the system prompt", _clear),
+    "/system": _Command(
+        "/system [TEXT]", 'show or change the system prompt; "" removes it', _system
+    ),
+    "/save": _Command("/save FILE", "write the conversation as JSON, a list of messages", _save),
+    "/load": _Command("/load FILE", "continue a saved conversation", _load),
+    "/help": _Command("/help", "show this", _help),
 }
 
 
@@ -89,13 +91,13 @@ def run(llama: Llama, talk: Conversation, line: str) -> Conversation:
     name, _, rest = line.partition(" ")
     if name not in COMMANDS:
         known = ", ".join(COMMANDS)
-        raise ValueError(f"no command is called {name}; there are {known}; Ctrl-D ends the chat")
+        raise ValueError(f"unknown command {name}; known: {known}; Ctrl-D ends the chat")
     return COMMANDS[name].run(llama, talk, rest.strip())
 
 
 def _path(command: str, name: str) -> Path:
     if not name:
-        raise ValueError(f"{command} needs the name of a file")
+        raise ValueError(f"{command} needs a file name")
     return Path(name).expanduser()
 
 
@@ -105,7 +107,7 @@ def _read(path: Path) -> list[Message]:
     with path.open("rb") as file:
         data = file.read(_MOST + 1)
     if len(data) > _MOST:
-        raise ValueError(f"{path}: more than {_MOST:,} bytes; no conversation is that long")
+        raise ValueError(f"{path}: more than {_MOST:,} bytes; too long for a conversation")
     try:
         messages = json.loads(data)
         check_dialog([*messages, {"role": "user", "content": ""}])

@@ -30,7 +30,7 @@ def load(arguments: argparse.Namespace) -> Llama:
         return Llama(arguments.model, arguments.tokenizer, **model_options(arguments))
     except UnknownModelError as error:
         model = arguments.model
-        more = "; a command comes before all flags" if model in COMMANDS else advice(model)
+        more = "; put the command first, before any flags" if model in COMMANDS else advice(model)
         raise UnknownModelError(f"{error}{more}") from None
 
 

@@ -26,7 +26,8 @@ def list_models(arguments: argparse.Namespace) -> int:
     for name, n_bytes, where, sha256 in rows:
         show(f"{name:12}  {n_bytes:>7}  {where:14}  {sha256}")
     files = {file for model in models for file in model.cached}
-    say(f"{cache_folder()}: {size(sum(f.size for f in files))} of known files, tokenizers included")
+    used = size(sum(file.size for file in files))
+    say(f"{cache_folder()}: {used} of known models and tokenizers")
     return 0
 
 
@@ -54,5 +55,5 @@ def remove(arguments: argparse.Namespace) -> int:
     for path, n_bytes in removed.freed:
         say(f"{path}: removed, {size(n_bytes)} freed")
     for path in removed.left:
-        say(f"{path}: left as it is; it is not the known file of that name")
+        say(f"{path}: kept; it is not the file known by that name")
     return 0

@@ -51,7 +51,7 @@ def _read(file: BinaryIO, name: str) -> bytes:
     except OSError as error:
         raise OSError(f"{name}: {in_words(error)}") from error
     if len(data) > _MOST:
-        raise ValueError(f"{name}: more than {_MOST:,} bytes; no context holds such a prompt")
+        raise ValueError(f"{name}: more than {_MOST:,} bytes, the limit for a prompt")
     data = data.removeprefix(b"\xef\xbb\xbf")
     return data.removesuffix(b"\n").removesuffix(b"\r") if data.endswith(b"\n") else data
 

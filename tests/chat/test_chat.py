@@ -209,11 +209,11 @@ def test_a_full_context_loses_its_oldest_turns(
         assert len(tokens) <= context - context // 4 and room == 9
         assert "be brief" in shown[i] and f"m{i}" in shown[i]
     assert "m0" in shown[1] and "m0" not in shown[-1] and "m28" in shown[-1]
-    assert err.count("old messages leave it") == sum(
+    assert err.count("oldest messages are dropped") == sum(
         len(b) < len(a) for (a, _), (b, _) in pairwise(asked)
     )
     # fewer than once in two turns: what stays is computed anew
-    assert 0 < err.count("old messages leave it") <= 10
+    assert 0 < err.count("oldest messages are dropped") <= 10
 
 
 def test_an_answer_that_fills_the_context_does_not_end_the_chat(

@@ -77,7 +77,7 @@ def test_quiet_leaves_errors(tiny_path: Path) -> None:
     words = (tiny_path, "-s", "3", "-n", "20", "-i", "ab")
     done = command(*words, "--quiet")
     assert (done.stdout, done.stderr) == (command(*words).stdout, "")
-    assert "no known model is called" in command("no-such-model", "-q").stderr
+    assert "nor a known model" in command("no-such-model", "-q").stderr
     chat = command("chat", tiny_path, "-q", "-s", "3", input="be brief\nab\n")
     assert chat.stdout and chat.stderr == ""
 

@@ -112,17 +112,17 @@ def test_completion_without_shtab(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("run", "stories15M"), "here it is generate, or chat"),
-        (("ls",), "here it is list"),
-        (("pull", "stories15M"), "here it is download"),
-        (("show", "stories15M"), "here it is info"),
-        (("--max-new-tokens", "5"), "here it is --max-tokens"),
-        (("--max_tokens=5",), "here it is --max-tokens"),
+        (("run", "stories15M"), "use generate or chat"),
+        (("ls",), "use list"),
+        (("pull", "stories15M"), "use download"),
+        (("show", "stories15M"), "use info"),
+        (("--max-new-tokens", "5"), "use --max-tokens"),
+        (("--max_tokens=5",), "use --max-tokens"),
         (("chat", "--model", "stories15M"), "without a flag"),
-        (("-V",), "here it is --version"),
-        (("Once upon a time",), "a prompt goes behind -i"),
-        (("Once", "upon"), "a prompt goes behind -i"),
-        (("-q", "info"), "a command comes before all flags"),
+        (("-V",), "use --version"),
+        (("Once upon a time",), "prompts go after -i"),
+        (("Once", "upon"), "prompts go after -i"),
+        (("-q", "info"), "put the command first"),
     ],
 )
 def test_habits_of_other_programs_are_told_ours(words: tuple[str, ...], message: str) -> None:
@@ -138,5 +138,5 @@ def test_what_other_programs_call_it_is_free_here() -> None:
     here = {*flags, "--version", *COMMANDS}
     for elsewhere, ours in help_texts.ELSEWHERE.items():
         assert elsewhere not in here - {"--model"}  # which eval has
-        named = [word for word in ours.replace(",", "").split() if word in here]
+        named = [word for word in ours.split() if word in here]
         assert named or "without a flag" in ours

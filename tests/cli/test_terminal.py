@@ -125,8 +125,8 @@ def test_what_can_be_said_instead_of_a_message(tiny_path: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("/sing", "no command is called /sing; there are /clear, /system"),
-        ("/save", "/save needs the name of a file"),
+        ("/sing", "unknown command /sing; known: /clear, /system"),
+        ("/save", "/save needs a file name"),
         ("/save {}/none/f", "none/f: No such file"),
         ("/save {}/notes.txt", "is not a saved conversation"),
         ("/save {}", "is a folder"),
