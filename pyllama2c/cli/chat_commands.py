@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pyllama2c.chat.conversation import Conversation
 from pyllama2c.chat.llama2 import Message, check_dialog
-from pyllama2c.cli.streams import say
+from pyllama2c.cli.streams import harmless, say
 from pyllama2c.cli.typed import history_path
 from pyllama2c.files.recognize import JSON, expect
 from pyllama2c.files.whole import whole_file
@@ -28,7 +28,8 @@ def _clear(llama: Llama, talk: Conversation, _: str) -> Conversation:
 
 def _system(llama: Llama, talk: Conversation, text: str) -> Conversation:
     if not text:
-        say(f"The system prompt is: {talk.system}" if talk.system else "There is no system prompt.")
+        system = harmless(talk.system)
+        say(f"The system prompt is: {system}" if system else "There is no system prompt.")
         return talk
     return Conversation(llama, "" if text == '""' else text, talk.turns)
 
@@ -113,4 +114,9 @@ def _read(path: Path) -> list[Message]:
         check_dialog([*messages, {"role": "user", "content": ""}])
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not a saved conversation: {error}") from None
-    return [{"role": message["role"], "content": message["content"]} for message in messages]
+    return [{"role": m["role"], "content": _unicode(m["content"])} for m in messages]
+
+
+def _unicode(text: str) -> str:
+    """Without the lone surrogates that JSON can spell, and no model has read."""
+    return text.encode(errors="replace").decode()

@@ -57,9 +57,14 @@ def _named() -> Iterator[None]:
         raise OSError(error.errno, error.strerror, "standard output") from error
 
 
+def harmless(text: str) -> str:
+    """A text of somebody else's, without characters that control the terminal."""
+    return text.translate(_CONTROL)
+
+
 def write(text: str, colour: str | None = None) -> None:
     """Story text, flushed at once."""
-    text = text.translate(_CONTROL)
+    text = harmless(text)
     with _named():
         sys.stdout.write(text if colour is None else coloured(text, colour, sys.stdout))
         sys.stdout.flush()

@@ -122,6 +122,27 @@ def test_what_can_be_said_instead_of_a_message(tiny_path: Path, tmp_path: Path) 
         assert said(saved(terminal, path)) == ["ab", "cd", " /ef"]
 
 
+def test_a_file_of_somebody_else_does_no_harm(tiny_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "f.json"
+    path.write_text(
+        json.dumps(
+            [
+                {"role": "system", "content": "be \x1b[31mred\x9b0m", "tool_calls": []},
+                {"role": "user", "content": "a\ud800b"},
+                {"role": "assistant", "content": "\x1b]0;title\x07"},
+            ]
+        )
+    )
+    with chatting(tmp_path, tiny_path, NO_COLOR="1") as terminal:
+        say(terminal, f"/load {path}")
+        say(terminal, "/system")
+        assert "be [31mred0m" in terminal.raw and "\x1b[31m" not in terminal.raw
+        say(terminal, "cd")
+        messages = saved(terminal, path)
+    assert said(messages) == ["a?b", "cd"]
+    assert messages[2] == {"role": "assistant", "content": "\x1b]0;title\x07"}
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
