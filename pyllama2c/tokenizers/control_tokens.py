@@ -82,12 +82,12 @@ def classify(
             ids.add(i)
         if kind == BYTE or len(text) == 1:
             continue  # a single character is text
-        looks_like_one = kind in (NORMAL, USER_DEFINED) and _FORM.fullmatch(text) is not None
+        looks_like_control = kind in (NORMAL, USER_DEFINED) and _FORM.fullmatch(text) is not None
         if (
             text in ends
             or i in named
-            or (i in listed and (looks_like_one or kind == USER_DEFINED))
-            or (looks_like_one and text in template)
+            or (i in listed and (looks_like_control or kind == USER_DEFINED))
+            or (looks_like_control and text in template)
         ):
             out[i] = CONTROL
     return out, frozenset(ids)

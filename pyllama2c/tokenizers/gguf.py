@@ -98,7 +98,7 @@ class Vocabulary:
         if type(value) is not kind:
             what = "is missing" if value is None else f"is {value!r:.50}"
             raise TokenizerError(
-                f"{gguf.path}: tokenizer.ggml.{name} {what}; it must be a {kind.__name__}"
+                f"{gguf.path}: tokenizer.ggml.{name} {what}; it must be of type {kind.__name__}"
             )
         return value
 
@@ -114,7 +114,7 @@ class Vocabulary:
     def of(self, name: str, values: list[Any], kind: type) -> list[Any]:
         if any(type(value) is not kind for value in values):
             raise TokenizerError(
-                f"{self.path}: tokenizer.ggml.{name} has a value that is no {kind.__name__}"
+                f"{self.path}: the values of tokenizer.ggml.{name} must be of type {kind.__name__}"
             )
         return values
 
@@ -205,7 +205,7 @@ class Vocabulary:
         value = self._gguf.get(key, default)
         if value is not default and type(value) is not kind:
             raise TokenizerError(
-                f"{self.path}: {key} is {value!r:.50}; it must be a {kind.__name__}"
+                f"{self.path}: {key} is {value!r:.50}; it must be of type {kind.__name__}"
             )
         return value
 
@@ -274,8 +274,7 @@ def _engine_vocabulary(v: Vocabulary, scheme: str | None) -> tuple[Any, Any]:
     for name, values in lists.items():
         setattr(vocabulary, name, values)
     vocabulary.n_pieces, vocabulary.text_bytes = v.size, sum(map(len, texts))
-    vocabulary.bos, vocabulary.eos = v.bos, v.eos
-    vocabulary.unknown = v.unknown
+    vocabulary.bos, vocabulary.eos, vocabulary.unknown = v.bos, v.eos, v.unknown
     if v.unknown == NONE and UNKNOWN in v.types:
         vocabulary.unknown = v.types.index(UNKNOWN)
     vocabulary.split_spaces = v.own("split_spaces", bool, False)

@@ -257,7 +257,7 @@ def test_params_that_do_not_fit_the_weights(tmp_path: Path) -> None:
     for changes, message in (
         ({"n_layers": 3}, "no file has the weight layers.2.attention_norm"),
         ({"n_layers": 2**31 - 1}, "has the weight layers.2.attention_norm"),
-        ({"n_layers": 1}, "not used here"),
+        ({"n_layers": 1}, "not a weight of a Llama"),
         ({"n_kv_heads": 4}, r"wk.weight has shape \(32, 64\); the configuration implies \(64, 64"),
         ({"dim": 128}, "has shape"),
     ):

@@ -188,15 +188,21 @@ def with_entry(keys: list[Key], name: str, i: int, value: Any) -> list[Key]:
 
 SPM, BPE = sentencepiece_keys, byte_level_keys
 HOSTILE = [
-    (changed(SPM(), "tokens"), "tokens is missing; it must be a list"),
+    (changed(SPM(), "tokens"), "tokens is missing; it must be of type list"),
     (changed(SPM(), "tokens", ["a"]), "tokens has 1 entries; the model's vocab_size is 300"),
-    (changed(SPM(), "tokens", [1] * 300, INT32), "tokens has a value that is no str"),
-    (changed(SPM(), "tokens", "text"), "tokens is 'text'; it must be a list"),
+    (
+        changed(SPM(), "tokens", [1] * 300, INT32),
+        "tokens must be of type str",
+    ),
+    (changed(SPM(), "tokens", "text"), "tokens is 'text'; it must be of type list"),
     (changed(SPM(), "scores"), "scores is missing"),
     (changed(SPM(), "token_type"), "token_type is missing"),
-    (changed(SPM(), "scores", [1] * 300, INT32), "scores has a value that is no float"),
+    (
+        changed(SPM(), "scores", [1] * 300, INT32),
+        "scores must be of type float",
+    ),
     (changed(SPM(), "bos_token_id", 300), "bos_token_id is 300; the model's ids are 0 to 299"),
-    (changed(SPM(), "bos_token_id", "x", STRING), "bos_token_id is 'x'; it must be a int"),
+    (changed(SPM(), "bos_token_id", "x", STRING), "bos_token_id is 'x'; it must be of type int"),
     (with_entry(SPM(), "token_type", 260, 7), "piece 260 has type 7, not 1 to 6"),
     (with_entry(SPM(), "token_type", 260, -1), "piece 260 has type -1"),
     (with_entry(SPM(), "scores", 260, math.nan), "piece 260: score is NaN"),
@@ -213,9 +219,12 @@ HOSTILE = [
     (with_entry(BPE(), "tokens", 262, "he"), "pieces 259 and 262 are the same"),
     (with_entry(BPE(), "merges", 0, "h"), "merge 0 .* does not join two pieces into a third"),
     (with_entry(BPE(), "merges", 0, "h x"), "merge 0 .* does not join two pieces into a third"),
-    (changed(BPE(), "merges", [1], INT32), "merges has a value that is no str"),
+    (
+        changed(BPE(), "merges", [1], INT32),
+        "merges must be of type str",
+    ),
     (changed(BPE(), "model", "t5"), "tokenizer.ggml.model is 't5'; known: llama, gpt2"),
-    (changed(BPE(), "model", 1, UINT32), "tokenizer.ggml.model is 1; it must be a str"),
+    (changed(BPE(), "model", 1, UINT32), "tokenizer.ggml.model is 1; it must be of type str"),
 ]
 
 
