@@ -107,7 +107,8 @@ def _add_model(parser: argparse._ActionsContainer, *name: str) -> None:
     parser.add_argument(
         *(name or ("model",)),
         nargs="?",
-        help="a GGUF file, a llama2.c checkpoint, or a known model's name [the embedded one]",
+        help="a GGUF file, a llama2.c checkpoint, a known model's name, or hf://owner/name of the "
+        "Hugging Face hub [the embedded one]",
     )
     parser.add_argument("-z", "--tokenizer", metavar="PATH", help="tokenizer.bin of the model")
     parser.add_argument(
