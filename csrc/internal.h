@@ -69,6 +69,11 @@ void l2c_memory_forbid(void *memory, size_t size);
  * it will be, they save most of the page faults and of the misses in address translation. */
 void l2c_memory_wish_huge(void *memory, size_t size);
 
+/* A shared library by its name or path, which stays until the process ends; NULL, with the loader's words in
+ * why (size), where it cannot be loaded. A symbol of it, or NULL. */
+void *l2c_library_open(const char *name, char *why, size_t size);
+void *l2c_library_symbol(void *library, const char *name);
+
 /* ---- system/threads.c ------------------------------------------------------------------------------- */
 
 /* Runs task(arg, thread, n_threads) once on each thread of the pool; the caller is thread 0. */
@@ -80,6 +85,9 @@ void l2c_pool_barrier(l2c_pool *pool, int thread);
 
 /* Threads the pool was made for. */
 int l2c_pool_size(const l2c_pool *pool);
+
+/* Another number in every process that fork() makes. */
+unsigned l2c_fork_generation(void);
 
 /* ---- system/cpu.c ------------------------------------------------------------------------------------- */
 

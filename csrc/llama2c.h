@@ -81,7 +81,8 @@ typedef enum {
     L2C_UNSUPPORTED, /* valid, but not by this build or machine */
     L2C_CANCELLED,   /* l2c_session_cancel was called */
     L2C_NONFINITE,   /* the logits hold NaN or infinity, so there is nothing to sample from */
-    L2C_FULL         /* a batch has no sequence left for another story */
+    L2C_FULL,        /* a batch has no sequence left for another story */
+    L2C_DEVICE       /* a graphics card or its driver failed, or was used after fork() */
 } l2c_status;
 
 /* Owned by the caller; message is one line without a final newline. */
@@ -111,6 +112,52 @@ l2c_status l2c_isa_resolve(l2c_isa wanted, l2c_isa *isa, l2c_error *err);
 
 /* Writes the CPU features that the choice looks at, space separated, NUL terminated. */
 void l2c_cpu_features(char *text, size_t size);
+
+/* ---- Graphics cards: NVIDIA's, through the driver that is installed; any number of threads ---- */
+
+typedef struct {
+    char name[128];
+    char pci[32];       /* address on the bus: "0000:3b:00.0" */
+    int32_t number;     /* among those that the driver shows this process */
+    int32_t driver;     /* the newest CUDA that the driver knows: 12040 is 12.4 */
+    int32_t capability; /* compute capability: 89 is 8.9 */
+    int32_t processors; /* streaming multiprocessors */
+    int32_t exclusive;  /* 1: one process at a time may use it; 2: none may */
+    uint64_t memory;    /* bytes */
+} l2c_device_info;
+
+/* Loads the driver (`library`, or NULL for the system's) and counts the cards that it shows this process.
+ * L2C_UNSUPPORTED where there is no driver, or one too old; L2C_DEVICE where it does not work. */
+l2c_status l2c_device_count(const char *library, int32_t *driver, int32_t *count, l2c_error *err);
+
+/* What a card is; takes none of its memory. */
+l2c_status l2c_device_describe(const char *library, int32_t number, l2c_device_info *info, l2c_error *err);
+
+typedef struct l2c_device l2c_device;
+
+/*
+ * Opens a card: takes part in the process's primary context on it, which PyTorch and others share. Models, sessions and
+ * the caller each keep it open. L2C_UNSUPPORTED for a card below compute capability 7.5. After an L2C_DEVICE that ends
+ * the context ("a kernel failed"), all that is on the card is lost: every call says so, and all can still be freed. A
+ * child of fork() cannot use its parent's cards (L2C_DEVICE).
+ */
+l2c_status l2c_device_open(const char *library, int32_t number, l2c_device **device, l2c_error *err);
+
+const l2c_device_info *l2c_device_about(const l2c_device *device);
+
+/* Bytes of its memory that are free just now, for any process. */
+l2c_status l2c_device_free_memory(l2c_device *device, uint64_t *bytes, l2c_error *err);
+
+/* Compiles kernels, PTX with a NUL behind its `size` bytes, for this card, which takes seconds: *image, which belongs to
+ * the device until the next call, can be kept and loaded by this driver on cards of this capability. */
+l2c_status l2c_device_compile(l2c_device *device, const void *ptx, size_t size, const void **image, size_t *image_size,
+                              l2c_error *err);
+
+/* Loads the kernels, once, before a model is opened on the device: what l2c_device_compile made, or PTX. L2C_DEVICE
+ * for what is neither, or lacks a kernel. */
+l2c_status l2c_device_load(l2c_device *device, const void *image, l2c_error *err);
+
+void l2c_device_free(l2c_device *device);
 
 /* ---- Models: immutable after open, shared by any number of threads ------------------------- */
 
