@@ -62,8 +62,8 @@ enum {
     L2C_GPU_STRIP = 16,      /* weight rows of a tensor-core product */
     L2C_GPU_CHUNK = 32,      /* columns of one */
     L2C_GPU_TOKENS = 8,      /* rows of activations of one */
-    L2C_GPU_EXACT_GROUP = 256, /* most columns whose products are summed in the mantissa of a float (packed.cuh) */
     L2C_GPU_BLOCK = 256,     /* threads of most kernels */
+    L2C_GPU_NORM_FLOATS = 4096, /* of a row, that norm has in shared memory at a time */
     L2C_GPU_MAX_ROWS = 1024  /* rows of a pass */
 };
 
@@ -308,18 +308,25 @@ static inline l2c_gpu_launch l2c_gpu_launch_of(l2c_gpu_kernel kernel, int32_t x,
     return launch;
 }
 
-/* A block a row. */
+/* Columns of a row that a block quantizes: whole groups, 512 columns or a little more. */
+static inline int32_t l2c_gpu_columns(int32_t group) {
+    return group > 0 ? l2c_gpu_pieces(512, group) * group : 512;
+}
+
+/* A block a row, or those columns of one. */
 static inline l2c_gpu_launch l2c_gpu_embed_launch(const l2c_gpu_pass *p) {
     return l2c_gpu_launch_of(L2C_GPU_KERNEL_embed, p->n, 1, L2C_GPU_BLOCK, 0);
 }
 static inline l2c_gpu_launch l2c_gpu_norm_launch(const l2c_gpu_norm *p) {
-    return l2c_gpu_launch_of(L2C_GPU_KERNEL_norm, p->n, 1, L2C_GPU_BLOCK, 0);
+    return l2c_gpu_launch_of(L2C_GPU_KERNEL_norm, p->n, 1, L2C_GPU_BLOCK, (L2C_GPU_NORM_FLOATS + 1) * 4);
 }
 static inline l2c_gpu_launch l2c_gpu_quantize_launch(const l2c_gpu_quantize *p) {
-    return l2c_gpu_launch_of(L2C_GPU_KERNEL_quantize, p->n, 1, L2C_GPU_BLOCK, 0);
+    return l2c_gpu_launch_of(L2C_GPU_KERNEL_quantize, l2c_gpu_pieces(p->to.cols, l2c_gpu_columns(p->to.group)), p->n,
+                             L2C_GPU_BLOCK, 0);
 }
 static inline l2c_gpu_launch l2c_gpu_swiglu_launch(const l2c_gpu_swiglu *p) {
-    return l2c_gpu_launch_of(L2C_GPU_KERNEL_swiglu, p->n, 1, L2C_GPU_BLOCK, 0);
+    return l2c_gpu_launch_of(L2C_GPU_KERNEL_swiglu, l2c_gpu_pieces(p->cols, l2c_gpu_columns(p->to.group)), p->n,
+                             L2C_GPU_BLOCK, 0);
 }
 static inline l2c_gpu_launch l2c_gpu_store_kv_launch(const l2c_gpu_pass *p) {
     return l2c_gpu_launch_of(L2C_GPU_KERNEL_store_kv, p->n, 1, L2C_GPU_BLOCK, 0);
@@ -349,7 +356,7 @@ static inline l2c_gpu_launch l2c_gpu_linear_launch(const l2c_gpu_linear *p) {
                                  l2c_gpu_pieces(rows, L2C_GPU_FLOAT_TILE_W), l2c_gpu_pieces(p->n, L2C_GPU_FLOAT_TILE_X),
                                  L2C_GPU_BLOCK, bytes);
     }
-    int32_t tokens = p->w.type == L2C_GPU_Q8 && p->n > 64 ? 128 : 64;
+    int32_t tokens = p->w.type == L2C_GPU_Q8 && p->w.chunks == 1 && p->n > 64 ? 128 : 64;
     kernel = tokens == 128 ? (int32_t)L2C_GPU_KERNEL_linear_q8_128 : L2C_GPU_KERNEL_linear_q8_64 + p->w.type - L2C_GPU_Q8;
     return l2c_gpu_launch_of((l2c_gpu_kernel)kernel, l2c_gpu_pieces(rows, L2C_GPU_PACKED_TILE_W),
                              l2c_gpu_pieces(p->n, tokens), L2C_GPU_BLOCK, L2C_GPU_PACKED_TILE_BYTES);
