@@ -114,7 +114,10 @@ typedef struct {
     uint64_t sweep;   /* bytes that decoding a token reads, norms included */
     uint64_t packed;  /* bytes of the memory that they are packed into; 0: they stay as they lie in the file */
     uint64_t largest; /* bytes of the largest one in the file */
+    uint64_t on_card; /* bytes of card memory that they would take, at most */
 } l2c_matrices;
+
+typedef struct l2c_placed l2c_placed; /* weights on a card (cuda/cuda_model.h) */
 
 struct l2c_model {
     l2c_config config;
@@ -130,6 +133,8 @@ struct l2c_model {
     size_t tensors_start;       /* where they begin in the file */
     l2c_mapping mapping;        /* the file; nothing once the weights are packed */
     l2c_mapping packed;         /* packed weights and the norms, or nothing */
+    l2c_placed *placed;         /* they are on a card, and matrices and norms here have no data; or NULL */
+    uint64_t fingerprint;       /* of a placed model */
 };
 
 /* L2C_ARG, for what needs the weights of a model that was opened for its header. */
@@ -168,6 +173,12 @@ l2c_status l2c_model_plan(l2c_model *model, l2c_dtype dtype, l2c_error *err);
  * they are. Uses the pool's threads, or this one if pool is NULL. Plans anew, and fails as l2c_model_plan does. */
 l2c_status l2c_model_pack(l2c_model *model, l2c_dtype dtype, l2c_pool *pool, l2c_error *err);
 
+/* The same without keeping anything: hands each matrix, as it is to be computed with, to `take`, in the order of
+ * EACH_MATRIX; it is there for that call only. Leaves the model's matrices without data, the norms where they were. */
+typedef l2c_status l2c_matrix_taker(void *arg, const l2c_matrix *matrix, l2c_error *err);
+l2c_status l2c_model_hand_over(l2c_model *model, l2c_dtype dtype, l2c_pool *pool, l2c_matrix_taker *take, void *arg,
+                               l2c_error *err);
+
 /* Calls visit for every matrix of the model; a shared classifier is the embedding. */
 #define EACH_MATRIX(m, visit)                                              \
     do {                                                                   \
@@ -179,6 +190,18 @@ l2c_status l2c_model_pack(l2c_model *model, l2c_dtype dtype, l2c_pool *pool, l2c
         }                                                                  \
         if (!(m)->config.shared_classifier) visit(&(m)->classifier);       \
     } while (0)
+
+/* ---- fingerprint.c ----------------------------------------------------------------------------------------- */
+
+/* l2c_model_fingerprint in steps: the shape and norms, the matrices in the order of EACH_MATRIX, the end. */
+enum { L2C_FINGERPRINT_LANES = 4 };
+typedef struct {
+    uint64_t lanes[L2C_FINGERPRINT_LANES];
+} l2c_fingerprint;
+
+l2c_fingerprint l2c_fingerprint_begin(const l2c_model *model);
+void l2c_fingerprint_add(l2c_fingerprint *fingerprint, const l2c_matrix *matrix);
+uint64_t l2c_fingerprint_end(const l2c_fingerprint *fingerprint);
 
 /* ---- files/quantize.c -------------------------------------------------------------------------------------- */
 

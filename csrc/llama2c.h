@@ -157,6 +157,9 @@ l2c_status l2c_device_compile(l2c_device *device, const void *ptx, size_t size, 
  * for what is neither, or lacks a kernel. */
 l2c_status l2c_device_load(l2c_device *device, const void *image, l2c_error *err);
 
+/* Bytes of weights that went to the card so far, for a look from another thread at how far a model is. */
+uint64_t l2c_device_uploaded(const l2c_device *device);
+
 void l2c_device_free(l2c_device *device);
 
 /* ---- Models: immutable after open, shared by any number of threads ------------------------- */
@@ -237,6 +240,17 @@ l2c_status l2c_model_open_header(const char *path, l2c_dtype dtype, l2c_model **
 l2c_status l2c_model_open_header_memory(const void *data, size_t size, l2c_dtype dtype, l2c_model **model,
                                         l2c_error *err);
 
+/*
+ * The same with the weights on a card, where the model's sessions then are. They go there matrix by matrix and are not
+ * kept here. What holds float16 or bfloat16 values only is kept in 16 bits there; the results are the bits of float32.
+ * Computed as llama2.c's runq does (L2C_DTYPE_FILE, and int8 groups that are not packed): L2C_UNSUPPORTED. L2C_NOMEM
+ * where the card has no room.
+ */
+l2c_status l2c_model_open_on(l2c_device *device, const char *path, l2c_dtype dtype, l2c_pool *pool, l2c_model **model,
+                             l2c_error *err);
+l2c_status l2c_model_open_memory_on(l2c_device *device, const void *data, size_t size, l2c_dtype dtype, l2c_pool *pool,
+                                    l2c_model **model, l2c_error *err);
+
 /* The same model with int8 or int4 weights, quantized from a float32 one, which it does not keep. */
 l2c_status l2c_model_quantize(const l2c_model *from, l2c_dtype dtype, l2c_pool *pool, l2c_model **model,
                               l2c_error *err);
@@ -252,6 +266,9 @@ uint64_t l2c_model_fingerprint(const l2c_model *model);
 uint64_t l2c_model_parameters(const l2c_model *model);
 uint64_t l2c_model_bytes(const l2c_model *model);
 uint64_t l2c_model_sweep_bytes(const l2c_model *model);
+
+/* Bytes of card memory that the weights would take on a card, at most, or take. */
+uint64_t l2c_model_device_bytes(const l2c_model *model);
 
 /* Bytes of the file; the most of it that is held in memory, besides the weights, at any time during opening. */
 uint64_t l2c_model_file_bytes(const l2c_model *model);

@@ -110,6 +110,8 @@ void l2c_device_free(l2c_device *d) {
     l2c_memory_free(d);
 }
 
+uint64_t l2c_device_uploaded(const l2c_device *device) { return atomic_load(&device->uploaded); }
+
 const l2c_device_info *l2c_device_about(const l2c_device *device) { return &device->info; }
 
 /* ---- Calls ------------------------------------------------------------------------------------------- */

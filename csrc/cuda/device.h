@@ -18,6 +18,7 @@ struct l2c_device {
     cu_link compiled;                      /* owns the last result of l2c_device_compile */
     unsigned generation;                   /* of forks: the process that opened it */
     atomic_int lost;                       /* the cu_result that ended it, or 0 */
+    _Atomic uint64_t uploaded;             /* bytes of weights */
     atomic_int users;                      /* who keep it: the caller, models, sessions */
 };
 
