@@ -226,12 +226,13 @@ struct l2c_session {
     const l2c_backend *backend;
     void *state; /* the backend's own: threads, caches, scratch, logits */
     int32_t n_sequences, n_ctx;
+    int32_t max_rows; /* of a call; the backend's */
 
     int32_t *lengths; /* (n_sequences) positions that are in the cache */
     int32_t *next;    /* (n_sequences) scratch of the checks on rows */
 
-    size_t n_logits;                  /* rows of the last call that have logits */
-    unsigned char used[L2C_MAX_ROWS]; /* of those, the ones that were sampled, and are logits no more */
+    size_t n_logits;     /* rows of the last call that have logits */
+    unsigned char *used; /* (max_rows) of those, the ones that were sampled, and are logits no more */
 
     atomic_int busy;
     atomic_int cancel;    /* asked to stop, and no call has yet */
@@ -289,6 +290,27 @@ l2c_status l2c_sampler_pick(l2c_sampler *sampler, const l2c_kernels *kernels, fl
                             int32_t n, const int32_t *history, size_t n_history,
                             l2c_candidate *candidates, unsigned char *seen, int32_t *token,
                             l2c_error *err);
+
+/* The coin, in [0, 1), that such a choice tosses; L2C_NONFINITE for logits that nothing can be picked from. */
+float l2c_sampler_coin(l2c_sampler *sampler);
+l2c_status l2c_sampler_fail_unusable(l2c_error *err);
+
+/* ---- draws.c ----------------------------------------------------------------------------------------- */
+
+/* Logits in this process's memory, and what choosing from them needs. */
+typedef struct {
+    const l2c_kernels *kernels;
+    l2c_pool *pool;
+    size_t vocab_size;
+    float *logits;             /* (rows, vocab_size) */
+    l2c_candidate *candidates; /* (threads, 2, vocab_size) scratch */
+    unsigned char *seen;       /* (threads, vocab_size) 0 between calls */
+} l2c_chooser;
+
+/* Fills token and status of n draws, those that `which` names or, with NULL, the first, and what their options want.
+ * err is that of a draw alone. */
+void l2c_choose(const l2c_chooser *chooser, l2c_draw *draws, l2c_draw_options *options, const size_t *which, size_t n,
+                l2c_error *err);
 
 /* ---- logprob.c --------------------------------------------------------------------------------------- */
 

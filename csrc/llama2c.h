@@ -373,7 +373,7 @@ void l2c_sampler_init(l2c_sampler *sampler, uint64_t seed);
 
 /* ---- Sessions: KV cache, scratch, logits; one thread at a time ------------------------------- */
 
-enum { L2C_MAX_ROWS = 256 }; /* rows of one forward call */
+enum { L2C_MAX_ROWS = 256, L2C_MAX_DEVICE_ROWS = 1024 }; /* rows of one forward call; on a graphics card */
 
 /* One token at one position of one sequence. */
 typedef struct {
@@ -402,8 +402,16 @@ l2c_status l2c_session_create(const l2c_model *model, l2c_pool *pool, int32_t n_
  * makes no sense. Parts of a session begin on cache lines: of 64 positions each takes as much as of any other 64. */
 uint64_t l2c_session_bytes(const l2c_model *model, int32_t n_sequences, int32_t n_ctx, l2c_kv kv, int32_t n_threads);
 
+/* Bytes of card memory that a session of such a model would take there, with room for n_rows rows a call (0: the least
+ * that it makes do with); a little more than on most cards. UINT64_MAX as above. */
+uint64_t l2c_session_device_bytes(const l2c_model *model, int32_t n_sequences, int32_t n_ctx, l2c_kv kv, int32_t n_rows);
+
+/* How many rows a forward call of this session may have: L2C_MAX_ROWS; on a card up to L2C_MAX_DEVICE_ROWS, fewer where
+ * its memory is short, but 64 at least. */
+int32_t l2c_session_max_rows(const l2c_session *session);
+
 /*
- * The forward pass: feeds 1 to L2C_MAX_ROWS rows through the model in one sweep over the weights.
+ * The forward pass: feeds 1 to l2c_session_max_rows rows through the model in one sweep over the weights.
  * Rows of one sequence must be in rising order of position, without gaps. A row's result is the
  * same bits whatever the other rows, the number of threads and the instruction set.
  * L2C_CANCELLED, after l2c_session_cancel: what the call would have overwritten is no longer cached.
@@ -412,7 +420,7 @@ l2c_status l2c_session_forward(l2c_session *session, const l2c_row *rows, size_t
                                l2c_error *err);
 
 /* Logits (vocab_size) of the i-th row of the last forward call that wanted them; NULL if there is
- * no such row, or it is used up. The caller may change them before sampling; valid until the next
+ * no such row, it is used up, or the card that it is on is lost. Rows lie one behind the other. The caller may change them before sampling; valid until the next
  * forward call, or the row is sampled. */
 float *l2c_session_logits(l2c_session *session, size_t i);
 
@@ -569,7 +577,7 @@ typedef struct {
     uint64_t cached_prompt_tokens; /* of those, found */
 } l2c_batch_counts;
 
-/* A batch with a session of its own: n_sequences (1 to L2C_MAX_ROWS) stories at a time. The rest is as for
+/* A batch with a session of its own: n_sequences (1 to a call's rows) stories at a time. The rest is as for
  * l2c_session_create. All memory is taken here. */
 l2c_status l2c_batch_create(const l2c_model *model, l2c_pool *pool, int32_t n_sequences, int32_t n_ctx, l2c_kv kv,
                             l2c_isa isa, l2c_batch **batch, l2c_error *err);

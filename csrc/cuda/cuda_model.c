@@ -79,9 +79,6 @@ static l2c_status allocate(l2c_placed *p, uint64_t bytes, cu_pointer *memory, l2
     return L2C_OK;
 }
 
-/* A pointer for the kernels; only they follow it. */
-static void *on_card(cu_pointer address) { return (void *)(uintptr_t)address; }
-
 static l2c_status send_bytes(upload *u, cu_pointer to, const void *from, size_t size, l2c_error *err) {
     l2c_status status = L2C_OK;
     for (size_t at = 0, n; at < size && status == L2C_OK; at += n) {
@@ -153,8 +150,8 @@ static l2c_status take_matrix(void *arg, const l2c_matrix *from, l2c_error *err)
     l2c_status status = allocate(u->placed, data + scales, &memory, err);
     if (status == L2C_OK) status = send_data(u, memory, &m, from, err);
     if (status == L2C_OK && scales > 0) status = send_scales(u, memory + data, &m, from, err);
-    m.data = on_card(memory);
-    m.scales = scales > 0 ? on_card(memory + data) : NULL;
+    m.data = l2c_card_pointer(memory);
+    m.scales = scales > 0 ? l2c_card_pointer(memory + data) : NULL;
     *u->next++ = m;
     return status;
 }
@@ -173,9 +170,9 @@ static l2c_status send_norms(upload *u, l2c_model *m, l2c_error *err) {
         const float **norm = i == 2 * n_layers ? &m->final_norm : i % 2 == 0 ? &layer->attention_norm : &layer->ffn_norm;
         status = send_bytes(u, memory, *norm, bytes, err);
         *norm = NULL;
-        if (i == 2 * n_layers) p->final_norm = on_card(memory);
-        else if (i % 2 == 0) p->layers[i / 2].attention_norm = on_card(memory);
-        else p->layers[i / 2].ffn_norm = on_card(memory);
+        if (i == 2 * n_layers) p->final_norm = l2c_card_pointer(memory);
+        else if (i % 2 == 0) p->layers[i / 2].attention_norm = l2c_card_pointer(memory);
+        else p->layers[i / 2].ffn_norm = l2c_card_pointer(memory);
     }
     return status;
 }
@@ -203,7 +200,7 @@ static l2c_status send_model(upload *u, l2c_model *m, l2c_dtype dtype, l2c_error
     assemble(p, &m->config, matrices);
     status = allocate(p, layers_bytes, &memory, err);
     if (status == L2C_OK) status = send_bytes(u, memory, p->layers, layers_bytes, err);
-    p->card_layers = on_card(memory);
+    p->card_layers = l2c_card_pointer(memory);
     m->fingerprint = l2c_fingerprint_end(&u->fingerprint);
     return status;
 }

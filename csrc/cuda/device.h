@@ -36,6 +36,10 @@ l2c_status l2c_device_check(l2c_device *device, cu_result result, const char *do
 /* Memory on the card; L2C_NOMEM says what for, how much, and what is free. */
 l2c_status l2c_device_alloc(l2c_device *device, uint64_t bytes, const char *what, cu_pointer *memory, l2c_error *err);
 
+/* Addresses on the card, as numbers and as the pointers that kernels are given. */
+static inline cu_pointer l2c_card_address(const void *pointer) { return (cu_pointer)(uintptr_t)pointer; }
+static inline void *l2c_card_pointer(cu_pointer address) { return (void *)(uintptr_t)address; }
+
 /* Starts a kernel; parameter: its struct (params.h), which is copied. */
 l2c_status l2c_device_launch(l2c_device *device, cu_stream stream, l2c_gpu_launch launch, void *parameter, l2c_error *err);
 
