@@ -4,8 +4,10 @@
 #ifndef L2C_CUDA_ARITHMETIC_CUH
 #define L2C_CUDA_ARITHMETIC_CUH
 
+extern "C" {
 #include "../kernels/kernels.h"
 #include "../kernels/quantized.h"
+}
 #include "device.cuh"
 
 #define MINUS_INFINITY __uint_as_float(0xFF800000u)

@@ -195,7 +195,7 @@ template <int TYPE> DEVICE void packed_few(const l2c_gpu_linear &p) {
 /* x passes through shared memory, AT_ONCE steps of all tiles at a time, with its scales where groups are single steps. */
 template <int TYPE, int TILES, bool LONG> DEVICE void packed_block(const l2c_gpu_linear &p) {
     typedef typename fragment<TYPE>::raw raw;
-    enum { AT_ONCE = 128 / TILES };
+    enum { AT_ONCE = 128 / TILES, HELD = LONG ? TILES : 1 }; /* HELD: accumulators that outlive a step */
     const l2c_gpu_matrix &w = p.w;
     uint2 *rows = (uint2 *)shared_memory();                    /* (TILES, AT_ONCE, WARP) */
     float *x_scales = (float *)(rows + TILES * AT_ONCE * WARP); /* (TILES, AT_ONCE, TOKENS) */
@@ -207,11 +207,11 @@ template <int TYPE, int TILES, bool LONG> DEVICE void packed_block(const l2c_gpu
     int chunks = LONG ? w.chunks : 1, steps = w.groups * chunks, group = 0, chunk = 0;
     const raw *weights = (const raw *)w.data + (size_t)own * steps * WARP + lane;
     float sum[TILES][4];
-    int d[LONG ? TILES : 1][4];
+    int d[HELD][4];
     UNROLL_ALL for (int i = 0; i < TILES; i++)
         UNROLL_ALL for (int e = 0; e < 4; e++) {
             sum[i][e] = 0.0f;
-            if (LONG) d[i][e] = 0;
+            d[i % HELD][e] = 0;
         }
     for (int k0 = 0; k0 < steps; k0 += AT_ONCE) {
         int now = steps - k0 < AT_ONCE ? steps - k0 : AT_ONCE;
@@ -245,21 +245,21 @@ template <int TYPE, int TILES, bool LONG> DEVICE void packed_block(const l2c_gpu
                     add_group<TYPE>(sum[i], dot, scales, pair_of(x_scales + at),
                                     TYPE == L2C_GPU_Q4_1 ? pair_of(x_sums + at) : float2{0, 0});
                 }
-                continue;
+            } else {
+                UNROLL_ALL for (int i = 0; i < TILES; i++)
+                    multiply_int8(d[i % HELD], a, rows[(i * AT_ONCE + k) * WARP + lane], d[i % HELD]);
+                if (++chunk < chunks) continue;
+                row_scales scales = scales_of<TYPE>(w, own, group);
+                UNROLL_ALL for (int i = 0; i < TILES; i++) {
+                    int (&sums)[4] = d[i % HELD], tile = first + i < last ? first + i : last;
+                    const float dot[4] = {(float)sums[0], (float)sums[1], (float)sums[2], (float)sums[3]};
+                    const float *scales_of_x = p.xq.scales + ((size_t)tile * w.groups + group) * TOKENS + 2 * t;
+                    add_group<TYPE>(sum[i], dot, scales, pair_of(scales_of_x), float2{0, 0});
+                    UNROLL_ALL for (int e = 0; e < 4; e++) sums[e] = 0;
+                }
+                group++;
+                chunk = 0;
             }
-            UNROLL_ALL for (int i = 0; i < TILES; i++)
-                multiply_int8(d[LONG ? i : 0], a, rows[(i * AT_ONCE + k) * WARP + lane], d[LONG ? i : 0]);
-            if (++chunk < chunks) continue;
-            row_scales scales = scales_of<TYPE>(w, own, group);
-            UNROLL_ALL for (int i = 0; i < TILES; i++) {
-                int (&sums)[4] = d[LONG ? i : 0], tile = first + i < last ? first + i : last;
-                const float dot[4] = {(float)sums[0], (float)sums[1], (float)sums[2], (float)sums[3]};
-                add_group<TYPE>(sum[i], dot, scales, pair_of(p.xq.scales + ((size_t)tile * w.groups + group) * TOKENS + 2 * t),
-                                float2{0, 0});
-                UNROLL_ALL for (int e = 0; e < 4; e++) sums[e] = 0;
-            }
-            group++;
-            chunk = 0;
         }
     }
     if (strip < strips)

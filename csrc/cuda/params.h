@@ -30,6 +30,12 @@
 
 #include <stdint.h>
 
+#if defined(__CUDACC__) /* the kernels call some of these functions */
+#define L2C_GPU_INLINE static __host__ __device__ __forceinline__
+#else
+#define L2C_GPU_INLINE static inline
+#endif
+
 /* Every kernel: X(name, struct of its one parameter). The kernel's symbol is l2c_<name>. */
 #define L2C_GPU_KERNELS(X)            \
     X(embed, l2c_gpu_pass)            \
@@ -72,11 +78,11 @@ enum {
 enum { L2C_GPU_F32, L2C_GPU_F16, L2C_GPU_BF16, L2C_GPU_Q8, L2C_GPU_Q4, L2C_GPU_Q4_1 };
 
 /* Columns of a row as they lie in memory. */
-static inline int32_t l2c_gpu_pitch(int32_t cols) {
+L2C_GPU_INLINE int32_t l2c_gpu_pitch(int32_t cols) {
     return (cols + L2C_GPU_LANES - 1) / L2C_GPU_LANES * L2C_GPU_LANES;
 }
 
-static inline int32_t l2c_gpu_pieces(int32_t n, int32_t size) { return (n + size - 1) / size; }
+L2C_GPU_INLINE int32_t l2c_gpu_pieces(int32_t n, int32_t size) { return (n + size - 1) / size; }
 
 /*
  * A weight matrix (rows, cols), one output feature a row.
@@ -103,13 +109,13 @@ typedef struct {
 } l2c_gpu_matrix;
 
 /* Bytes of a matrix's data and of its scales. */
-static inline uint64_t l2c_gpu_data_bytes(const l2c_gpu_matrix *m) {
+L2C_GPU_INLINE uint64_t l2c_gpu_data_bytes(const l2c_gpu_matrix *m) {
     uint64_t strips = (uint64_t)l2c_gpu_pieces(m->rows, L2C_GPU_STRIP);
     if (m->type == L2C_GPU_F32) return (uint64_t)m->rows * (uint64_t)m->pitch * 4;
     if (m->type < L2C_GPU_Q8) return (uint64_t)m->rows * (uint64_t)m->pitch * 2;
     return strips * (uint64_t)m->groups * (uint64_t)m->chunks * (m->type == L2C_GPU_Q8 ? 512 : 256);
 }
-static inline uint64_t l2c_gpu_scale_bytes(const l2c_gpu_matrix *m) {
+L2C_GPU_INLINE uint64_t l2c_gpu_scale_bytes(const l2c_gpu_matrix *m) {
     uint64_t strips = (uint64_t)l2c_gpu_pieces(m->rows, L2C_GPU_STRIP);
     if (m->type < L2C_GPU_Q8) return 0;
     return strips * (uint64_t)m->groups * L2C_GPU_STRIP * (m->type == L2C_GPU_Q4 ? 2 : 4);
@@ -141,16 +147,16 @@ typedef struct {
 } l2c_gpu_quantized;
 
 /* The shape of cols columns in groups, without memory; and the bytes of n rows of q, and of scales or sums. */
-static inline l2c_gpu_quantized l2c_gpu_quantized_shape(int32_t cols, int32_t group) {
+L2C_GPU_INLINE l2c_gpu_quantized l2c_gpu_quantized_shape(int32_t cols, int32_t group) {
     l2c_gpu_quantized x = {0, 0, 0, cols, group, 0, 0};
     x.groups = l2c_gpu_pieces(cols, group);
     x.chunks = l2c_gpu_pieces(group, L2C_GPU_CHUNK);
     return x;
 }
-static inline uint64_t l2c_gpu_q_bytes(const l2c_gpu_quantized *x, int32_t n) {
+L2C_GPU_INLINE uint64_t l2c_gpu_q_bytes(const l2c_gpu_quantized *x, int32_t n) {
     return (uint64_t)l2c_gpu_pieces(n, L2C_GPU_TOKENS) * (uint64_t)x->groups * (uint64_t)x->chunks * 256;
 }
-static inline uint64_t l2c_gpu_q_scale_bytes(const l2c_gpu_quantized *x, int32_t n) {
+L2C_GPU_INLINE uint64_t l2c_gpu_q_scale_bytes(const l2c_gpu_quantized *x, int32_t n) {
     return (uint64_t)l2c_gpu_pieces(n, L2C_GPU_TOKENS) * (uint64_t)x->groups * 8 * 4;
 }
 
@@ -303,32 +309,32 @@ typedef struct {
     uint32_t shared; /* bytes of dynamic shared memory; above 48 KiB the host must ask for it */
 } l2c_gpu_launch;
 
-static inline l2c_gpu_launch l2c_gpu_launch_of(l2c_gpu_kernel kernel, int32_t x, int32_t y, int32_t block, int32_t shared) {
+L2C_GPU_INLINE l2c_gpu_launch l2c_gpu_launch_of(l2c_gpu_kernel kernel, int32_t x, int32_t y, int32_t block, int32_t shared) {
     l2c_gpu_launch launch = {kernel, (uint32_t)x, (uint32_t)y, (uint32_t)block, (uint32_t)shared};
     return launch;
 }
 
 /* Columns of a row that a block quantizes: whole groups, 512 columns or a little more. */
-static inline int32_t l2c_gpu_columns(int32_t group) {
+L2C_GPU_INLINE int32_t l2c_gpu_columns(int32_t group) {
     return group > 0 ? l2c_gpu_pieces(512, group) * group : 512;
 }
 
 /* A block a row, or those columns of one. */
-static inline l2c_gpu_launch l2c_gpu_embed_launch(const l2c_gpu_pass *p) {
+L2C_GPU_INLINE l2c_gpu_launch l2c_gpu_embed_launch(const l2c_gpu_pass *p) {
     return l2c_gpu_launch_of(L2C_GPU_KERNEL_embed, p->n, 1, L2C_GPU_BLOCK, 0);
 }
-static inline l2c_gpu_launch l2c_gpu_norm_launch(const l2c_gpu_norm *p) {
+L2C_GPU_INLINE l2c_gpu_launch l2c_gpu_norm_launch(const l2c_gpu_norm *p) {
     return l2c_gpu_launch_of(L2C_GPU_KERNEL_norm, p->n, 1, L2C_GPU_BLOCK, (L2C_GPU_NORM_FLOATS + 1) * 4);
 }
-static inline l2c_gpu_launch l2c_gpu_quantize_launch(const l2c_gpu_quantize *p) {
+L2C_GPU_INLINE l2c_gpu_launch l2c_gpu_quantize_launch(const l2c_gpu_quantize *p) {
     return l2c_gpu_launch_of(L2C_GPU_KERNEL_quantize, l2c_gpu_pieces(p->to.cols, l2c_gpu_columns(p->to.group)), p->n,
                              L2C_GPU_BLOCK, 0);
 }
-static inline l2c_gpu_launch l2c_gpu_swiglu_launch(const l2c_gpu_swiglu *p) {
+L2C_GPU_INLINE l2c_gpu_launch l2c_gpu_swiglu_launch(const l2c_gpu_swiglu *p) {
     return l2c_gpu_launch_of(L2C_GPU_KERNEL_swiglu, l2c_gpu_pieces(p->cols, l2c_gpu_columns(p->to.group)), p->n,
                              L2C_GPU_BLOCK, 0);
 }
-static inline l2c_gpu_launch l2c_gpu_store_kv_launch(const l2c_gpu_pass *p) {
+L2C_GPU_INLINE l2c_gpu_launch l2c_gpu_store_kv_launch(const l2c_gpu_pass *p) {
     return l2c_gpu_launch_of(L2C_GPU_KERNEL_store_kv, p->n, 1, L2C_GPU_BLOCK, 0);
 }
 
@@ -343,7 +349,7 @@ enum {
     L2C_GPU_PACKED_TILE_BYTES = 128 * (256 + 2 * 32) /* 128 (step, tile of 8 rows) at a time: q, scales, sums */
 };
 
-static inline l2c_gpu_launch l2c_gpu_linear_launch(const l2c_gpu_linear *p) {
+L2C_GPU_INLINE l2c_gpu_launch l2c_gpu_linear_launch(const l2c_gpu_linear *p) {
     int32_t packed = p->w.type >= L2C_GPU_Q8, rows = p->w.rows, kernel = L2C_GPU_KERNEL_linear_f32_8 + p->w.type;
     if (p->n <= L2C_GPU_TOKENS) {
         int32_t strips = l2c_gpu_pieces(rows, packed ? L2C_GPU_STRIP : 8);
@@ -365,11 +371,10 @@ static inline l2c_gpu_launch l2c_gpu_linear_launch(const l2c_gpu_linear *p) {
 /* Blocks take (row, head) pairs in turn. Scores of the longest row, max_keys positions, lie in shared memory where
  * they fit shared_limit, the most that a block may have on this card; else in p->scores, and there are as many blocks
  * as that has slots. Sets p->scores_in_global. */
-static inline int64_t l2c_gpu_attention_shared(int32_t head_size, int64_t scores) {
-    int64_t head = l2c_gpu_pitch(head_size), block = L2C_GPU_BLOCK, sums = head > block ? head : block;
-    return (64 + head + sums + scores) * 4; /* scratch, the query, sums of blocks of 64 positions, scores */
+L2C_GPU_INLINE int64_t l2c_gpu_attention_shared(int32_t head_size, int64_t scores) {
+    return (64 + 2 * L2C_GPU_BLOCK + l2c_gpu_pitch(head_size) + scores) * 4; /* scratch, partial sums, the query, scores */
 }
-static inline l2c_gpu_launch l2c_gpu_attention_launch(l2c_gpu_pass *p, int32_t max_keys, int32_t shared_limit) {
+L2C_GPU_INLINE l2c_gpu_launch l2c_gpu_attention_launch(l2c_gpu_pass *p, int32_t max_keys, int32_t shared_limit) {
     int64_t pairs = (int64_t)p->n * p->n_heads, bytes = l2c_gpu_attention_shared(p->head_size, max_keys);
     p->scores_in_global = bytes > shared_limit;
     if (p->scores_in_global) {
@@ -382,16 +387,16 @@ static inline l2c_gpu_launch l2c_gpu_attention_launch(l2c_gpu_pass *p, int32_t m
 /* A block a draw, or a row. */
 enum { L2C_GPU_SAMPLE_BLOCK = 512, L2C_GPU_CANDIDATES = 1024 };
 
-static inline l2c_gpu_launch l2c_gpu_sample_launch(const l2c_gpu_sample *p) {
+L2C_GPU_INLINE l2c_gpu_launch l2c_gpu_sample_launch(const l2c_gpu_sample *p) {
     return l2c_gpu_launch_of(L2C_GPU_KERNEL_sample, p->n, 1, L2C_GPU_SAMPLE_BLOCK,
                              256 + L2C_GPU_CANDIDATES * 8 + 2 * L2C_GPU_SAMPLE_BLOCK * 4);
 }
-static inline l2c_gpu_launch l2c_gpu_logprob_launch(const l2c_gpu_logprob *p) {
+L2C_GPU_INLINE l2c_gpu_launch l2c_gpu_logprob_launch(const l2c_gpu_logprob *p) {
     return l2c_gpu_launch_of(L2C_GPU_KERNEL_logprob, p->n, 1, L2C_GPU_BLOCK, 256 + 2 * L2C_GPU_BLOCK * 4);
 }
 
 /* kernel: cache_read, cache_write or cache_copy. A block a head. */
-static inline l2c_gpu_launch l2c_gpu_cache_launch(l2c_gpu_kernel kernel, const l2c_gpu_cache *p) {
+L2C_GPU_INLINE l2c_gpu_launch l2c_gpu_cache_launch(l2c_gpu_kernel kernel, const l2c_gpu_cache *p) {
     return l2c_gpu_launch_of(kernel, p->heads, 1, L2C_GPU_BLOCK, 0);
 }
 

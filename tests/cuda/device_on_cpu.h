@@ -6,11 +6,6 @@
 
 #include "emulator.h"
 
-extern "C" {
-float l2c_half_to_float(uint16_t half);
-uint16_t l2c_float_to_half(float value);
-}
-
 #define __global__
 #define __device__
 #define __forceinline__ inline
@@ -76,7 +71,13 @@ inline int __float_as_int(float x) { return same_bits<int>(x); }
 inline float __int_as_float(int x) { return same_bits<float>(x); }
 
 template <class T> inline T __shfl_sync(unsigned, T x, int lane) {
-    return same_bits<T>(emulator::shuffle(same_bits<uint32_t>(x), (unsigned)lane));
+    if constexpr (sizeof(T) == 4) {
+        return same_bits<T>(emulator::shuffle(same_bits<uint32_t>(x), (unsigned)lane));
+    } else {
+        uint64_t bits = same_bits<uint64_t>(x);
+        uint64_t low = emulator::shuffle((uint32_t)bits, (unsigned)lane), high = emulator::shuffle((uint32_t)(bits >> 32), (unsigned)lane);
+        return same_bits<T>(high << 32 | low);
+    }
 }
 template <class T> inline T __shfl_xor_sync(unsigned, T x, int mask) {
     return __shfl_sync(0, x, (int)emulator::current->lane ^ mask);
