@@ -72,6 +72,7 @@ struct Entry {                       // a kernel as its PTX declares it
 struct CUfunc_st { CUmodule module; Entry entry; unsigned dynamic_limit = 48 << 10; };
 struct CUmod_st { Card *card; std::map<std::string, CUfunc_st> functions; };
 
+struct Pinned { Card *card; size_t bytes; }; // host memory that the device may reach
 struct Allocation { unsigned char *pages; size_t page_bytes, bytes; };
 
 struct Card {
@@ -96,7 +97,7 @@ struct State {
     std::vector<Card *> cards;
     std::map<std::string, long> settings;
     std::string card_list = "80";
-    std::map<uintptr_t, size_t> pinned; // host memory that the device may reach
+    std::map<uintptr_t, Pinned> pinned;
     uint64_t work = 0;
     long launches = 0, waits = 0, copies = 0;
     long get(const char *name) { return settings[name]; }

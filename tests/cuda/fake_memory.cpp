@@ -14,6 +14,10 @@ void free_everything(Card *card) {
     for (auto &[at, a] : card->allocations) munmap(a.pages, a.page_bytes);
     card->allocations.clear();
     card->used = 0;
+    for (auto a = state.pinned.begin(); a != state.pinned.end();) {
+        if (a->second.card == card) free((void *)a->first);
+        a = a->second.card == card ? state.pinned.erase(a) : std::next(a);
+    }
     for (CUstream stream : card->streams) delete stream;
     card->streams.clear();
     card->default_stream.queue.clear();
@@ -26,11 +30,15 @@ void free_everything(Card *card) {
 // Does [at, at + bytes) lie in one allocation of the card, or in pinned memory?
 static bool on_device(Card *card, CUdeviceptr at, size_t bytes) {
     auto a = card->allocations.upper_bound(at);
-    return a != card->allocations.begin() && (--a, at - a->first <= a->second.bytes && bytes <= a->second.bytes - (at - a->first));
+    if (a == card->allocations.begin()) return false;
+    size_t within = at - (--a)->first;
+    return within <= a->second.bytes && bytes <= a->second.bytes - within;
 }
 static bool is_pinned(const void *p, size_t bytes) {
     auto a = state.pinned.upper_bound((uintptr_t)p);
-    return a != state.pinned.begin() && (--a, (uintptr_t)p - a->first <= a->second && bytes <= a->second - ((uintptr_t)p - a->first));
+    if (a == state.pinned.begin()) return false;
+    size_t within = (uintptr_t)p - (--a)->first;
+    return within <= a->second.bytes && bytes <= a->second.bytes - within;
 }
 static bool reachable(Card *card, CUdeviceptr at, size_t bytes) {
     return on_device(card, at, bytes) || is_pinned((const void *)at, bytes);
@@ -80,7 +88,7 @@ API cuMemHostAlloc(void **p, size_t bytes, unsigned flags) {
     void *got = state.strikes("pin_fails") ? nullptr : aligned_alloc(PAGE, (bytes + PAGE - 1) / PAGE * PAGE);
     if (!got) return CUDA_ERROR_OUT_OF_MEMORY;
     memset(got, 0xFF, bytes);
-    state.pinned[(uintptr_t)got] = bytes;
+    state.pinned[(uintptr_t)got] = {card, bytes};
     *p = got;
     return CUDA_SUCCESS;
 }
