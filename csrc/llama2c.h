@@ -403,7 +403,8 @@ l2c_status l2c_session_create(const l2c_model *model, l2c_pool *pool, int32_t n_
 uint64_t l2c_session_bytes(const l2c_model *model, int32_t n_sequences, int32_t n_ctx, l2c_kv kv, int32_t n_threads);
 
 /* Bytes of card memory that a session of such a model would take there, with room for n_rows rows a call (0: the least
- * that it makes do with); a little more than on most cards. UINT64_MAX as above. */
+ * that it makes do with); a little more than on most cards. Of 64 positions each takes as much as of any other 64;
+ * UINT64_MAX as above. */
 uint64_t l2c_session_device_bytes(const l2c_model *model, int32_t n_sequences, int32_t n_ctx, l2c_kv kv, int32_t n_rows);
 
 /* How many rows a forward call of this session may have: L2C_MAX_ROWS; on a card up to L2C_MAX_DEVICE_ROWS, fewer where

@@ -76,14 +76,14 @@ static uint64_t lay_out(l2c_cuda_session *s, cu_pointer memory, const l2c_model 
     return a.used;
 }
 
-enum { LEAST_ROWS = 64, SMALLEST_SHARED = 64 << 10, MOST_PROCESSORS = 160 };
+enum { LEAST_ROWS = 64, MOST_PROCESSORS = 160 };
 
 uint64_t l2c_session_device_bytes(const l2c_model *model, int32_t n_sequences, int32_t n_ctx, l2c_kv kv, int32_t n_rows) {
     l2c_cuda_session unplaced = {.session = NULL};
     const l2c_session_options options = {.n_sequences = n_sequences, .n_ctx = n_ctx != 0 ? n_ctx : model->config.seq_len,
                                          .kv = kv};
     if (n_sequences < 1 || options.n_ctx < 1 || n_rows < 0 || n_rows > L2C_MAX_DEVICE_ROWS) return UINT64_MAX;
-    return lay_out(&unplaced, 0, model, &options, n_rows > 0 ? n_rows : LEAST_ROWS, MOST_PROCESSORS, SMALLEST_SHARED);
+    return lay_out(&unplaced, 0, model, &options, n_rows > 0 ? n_rows : LEAST_ROWS, MOST_PROCESSORS, 0);
 }
 
 /* On the host. */

@@ -56,6 +56,8 @@ int l2c_driver_is_lost(cu_result result) {
 /* NULL where only the driver's own name for it can be told. */
 static const char *in_words(cu_result result) {
     switch (result) {
+    case CU_NOT_INITIALIZED: return "this process was forked from one that uses the driver, and cannot: start processes "
+                                    "with \"spawn\"";
     case CU_DEINITIALIZED: return "the process is ending, and the driver has ended already";
     case CU_STUB_LIBRARY: return "the library is the toolkit's stub, not a driver";
     case CU_DEVICE_UNAVAILABLE: return "another process holds the card, or its compute mode is prohibited";

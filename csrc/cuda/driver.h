@@ -23,6 +23,7 @@ typedef struct cu_link_object *cu_link;
 enum {
     CU_SUCCESS = 0,
     CU_OUT_OF_MEMORY = 2,
+    CU_NOT_INITIALIZED = 3,
     CU_DEINITIALIZED = 4,
     CU_STUB_LIBRARY = 34,
     CU_DEVICE_UNAVAILABLE = 46,
