@@ -43,10 +43,8 @@ _check_engine()
 __all__ = [
     "check",
     "cpu_features",
-    "dtype_number",
     "ffi",
     "isa_name",
-    "kv_number",
     "lib",
     "new_error",
     "resolve_isa",
@@ -127,18 +125,6 @@ def resolve_isa(name: str | None) -> int:
 
 def isa_name(isa: int) -> str:
     return next(name for name, number in ISA_NAMES.items() if number == isa)
-
-
-def dtype_number(name: str) -> int:
-    if name not in DTYPES:
-        raise ValueError(f"unknown dtype {name!r}; known: {', '.join(DTYPES)}")
-    return DTYPES[name]
-
-
-def kv_number(name: str) -> int:
-    if name not in KV_DTYPES:
-        raise ValueError(f"unknown kv_dtype {name!r}; known: {', '.join(KV_DTYPES)}")
-    return KV_DTYPES[name]
 
 
 def cpu_features() -> list[str]:

@@ -8,22 +8,22 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pyllama2c import validate
-from pyllama2c._ffi import lib
 from pyllama2c.chat.conversation import chat_tokens
 from pyllama2c.engine import cache_file
 from pyllama2c.engine.config import warn_of_groups
-from pyllama2c.engine.engine import Engine, aligned, open_buffer, open_file
+from pyllama2c.engine.engine import aligned, open_buffer, open_file
+from pyllama2c.engine.options import Options
 from pyllama2c.engine.session import MAX_ROWS
 from pyllama2c.errors import TokenizerNotFoundError
 from pyllama2c.files import hub
 from pyllama2c.files.gguf import Gguf
-from pyllama2c.generation.batch import Batch, Completion, in_turn, run_batch
+from pyllama2c.generation.batch import Batch, Completion, in_prompt_order, run_batch
 from pyllama2c.generation.request import batch_requests, make_request
 from pyllama2c.generation.score import Score, score_texts
 from pyllama2c.generation.story import Generation
-from pyllama2c.handle import Handle
+from pyllama2c.handle import ClosableHandle
 from pyllama2c.tokenizers.base import BaseTokenizer
-from pyllama2c.tokenizers.companions import Companions
+from pyllama2c.tokenizers.source import TokenizerSource
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pyllama2c.generation.request import LogitsProcessor
 
 
-class Llama(Handle):
+class Llama(ClosableHandle):
     """A language model.
 
     `model` is the path of a llama2.c checkpoint (.bin, version 0, 1 or 2) or a GGUF file of
@@ -70,16 +70,14 @@ class Llama(Handle):
         threads: int | None = None,
         isa: str | None = None,
     ):
-        options = (dtype, context, kv_dtype, speculative, threads, isa)
-        validate.model_options(model, tokenizer, *options)
-        files = hub.find_model(model, tokenizer)
+        options = Options(dtype, context, kv_dtype, speculative, threads, isa)
+        validate.file_path("tokenizer", tokenizer, optional=True)
+        files = hub.find_model(model)
         self.path = str(files.checkpoint)
-        opened = open_file(self.path, dtype, context, kv_dtype, threads, isa)
-        self._engine = Engine(opened, speculative)
+        self._engine = open_file(self.path, options)
         self._set_up()
-        self._companions = Companions(
-            self.config, tokenizer, files.tokenizer, lambda: Gguf(self.path)
-        )
+        find, open_gguf = files.find_tokenizer, partial(Gguf, self.path)
+        self._tokenizer_source = TokenizerSource(self.config, tokenizer, find, open_gguf)
 
     @classmethod
     def from_buffer(
@@ -100,26 +98,21 @@ class Llama(Handle):
         Without a tokenizer (this argument, or one inside the file) only `logits`, `score`,
         `score_batch`, `save_cache` and `load_cache` work, and only on token ids.
         """
-        options = (dtype, context, kv_dtype, speculative, threads, isa)
-        validate.model_options(None, tokenizer, *options)
+        options = Options(dtype, context, kv_dtype, speculative, threads, isa)
+        validate.file_path("tokenizer", tokenizer, optional=True)
         checkpoint = aligned(validate.contiguous("checkpoint", checkpoint))
         self = cls.__new__(cls)
         self.path = "<memory>"
-        opened = open_buffer(checkpoint, dtype, context, kv_dtype, threads, isa)
-        self._engine = Engine(opened, speculative)
+        self._engine = open_buffer(checkpoint, options)
         self._set_up()
-        self._companions = Companions(
-            self.config,
-            tokenizer,
-            hub.no_tokenizer(self.path),
-            lambda: Gguf.from_buffer(checkpoint),
-        )
+        find, open_gguf = hub.no_tokenizer(self.path), partial(Gguf.from_buffer, checkpoint)
+        self._tokenizer_source = TokenizerSource(self.config, tokenizer, find, open_gguf)
         return self
 
     def _set_up(self) -> None:
         engine = self._engine
         self.config = engine.config
-        self.n_parameters = int(lib.l2c_model_parameters(engine.model))
+        self.n_parameters = engine.n_parameters
         self.sweep_bytes = engine.sweep_bytes
         """bytes of weights that decoding one token reads"""
         self.isa, self.threads = engine.isa, engine.threads
@@ -129,13 +122,13 @@ class Llama(Handle):
     def tokenizer(self) -> BaseTokenizer:
         """The model's tokenizer, loaded on first use."""
         self._engine.check_open()
-        return self._companions.tokenizer
+        return self._tokenizer_source.tokenizer
 
     @property
     def chat_template(self) -> str | None:
         """The Jinja template of its conversations, where the file has one (GGUF)."""
         self._engine.check_open()
-        return self._companions.chat_template
+        return self._tokenizer_source.chat_template
 
     def generate(
         self,
@@ -218,9 +211,9 @@ class Llama(Handle):
         in_order = validate.flag("in_order", in_order)
         engine = self._engine
         requests = batch_requests(prompts, n, parameters, self._tokens, self.config.seq_len)
-        opened = (engine.model, engine.batch_pool(), engine.options)
+        opened = (engine.model, engine.batch_pool(), engine.session_options)
         stories = run_batch(partial(Batch, *opened, self.tokenizer), requests, max_batch)
-        return in_turn(stories) if in_order else stories
+        return in_prompt_order(stories) if in_order else stories
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """float32 (len(tokens), vocab_size): row i scores what may follow token i."""
@@ -244,10 +237,8 @@ class Llama(Handle):
         `starts` is the index of the first token to score, for each text (1 or more; default 1):
         those before it are context.
         """
-        if validate.is_text(texts):
-            raise ValueError("texts is one text; give a list of texts")
         needed = "a list of texts, or of lists of token ids"
-        tokens = [self._tokens(text) for text in validate.values("texts", texts, needed)]
+        tokens = [self._tokens(text) for text in validate.texts("texts", texts, needed)]
         return score_texts(self._engine, tokens, starts, self._count_bytes)
 
     def _count_bytes(self, tokens: list[int]) -> int:
@@ -261,7 +252,7 @@ class Llama(Handle):
         The first save or load reads all weights, for their fingerprint (0.1 s per gigabyte)."""
         validate.file_path("path", path)
         tokens, engine = self._tokens(prompt), self._engine
-        with engine.computed(tokens) as session:
+        with engine.session_with(tokens) as session:
             cache_file.save(path, session, len(tokens), self.config, engine.fingerprint)
 
     def load_cache(self, path: str | os.PathLike[str]) -> list[int]:
@@ -286,12 +277,6 @@ class Llama(Handle):
         Stories in progress keep what they need until they end.
         """
         self._engine.close()
-
-    def __enter__(self) -> Llama:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         size = f"{self.n_parameters:,} parameters"

@@ -10,6 +10,7 @@ from typing import Any
 from pyllama2c._ffi import cpu_features, isa_name, resolve_isa
 from pyllama2c.engine.config import Config, warn_of_groups
 from pyllama2c.engine.memory import Limit, cards, limits
+from pyllama2c.engine.options import Options
 from pyllama2c.engine.plan import (
     RUNQ,
     Plan,
@@ -25,23 +26,14 @@ from pyllama2c.files.gguf import Gguf
 from pyllama2c.files.hub import find_model
 
 
-def describe(
-    model: str | None,
-    *,
-    dtype: str = "auto",
-    context: int | None = None,
-    kv_dtype: str = "float32",
-    threads: int | None = None,
-    isa: str | None = None,
-    device: str = "cpu",
-) -> dict[str, Any]:
+def describe(model: str | None, options: Options, device: str = "cpu") -> dict[str, Any]:
     """Facts as JSON types, from the file's header alone. Sizes are bytes."""
     path = str(find_model(model).checkpoint)
-    plan = plan_file(path, threads)
-    c, context = plan.config, context_of(plan, context)
+    plan = plan_file(path, options)
+    c, context, kv_dtype = plan.config, context_of(plan, options), options.kv_dtype
     warn_of_groups(c, path, stacklevel=2)
-    kernels = resolve_isa(isa)
-    dtype = needed_for(plan, dtype, kv_dtype, kernels, path)
+    isa = resolve_isa(options.isa)
+    dtype = needed_for(plan, options, isa, path)
     if (dtype, kv_dtype) not in plan.needs:
         raise unavailable(path, dtype)
     needs, against = plan.needs[dtype, kv_dtype], limits()
@@ -71,9 +63,9 @@ def describe(
             **({"cards": cards()} if device == "cuda" else {}),
         },
         "cpu": {"available": available_cpus(), "features": cpu_features()},
-        "threads": default_threads(needs.sweep) if threads is None else threads,
+        "threads": default_threads(needs.sweep) if options.threads is None else options.threads,
         "dtype": needs.dtype,
-        "kernels": isa_name(kernels),
+        "kernels": isa_name(isa),
     }
 
 

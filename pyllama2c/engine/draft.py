@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from pyllama2c._ffi import check, dtype_number, ffi, lib, new_error
+from pyllama2c._ffi import check, ffi, lib, new_error
 from pyllama2c.engine.session import MAX_DRAFT, Session, SessionOptions, Sessions
 
 WORTH_DRAFTING = 16 << 20
@@ -33,7 +33,7 @@ class Draft:
             if self._sessions is None:
                 model, pool, options = self._from
                 out, err = ffi.new("l2c_model **"), new_error()
-                status = lib.l2c_model_quantize(model, dtype_number("int8"), pool, out, err)
+                status = lib.l2c_model_quantize(model, lib.L2C_DTYPE_INT8, pool, out, err)
                 if status == lib.L2C_FORMAT:
                     self._impossible = True
                     return None

@@ -5,21 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from pyllama2c._ffi import (
-    check,
-    dtype_number,
-    ffi,
-    isa_name,
-    kv_number,
-    lib,
-    new_error,
-    resolve_isa,
-)
+from pyllama2c._ffi import DTYPES, KV_DTYPES, check, ffi, isa_name, lib, new_error, resolve_isa
 from pyllama2c.engine.config import read_config
 from pyllama2c.engine.draft import WORTH_DRAFTING, Draft
+from pyllama2c.engine.options import Options
 from pyllama2c.engine.plan import (
     RUNQ,
     Plan,
@@ -43,62 +35,32 @@ _BUFFERS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 """model handle -> the buffer it was opened from"""
 
 
-class Opened(NamedTuple):
-    """An open l2c_model, its l2c_pool, and what its sessions have in common."""
-
-    handle: Any
-    pool: Any
-    threads: int
-    threads_by_size: bool
-    """chosen here, not by the caller"""
-    options: SessionOptions
-    room_for_draft: bool
-    """an int8 copy fits beside it"""
-
-
 def _open(
-    plan: Plan,
-    path: str,
-    dtype: str,
-    context: int | None,
-    kv_dtype: str,
-    threads: int | None,
-    isa: str | None,
-    call: Callable[[int, Any, Any, Any], int],
-) -> Opened:
+    plan: Plan, path: str, options: Options, call: Callable[[int, Any, Any, Any], int]
+) -> Engine:
     """`call` opens the model: called with l2c_dtype, l2c_pool *, l2c_model ** and l2c_error *."""
-    kernels = resolve_isa(isa)
-    wanted = needed_for(plan, dtype, kv_dtype, kernels, path)
-    context = context_of(plan, context)
-    check_fits(plan, wanted, kv_dtype, context, path)
-    needs = plan.needs[wanted, kv_dtype]
-    count = default_threads(needs.sweep) if threads is None else threads
-    pool, out, err = new_pool(count), ffi.new("l2c_model **"), new_error()
-    number = lib.L2C_DTYPE_FILE if wanted == RUNQ else dtype_number(dtype)
+    isa, kv_dtype = resolve_isa(options.isa), options.kv_dtype
+    dtype, context = needed_for(plan, options, isa, path), context_of(plan, options)
+    check_fits(plan, dtype, kv_dtype, context, path)
+    needs = plan.needs[dtype, kv_dtype]
+    threads = default_threads(needs.sweep) if options.threads is None else options.threads
+    pool, out, err = new_pool(threads), ffi.new("l2c_model **"), new_error()
+    number = lib.L2C_DTYPE_FILE if dtype == RUNQ else DTYPES[dtype]
     check(call(number, pool, out, err), err, path)
     handle = ffi.gc(out[0], lib.l2c_model_free)
-    room = needs.sweep < WORTH_DRAFTING or has_room(plan, wanted, kv_dtype, context, "int8")
-    options = SessionOptions(kernels, kv_number(kv_dtype), context)
-    return Opened(handle, pool, count, threads is None, options, room)
+    room = needs.sweep < WORTH_DRAFTING or has_room(plan, dtype, kv_dtype, context, "int8")
+    session_options = SessionOptions(isa, KV_DTYPES[kv_dtype], context)
+    return Engine(handle, pool, threads, session_options, options, room)
 
 
-def open_file(
-    path: str,
-    dtype: str,
-    context: int | None,
-    kv_dtype: str,
-    threads: int | None,
-    isa: str | None,
-) -> Opened:
-    """A model file. `threads` None: as many as the model's size is worth.
-
-    CheckpointError and the like where it is no model, OutOfMemoryError where it does not fit.
-    """
+def open_file(path: str, options: Options) -> Engine:
+    """CheckpointError and the like for a file that is no model, OutOfMemoryError where it does not
+    fit."""
 
     def call(number: int, pool: Any, out: Any, err: Any) -> int:
         return int(lib.l2c_model_open(os.fsencode(path), number, pool, out, err))
 
-    return _open(plan_file(path, threads), path, dtype, context, kv_dtype, threads, isa, call)
+    return _open(plan_file(path, options), path, options, call)
 
 
 def aligned(checkpoint: Any) -> Any:
@@ -112,43 +74,43 @@ def aligned(checkpoint: Any) -> Any:
         return view.tobytes()
 
 
-def open_buffer(
-    checkpoint: Any,
-    dtype: str,
-    context: int | None,
-    kv_dtype: str,
-    threads: int | None,
-    isa: str | None,
-) -> Opened:
+def open_buffer(checkpoint: Any, options: Options) -> Engine:
     """The same from memory, which is kept as long as the model."""
     buffer = ffi.from_buffer(checkpoint)
 
     def call(number: int, pool: Any, out: Any, err: Any) -> int:
         return int(lib.l2c_model_open_memory(buffer, len(buffer), number, pool, out, err))
 
-    plan = plan_buffer(buffer, threads)
-    opened = _open(plan, "<memory>", dtype, context, kv_dtype, threads, isa, call)
+    engine = _open(plan_buffer(buffer, options), "<memory>", options, call)
     # Tied to the handle, not to the Llama: a session holds the handle and may outlive it.
-    _BUFFERS[opened.handle] = buffer
-    return opened
+    _BUFFERS[engine.model] = buffer
+    return engine
 
 
 class Engine(Handle):
     """An open model with its threads and sessions."""
 
-    def __init__(self, opened: Opened, speculative: bool | str):
-        handle = self._model = opened.handle
+    def __init__(
+        self,
+        handle: Any,
+        pool: Any,
+        threads: int,
+        session_options: SessionOptions,
+        options: Options,
+        room_for_draft: bool,
+    ):
+        self._model, self.pool, self.threads = handle, pool, threads
+        self._threads_by_size = options.threads is None
         self._fingerprint: int | None = None
-        self.options, self.pool = opened.options, opened.pool
+        self.session_options, self.isa = session_options, isa_name(session_options.isa)
         config = read_config(lib.l2c_model_config(handle))
-        self.config = config._replace(seq_len=self.options.context)
+        self.config = config._replace(seq_len=session_options.context)
+        self.n_parameters = int(lib.l2c_model_parameters(handle))
         self.sweep_bytes = int(lib.l2c_model_sweep_bytes(handle))
-        self.isa = isa_name(self.options.isa)
-        self.threads, self._threads_by_size = opened.threads, opened.threads_by_size
-        self.sessions = Sessions(handle, self.pool, self.options)
+        self.sessions = Sessions(handle, pool, session_options)
         self.draft: Draft | None = None
-        if self._drafts(speculative, opened.room_for_draft):
-            self.draft = Draft(handle, self.pool, self.options)
+        if self._drafts(options.speculative, room_for_draft):
+            self.draft = Draft(handle, pool, session_options)
 
     def _drafts(self, speculative: bool | str, room: bool) -> bool:
         if speculative == "auto":
@@ -203,7 +165,7 @@ class Engine(Handle):
         return out
 
     @contextmanager
-    def computed(self, tokens: Sequence[int]) -> Iterator[Session]:
+    def session_with(self, tokens: Sequence[int]) -> Iterator[Session]:
         """A session that has the keys and values of `tokens` in its cache."""
         self.check_length(tokens)
         with self.sessions.lent(tokens) as session:

@@ -224,7 +224,7 @@ def run_batch(
         del batch  # freed before the next one is allocated
 
 
-def in_turn(stories: Iterable[Completion]) -> Iterator[Completion]:
+def in_prompt_order(stories: Iterable[Completion]) -> Iterator[Completion]:
     """The same in the order of their numbers: one that overtakes others is held back."""
     held: dict[int, Completion] = {}
     number = 0

@@ -217,7 +217,7 @@ def score_texts(
     first = [len(tokens) for tokens in texts]  # index of the first token scored
     if work:
         pool = engine.batch_pool() if len(work) > 1 else engine.pool
-        for window, values, likeliest in _run(engine.model, pool, engine.options, work):
+        for window, values, likeliest in _run(engine.model, pool, engine.session_options, work):
             number, at = window.number, window.begin + window.start
             logprobs[number][at : window.begin + len(values)] = values[window.start :]
             greedy[number] &= likeliest

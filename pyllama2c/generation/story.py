@@ -14,7 +14,7 @@ from pyllama2c.engine.session import PREFILL_ROWS, Session, Sessions
 from pyllama2c.errors import BusyError, CancelledError
 from pyllama2c.generation.request import Request, process_logits
 from pyllama2c.generation.text import StoryText
-from pyllama2c.handle import Handle
+from pyllama2c.handle import ClosableHandle
 from pyllama2c.tokenizers.base import BaseTokenizer
 
 
@@ -40,7 +40,7 @@ class GenerationStats(NamedTuple):
     """of those, the ones that the model itself picked as well"""
 
 
-class Generation(Handle, Iterator[str]):
+class Generation(ClosableHandle, Iterator[str]):
     """A story, generated as it is iterated; nothing is computed before the first step.
 
     Yields pieces of text that never split a character. The prompt is not part of them:
@@ -128,12 +128,6 @@ class Generation(Handle, Iterator[str]):
         if self._turn.acquire(blocking=False):
             self._end("cancelled")
             self._turn.release()
-
-    def __enter__(self) -> Generation:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     @property
     def rng_state(self) -> int:
