@@ -15,7 +15,7 @@
 
 /* An entry point; its parameter is p. */
 #define KERNEL(name, type, most_threads) \
-    extern "C" __global__ void __launch_bounds__(most_threads) l2c_##name(const __grid_constant__ type p)
+    extern "C" __global__ void __launch_bounds__(most_threads, 1) l2c_##name(const __grid_constant__ type p)
 
 enum { WARP = 32, LANES = L2C_GPU_LANES, STRIP = L2C_GPU_STRIP, CHUNK = L2C_GPU_CHUNK, TOKENS = L2C_GPU_TOKENS };
 #define EVERY_LANE 0xFFFFFFFFu
