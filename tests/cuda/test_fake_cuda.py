@@ -29,7 +29,7 @@ KIB = 1024
 
 
 class Trial(ctypes.Structure):
-    _fields_ = [("out", c_uint64), ("n", c_int)]  # noqa: RUF012
+    _fields_ = [("out", c_uint64), ("n", c_int)]
 
 
 class Driver:
@@ -71,7 +71,9 @@ class Driver:
         assert self("cuModuleGetFunction", byref(found), self.module, name.encode()) == 0
         return found
 
-    def launch(self, name: str, out: c_uint64, n: int, *, threads: int = 64, shared: int = 0) -> int:
+    def launch(
+        self, name: str, out: c_uint64, n: int, *, threads: int = 64, shared: int = 0
+    ) -> int:
         trial = Trial(out.value, n)
         fields = (c_void_p * 3)(*(ctypes.addressof(trial) + at for at in (0, 8, 12)))
         shape = (-(-n // threads), 1, 1, threads, 1, 1, shared)
@@ -141,7 +143,9 @@ def test_an_event_waits_for_the_work_before_it(driver: Driver) -> None:
     assert fetched[0] == 5
 
 
-@pytest.mark.parametrize("kernel, error", [("reach_past", ILLEGAL_ADDRESS), ("wait_for_nobody", LAUNCH_FAILED)])
+@pytest.mark.parametrize(
+    ("kernel", "error"), [("reach_past", ILLEGAL_ADDRESS), ("wait_for_nobody", LAUNCH_FAILED)]
+)
 def test_an_error_of_the_device_sticks_until_its_context_is_released(
     library: ctypes.CDLL, kernel: str, error: int
 ) -> None:
@@ -159,7 +163,8 @@ def test_an_error_of_the_device_sticks_until_its_context_is_released(
 
 
 @pytest.mark.parametrize(
-    "capability, kib", [(75, 64), (80, 163), (86, 99), (89, 99), (90, 227), (100, 227), (120, 99)]
+    ("capability", "kib"),
+    [(75, 64), (80, 163), (86, 99), (89, 99), (90, 227), (100, 227), (120, 99)],
 )
 def test_shared_memory_is_what_the_card_has_and_asked_for(
     library: ctypes.CDLL, capability: int, kib: int
@@ -231,7 +236,9 @@ def test_linked_ptx_loads_on_cards_of_its_kind(driver: Driver) -> None:
     link, image, size = c_void_p(), c_void_p(), c_size_t()
     text = c_char_p(PTX.encode())
     assert driver("cuLinkCreate_v2", 0, None, None, byref(link)) == 0
-    assert driver("cuLinkAddData_v2", link, 1, text, c_size_t(len(PTX) + 1), b"x", 0, None, None) == 0
+    assert (
+        driver("cuLinkAddData_v2", link, 1, text, c_size_t(len(PTX) + 1), b"x", 0, None, None) == 0
+    )
     assert driver("cuLinkComplete", link, byref(image), byref(size)) == 0
     cubin = ctypes.string_at(image, size.value)
     assert driver("cuLinkDestroy", link) == 0

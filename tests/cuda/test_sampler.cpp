@@ -37,8 +37,6 @@ l2c_sampler pick_sampler() {
     return s;
 }
 
-int settled, left_to_host;
-
 void check_draws() {
     int vocab = between(0, 3) ? between(1, 1500) : between(5000, 9000), rows = between(1, 3), n = between(1, 4);
     buffer<float> logits((size_t)rows * vocab);
@@ -61,11 +59,9 @@ void check_draws() {
         int32_t token = -1;
         l2c_status status = oracle_pick(&samplers[i], used.data(), vocab, &token);
         if (status == L2C_NONFINITE) token = L2C_GPU_UNUSABLE;
-        if (draws[i].token == L2C_GPU_HOST) left_to_host++;
-        else {
-            settled++;
-            check_bytes("token", &draws[i].token, &token, sizeof token);
-        }
+        /* what the card can always sort, it settles */
+        if (draws[i].token == L2C_GPU_HOST && vocab > L2C_GPU_CANDIDATES) continue;
+        check_bytes("token", &draws[i].token, &token, sizeof token);
     }
 }
 
@@ -92,9 +88,6 @@ void check_log_totals() {
 } // namespace
 
 void test_sampler() {
-    settled = left_to_host = 0;
     for (int i = 0; i < 20; i++) check_draws();
     for (int i = 0; i < 4; i++) check_log_totals();
-    int few = left_to_host * 4 <= settled, yes = 1;
-    check_bytes("most draws are settled on the card", &few, &yes, sizeof few);
 }
