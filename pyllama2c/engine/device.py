@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from pyllama2c._ffi import check, ffi, lib, new_error
-from pyllama2c.errors import DeviceError, Llama2cError
+from pyllama2c.engine.memory import Limit
+from pyllama2c.errors import Llama2cError
 from pyllama2c.files.hub import cache_folder
 from pyllama2c.files.whole import whole_file
 from pyllama2c.handle import Handle
@@ -102,6 +103,9 @@ class Card(Handle):
         out, err = ffi.new("uint64_t *"), new_error()
         check(lib.l2c_device_free_memory(self.handle, out, err), err)
         return int(out[0])
+
+    def limits(self) -> list[Limit]:
+        return [Limit("memory", f"free on {self.info.name}", self.free_memory())]
 
     def _load_kernels(self, capability: int) -> None:
         """Compiled for this card the last time, or now."""
@@ -201,6 +205,6 @@ def _card_facts(info: CardInfo) -> dict[str, Any]:
         check(lib.l2c_device_open(_driver(), info.number, out, err), err)
         handle, free = ffi.gc(out[0], lib.l2c_device_free), ffi.new("uint64_t *")
         check(lib.l2c_device_free_memory(handle, free, err), err)
-    except (Llama2cError, DeviceError) as error:
+    except Llama2cError as error:
         return facts | {"free": 0, "trouble": str(error)}
     return facts | {"free": int(free[0])}

@@ -1,6 +1,6 @@
-// fake_trial.cpp - small kernels to try fake_cuda itself with (test_fake_cuda.py).
-#include "../../csrc/cuda/arithmetic.cuh"
-#include "fake_kernels.h"
+// trial.cpp - small kernels to try fake_cuda itself with (test_fake_cuda.py).
+#include "../../../csrc/cuda/arithmetic.cuh"
+#include "texts.h"
 
 struct Trial { // of every kernel here
     unsigned *out; // (n)

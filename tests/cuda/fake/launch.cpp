@@ -1,4 +1,4 @@
-// fake_launch.cpp - fake_cuda's queues: streams, events, kernels.
+// launch.cpp - fake_cuda's queues: streams, events, kernels.
 #include <fenv.h>
 #include <setjmp.h>
 #include <signal.h>

@@ -1,4 +1,4 @@
-// fake_kernels.h - what fake_cuda runs on the emulator: tables of kernels. fake_source.cpp has those of kernels.cu as g++
+// texts.h - what fake_cuda runs on the emulator: tables of kernels. source.cpp has those of kernels.cu as g++
 // compiles it; translate_ptx.py writes the others.
 #pragma once
 #include <stddef.h>

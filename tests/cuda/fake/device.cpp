@@ -1,4 +1,4 @@
-// fake_device.cpp - fake_cuda's settings, devices and contexts.
+// device.cpp - fake_cuda's settings, devices and contexts.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

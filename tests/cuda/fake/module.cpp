@@ -1,4 +1,4 @@
-// fake_module.cpp - fake_cuda's modules: PTX text is read as far as a launch needs it, and kernels found by its names.
+// module.cpp - fake_cuda's modules: PTX text is read as far as a launch needs it, and kernels found by its names.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,4 +1,4 @@
-// fake_memory.cpp - fake_cuda's memory: what the device has, pinned host memory, copies.
+// memory.cpp - fake_cuda's memory: what the device has, pinned host memory, copies.
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>

@@ -39,8 +39,8 @@
 #include <set>
 #include <string>
 #include <vector>
-#include "fake_api.h"
-#include "fake_kernels.h"
+#include "api.h"
+#include "texts.h"
 
 #define API extern "C" __attribute__((visibility("default"))) CUresult
 
@@ -120,16 +120,16 @@ struct Call {
     Card *const card = call.card; \
     (void)card
 
-// fake_launch.cpp: queues work; stream NULL is the card's default stream.
+// launch.cpp: queues work; stream NULL is the card's default stream.
 CUresult enqueue(Card *card, CUstream stream, std::function<CUresult()> run);
 // Does a stream's work up to a number, all of it, or all of a card.
 CUresult drain(CUstream stream, uint64_t up_to = UINT64_MAX);
 CUresult drain_all(Card *card);
 CUresult wait_for(CUstream stream, uint64_t up_to = UINT64_MAX); // the same as a wait of the host: may find the device lost
 
-// fake_module.cpp
+// module.cpp
 int blocks_per_sm(const Card *card, CUfunction f, unsigned threads, size_t shared);
 
-// fake_memory.cpp
+// memory.cpp
 void protect(Card *card, bool open);
 void free_everything(Card *card);

@@ -1,7 +1,7 @@
-// fake_source.cpp - level 1: the kernels of csrc/cuda/kernels.cu as g++ compiles them, for fake_cuda.
-#include "../../csrc/cuda/kernels.cu"
+// source.cpp - level 1: the kernels of csrc/cuda/kernels.cu as g++ compiles them, for fake_cuda.
+#include "../../../csrc/cuda/kernels.cu"
 
-#include "fake_kernels.h"
+#include "texts.h"
 
 #define CALL(name, type) \
     static void call_##name(const void *params) { l2c_##name(*(const type *)params); }

@@ -1,4 +1,4 @@
-// fake_api.h - the part of the CUDA driver API that fake_cuda offers, declared for machines without a toolkit.
+// api.h - the part of the CUDA driver API that fake_cuda offers, declared for machines without a toolkit.
 // Where a toolkit is, its own header is used instead (-DFAKE_CUDA_REAL_HEADER): the compiler then refuses a
 // definition that does not agree with it, and the names of the exported symbols must come out the same.
 #pragma once
