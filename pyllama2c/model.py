@@ -199,8 +199,8 @@ class Llama(ClosableHandle):
         in_order: bool = False,
         **parameters: Any,
     ) -> Iterator[Completion]:
-        """`n` stories of each prompt, up to `max_batch` (1 to 256; on a card 1,024) at a time: the same stories as
-        one by one, and faster by far.
+        """`n` stories of each prompt, up to `max_batch` (1 to 256; on a card 1,024) at a time: the
+        same stories as one by one, and faster by far.
 
         Yields Completions as they end or, with `in_order`, in the order of the prompts (the n of a
         prompt side by side). Prompts are taken when there is room for their stories, so that they

@@ -186,24 +186,36 @@ def open_card(number: int) -> Card:
         return card
 
 
-def survey() -> dict[str, Any]:
-    """Driver and cards as JSON types; "trouble" is a sentence where something is wrong. Asking for
-    free memory takes some of it for a moment."""
+class Survey(NamedTuple):
+    """Driver and cards, for a user to read."""
+
+    trouble: str | None
+    """a sentence: there is no driver, or it does not work"""
+    cards: list[dict[str, Any]]
+    """CardInfo's fields, "device" and, where it was asked for, bytes "free"; "trouble" where this
+    one cannot be used"""
+
+    def card(self, number: int) -> dict[str, Any] | None:
+        return self.cards[number] if number < len(self.cards) else None
+
+
+def survey(*, free_memory: bool) -> Survey:
+    """Never fails. Asking for free memory takes some of it for a moment, and may take seconds."""
     try:
         found = cards()
     except Llama2cError as error:
-        return {"trouble": str(error), "cards": []}
-    return {"cards": [_card_facts(info) for info in found]}
+        return Survey(str(error), [])
+    return Survey(None, [_facts(info, free_memory) for info in found])
 
 
-def _card_facts(info: CardInfo) -> dict[str, Any]:
+def _facts(info: CardInfo, free_memory: bool) -> dict[str, Any]:
     facts: dict[str, Any] = info._asdict() | {"device": info.device}
-    if "MIG" in info.name:
-        facts["note"] = "a part of a card (MIG), with that part's memory"
-    out, err = ffi.new("l2c_device **"), new_error()
+    if not free_memory:
+        return facts
+    out, err, free = ffi.new("l2c_device **"), new_error(), ffi.new("uint64_t *")
     try:
         check(lib.l2c_device_open(_driver(), info.number, out, err), err)
-        handle, free = ffi.gc(out[0], lib.l2c_device_free), ffi.new("uint64_t *")
+        handle = ffi.gc(out[0], lib.l2c_device_free)
         check(lib.l2c_device_free_memory(handle, free, err), err)
     except Llama2cError as error:
         return facts | {"free": 0, "trouble": str(error)}

@@ -95,7 +95,8 @@ def _worth_drafting(plan: Plan, model: Any, kv_dtype: str, card: Card | None) ->
     copy, launches = plan.needs.get(("int8", kv_dtype)), 2 << 30
     if copy is None:
         return False
-    return lib.l2c_model_device_bytes(model) + launches >= 1.5 * (copy.weights + launches)
+    read = int(lib.l2c_model_device_bytes(model))
+    return read + launches >= 1.5 * (copy.weights + launches)
 
 
 def open_file(path: str, options: Options) -> Engine:
