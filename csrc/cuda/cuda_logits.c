@@ -53,7 +53,7 @@ static l2c_status draw_there(l2c_cuda_session *s, size_t n, l2c_error *err) {
     if (status == L2C_OK)
         status = l2c_device_launch(s->device, s->stream, l2c_gpu_sample_launch(&sample), &sample, err);
     if (status != L2C_OK) return status;
-    result = cu->memcpy_to_host_async(s->draws, l2c_card_address(s->card_draws), bytes, s->stream);
+    result = cu->memcpy_to_host_async(s->drawn, l2c_card_address(s->card_draws), bytes, s->stream);
     status = l2c_device_check(s->device, result, "fetching tokens", err);
     return status == L2C_OK ? l2c_cuda_wait(s, "choosing tokens", err) : status;
 }
@@ -89,7 +89,7 @@ static l2c_status draw_by_card(l2c_cuda_session *s, l2c_draw *draws, l2c_draw_op
     for (size_t i = 0; i < n && status == L2C_OK; i++) {
         if (draws[i].status != L2C_OK) continue;
         int hosts = is_hosts(s, &draws[i], options != NULL ? &options[i] : NULL);
-        if (hosts || !settle(&draws[i], s->draws[at++].token, err_of_one)) s->left[(*n_left)++] = i;
+        if (hosts || !settle(&draws[i], s->drawn[at++].token, err_of_one)) s->left[(*n_left)++] = i;
     }
     for (size_t i = 0; i < *n_left && status == L2C_OK; i++) status = fetch(s, draws[s->left[i]].row, err);
     if (status == L2C_OK && *n_left > 0) status = l2c_cuda_wait(s, "fetching logits", err);

@@ -115,14 +115,15 @@ static l2c_status take_memory(l2c_cuda_session *s, const l2c_session_options *o,
 static l2c_status take_host_memory(l2c_cuda_session *s, const l2c_session_options *o, l2c_error *err) {
     size_t rows = (size_t)s->session->max_rows, vocab = (size_t)s->model->config.vocab_size;
     size_t threads = (size_t)l2c_pool_size(o->pool);
-    size_t bytes = rows * (sizeof *s->rows + sizeof *s->draws + sizeof *s->totals) + sizeof *s->logit;
+    size_t bytes = rows * (sizeof *s->rows + 2 * sizeof *s->draws + sizeof *s->totals) + sizeof *s->logit;
     cu_result result = s->device->cu.mem_host_alloc(&s->pinned, bytes, 0);
     if (result == CU_OUT_OF_MEMORY)
         return l2c_fail(err, L2C_NOMEM, "out of page-locked memory: a session needs %zu bytes", bytes);
     if (result != CU_SUCCESS) return l2c_device_check(s->device, result, "taking page-locked memory", err);
     s->totals = s->pinned;
     s->draws = (l2c_gpu_draw *)(void *)(s->totals + rows);
-    s->rows = (l2c_gpu_row *)(void *)(s->draws + rows);
+    s->drawn = s->draws + rows;
+    s->rows = (l2c_gpu_row *)(void *)(s->drawn + rows);
     s->logit = (float *)(void *)(s->rows + rows);
     s->chooser.logits = l2c_memory_zeroed(rows * vocab, sizeof(float));
     s->chooser.candidates = l2c_memory_zeroed(threads * 2 * vocab, sizeof *s->chooser.candidates);

@@ -19,9 +19,10 @@ typedef struct {
     l2c_gpu_draw *card_draws;       /* (max_rows) */
     l2c_gpu_log_total *card_totals; /* (max_rows) */
 
-    void *pinned;               /* one block, page-locked, of which the next four are parts */
+    void *pinned;               /* one block, page-locked, of which the next five are parts */
     l2c_gpu_row *rows;          /* (max_rows) */
-    l2c_gpu_draw *draws;        /* (max_rows) */
+    l2c_gpu_draw *draws;        /* (max_rows) on their way to the card */
+    l2c_gpu_draw *drawn;        /* (max_rows) and back */
     l2c_gpu_log_total *totals;  /* (max_rows) of all rows of logits, once totals_known */
     float *logit;               /* (1) */
     int totals_known;
