@@ -50,7 +50,7 @@ int l2c_driver_is_lost(cu_result result) {
     return (result >= CU_HARDWARE_STACK_ERROR && result <= CU_LAUNCH_FAILED) || result == CU_ILLEGAL_ADDRESS
         || result == CU_LAUNCH_TIMEOUT || result == CU_CONTEXT_IS_DESTROYED || result == CU_ASSERT
         || result == CU_ECC_UNCORRECTABLE || result == CU_NVLINK_UNCORRECTABLE || result == CU_CONTAINED
-        || result == CU_UNKNOWN;
+        || result == CU_DEVICE_UNAVAILABLE || result == CU_UNKNOWN;
 }
 
 /* NULL where only the driver's own name for it can be told. */
@@ -60,7 +60,7 @@ static const char *in_words(cu_result result) {
                                     "with \"spawn\"";
     case CU_DEINITIALIZED: return "the process is ending, and the driver has ended already";
     case CU_STUB_LIBRARY: return "the library is the toolkit's stub, not a driver";
-    case CU_DEVICE_UNAVAILABLE: return "another process holds the card, or its compute mode is prohibited";
+    case CU_DEVICE_UNAVAILABLE: return "the card is not available (does another process hold it?)";
     case CU_NO_DEVICE: return "the driver finds no card that this process may use (is it hidden by CUDA_VISIBLE_DEVICES, "
                               "or /dev/nvidia* not readable?)";
     case CU_INVALID_DEVICE: return "there is no such card";

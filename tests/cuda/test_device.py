@@ -12,7 +12,7 @@ from pathlib import Path
 import fake_cuda
 import pytest
 from fake_driver import Fake
-from tiny import Shape, TinyLlama
+from tiny import Shape, TinyLlama, tokenizer_file
 
 from pyllama2c import DeviceError, Llama, OutOfMemoryError, UnsupportedError
 from pyllama2c.engine import device
@@ -24,6 +24,7 @@ pytestmark = pytest.mark.skipif(not fake_cuda.possible(), reason=fake_cuda.NEEDS
 def model(tmp_path: Path) -> Path:
     path = tmp_path / "model.bin"
     path.write_bytes(TinyLlama.random(Shape()).v0())
+    path.with_name("tokenizer.bin").write_bytes(tokenizer_file())
     return path
 
 
@@ -48,7 +49,9 @@ def test_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnsupportedError, match=r"no NVIDIA driver: /nowhere/libcuda\.so\.1: "):
         Llama(device="cuda")
     monkeypatch.setenv("PYLLAMA2C_LIBCUDA", "libm.so.6")
-    with pytest.raises(UnsupportedError, match=r"libm\.so\.6 lacks cu\w+: .* 470 or newer"):
+    with pytest.raises(
+        UnsupportedError, match=r"libm\.so\.6 lacks cu\w+: .* too old \(470 or newer"
+    ):
         Llama(device="cuda")
 
 
@@ -156,17 +159,18 @@ def test_memory_that_runs_out_anywhere_leaves_the_card_usable(
         with Llama(model, device="cuda") as llama:
             llama.logits([1, 2, 3])
     except OutOfMemoryError as error:
-        assert "out of memory on Fake sm_80: " in str(error)
+        message = str(error)
     else:
+        message = "out of memory on Fake sm_80: none"
         assert nth > 15  # a model has that many parts at least
     gc.collect()
     fake.configure("alloc_fails=0")
-    assert left() == {}
+    assert "out of memory on Fake sm_80: " in message and left() == {}
     with Llama(model, device="cuda") as llama, Llama(model) as cpu:
         assert (llama.logits([1, 2, 3]) == cpu.logits([1, 2, 3])).all()
 
 
-@pytest.mark.parametrize("fault", ["launch_fails=9", "lost=1", "lost=2"])
+@pytest.mark.parametrize("fault", ["launch_fails=9", "lost=1", "lost=2,lost_error=999"])
 def test_a_lost_card_says_so_and_lets_go(
     fake: Fake, left: Callable[[], dict[str, int]], model: Path, fault: str
 ) -> None:
@@ -174,8 +178,7 @@ def test_a_lost_card_says_so_and_lets_go(
     two.logits([1, 2])
     fake.configure(fault)
     with pytest.raises(DeviceError):
-        for _ in range(5):
-            one.logits([1, 2, 3])
+        one.logits([1, 2, 3])
     for llama in (one, two):
         with pytest.raises(DeviceError, match="is lost to this process"):
             llama.logits([1])
