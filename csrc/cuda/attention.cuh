@@ -91,11 +91,11 @@ DEVICE void weighted_sum(const l2c_gpu_pass &p, const float *scores, size_t valu
 }
 
 /* Head h of row r, by a block. shared: as l2c_gpu_attention_shared says; scores: there, or elsewhere. */
-template <int KV> DEVICE void attend(const l2c_gpu_pass &p, int r, int h, float *shared, float *scores) {
+template <int KV> DEVICE void attend(const l2c_gpu_pass &p, int layer, int r, int h, float *shared, float *scores) {
     l2c_gpu_row row = p.rows[r];
     int pitch = l2c_gpu_pitch(p.head_size), q_dim = p.n_heads * p.head_size, n_keys = row.position + 1;
     size_t at = (size_t)r * l2c_gpu_pitch(q_dim) + h * p.head_size;
-    size_t cached = cached_head(p, row.sequence, p.layer, h / (p.n_heads / p.n_kv_heads));
+    size_t cached = cached_head(p, row.sequence, layer, h / (p.n_heads / p.n_kv_heads));
     float *scratch = shared, *partial = scratch + 64, *query = partial + 2 * L2C_GPU_BLOCK;
     for (int j = 2 * threadIdx.x; j < pitch; j += 2 * blockDim.x) {
         float2 turned = float2{0, 0};
@@ -114,12 +114,12 @@ template <int KV> DEVICE void attend(const l2c_gpu_pass &p, int r, int h, float 
     weighted_sum<KV>(p, scores, cached, n_keys, p.attn_out + at, partial);
 }
 
-DEVICE void attend_head(const l2c_gpu_pass &p, int r, int h) {
+DEVICE void attend_head(const l2c_gpu_pass &p, int layer, int r, int h) {
     float *shared = (float *)shared_memory();
     float *scores = p.scores_in_global ? p.scores + (size_t)blockIdx.x * p.n_ctx
                                        : shared + l2c_gpu_attention_shared(p.head_size, 0) / 4;
-    if (p.kv == L2C_GPU_KV_F16) attend<L2C_GPU_KV_F16>(p, r, h, shared, scores);
-    else attend<L2C_GPU_KV_F32>(p, r, h, shared, scores);
+    if (p.kv == L2C_GPU_KV_F16) attend<L2C_GPU_KV_F16>(p, layer, r, h, shared, scores);
+    else attend<L2C_GPU_KV_F32>(p, layer, r, h, shared, scores);
 }
 
 #endif

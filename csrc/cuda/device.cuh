@@ -12,6 +12,7 @@
 #include "params.h"
 
 #define DEVICE static __device__ __forceinline__
+#define DEVICE_METHOD __device__ __forceinline__
 
 /* An entry point; its parameter is p. */
 #define KERNEL(name, type, most_threads) \
@@ -78,6 +79,10 @@ DEVICE unsigned load_and_acquire(const unsigned *counter) {
     unsigned now;
     asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(now) : "l"(counter) : "memory");
     return now;
+}
+/* For the host, in its memory: what was written before is seen by whoever sees this. */
+DEVICE void store_for_host(volatile int *at, int x) {
+    asm volatile("st.release.sys.u32 [%0], %1;" ::"l"(at), "r"(x) : "memory");
 }
 /* In a loop that waits for memory to change. */
 DEVICE void look_again() {}

@@ -1,7 +1,8 @@
 /*
- * kernels.cu - the entry points: a kernel a phase (params.h says in which order, and how each is started).
+ * kernels.cu - the entry points: a kernel a phase (params.h says in which order, and how each is started), and the kernels
+ * that do whole passes.
  */
-#include "sample.cuh"
+#include "decode.cuh"
 
 KERNEL(embed, l2c_gpu_pass, L2C_GPU_BLOCK) { embed_row(p, blockIdx.x); }
 
@@ -31,7 +32,7 @@ KERNEL(linear_q8_128, l2c_gpu_linear, L2C_GPU_BLOCK) { packed_block<L2C_GPU_Q8, 
 KERNEL(store_kv, l2c_gpu_pass, L2C_GPU_BLOCK) { store_kv_row(p, blockIdx.x); }
 
 KERNEL(attention, l2c_gpu_pass, L2C_GPU_BLOCK) {
-    for (int i = blockIdx.x; i < p.n * p.n_heads; i += gridDim.x) attend_head(p, i / p.n_heads, i % p.n_heads);
+    for (int i = blockIdx.x; i < p.n * p.n_heads; i += gridDim.x) attend_head(p, p.layer, i / p.n_heads, i % p.n_heads);
 }
 
 KERNEL(swiglu, l2c_gpu_swiglu, L2C_GPU_BLOCK) { swiglu_columns(p, blockIdx.y, blockIdx.x); }
@@ -50,3 +51,6 @@ KERNEL(logprob, l2c_gpu_logprob, L2C_GPU_BLOCK) {
 KERNEL(cache_read, l2c_gpu_cache, L2C_GPU_BLOCK) { move_cache<CACHE_READ>(p); }
 KERNEL(cache_write, l2c_gpu_cache, L2C_GPU_BLOCK) { move_cache<CACHE_WRITE>(p); }
 KERNEL(cache_copy, l2c_gpu_cache, L2C_GPU_BLOCK) { move_cache<CACHE_COPY>(p); }
+
+KERNEL(decode_1, l2c_gpu_decode, L2C_GPU_BLOCK) { decode<1>(p); }
+KERNEL(decode_8, l2c_gpu_decode, L2C_GPU_BLOCK) { decode<8>(p); }

@@ -24,17 +24,17 @@
 
 /* Where row r of x has step `step`, and within it column j. */
 DEVICE int8_t *quantized_at(const l2c_gpu_quantized &x, int r, int step, int j) {
-    size_t at = ((size_t)(r / TOKENS) * x.groups * x.chunks + step) * WARP + r % TOKENS * 4 + j % 16 / 4;
+    size_t at = (((size_t)(r / x.tile) * x.groups * x.chunks + step) * x.tile + r % x.tile) * 4 + j % 16 / 4;
     return x.q + at * 8 + j / 16 * 4 + j % 4;
 }
 
-/* One group of row r, by a warp: quantized.h's definition. x: the row. */
-DEVICE void quantize_group(const l2c_gpu_quantized &to, int r, int group, const float *x) {
+/* One group of row r, by a warp: quantized.h's definition. at(j) is the row's column j. */
+template <class At> DEVICE void quantize_group(const l2c_gpu_quantized &to, int r, int group, At at) {
     int lane = threadIdx.x % WARP, first = group * to.group;
     int size = to.cols - first < to.group ? to.cols - first : to.group; /* the rest of it are zeros */
     unsigned most = 0;
     for (int j = lane; j < size; j += WARP) {
-        unsigned magnitude = __float_as_uint(x[first + j]) & 0x7FFFFFFFu;
+        unsigned magnitude = __float_as_uint(at(first + j)) & 0x7FFFFFFFu;
         most = magnitude > most ? magnitude : most;
     }
     UNROLL_ALL for (int half = WARP / 2; half > 0; half /= 2) {
@@ -51,21 +51,22 @@ DEVICE void quantize_group(const l2c_gpu_quantized &to, int r, int group, const 
     for (int j = lane; j < to.chunks * CHUNK; j += WARP) {
         int q = 0;
         if (j < size && inverse > 0.0f)
-            q = (int)(__float_as_uint(x[first + j] * inverse + L2C_QUANTIZE_ROUND) - __float_as_uint(L2C_QUANTIZE_ROUND));
+            q = (int)(__float_as_uint(at(first + j) * inverse + L2C_QUANTIZE_ROUND) - __float_as_uint(L2C_QUANTIZE_ROUND));
         *quantized_at(to, r, group * to.chunks + j / CHUNK, j % CHUNK) = (int8_t)q;
         sum += q;
     }
     UNROLL_ALL for (int half = WARP / 2; half > 0; half /= 2) sum += __shfl_xor_sync(EVERY_LANE, sum, half);
     if (lane == 0) {
-        size_t at = ((size_t)(r / TOKENS) * to.groups + group) * TOKENS + r % TOKENS;
-        to.scales[at] = scale;
-        to.sums[at] = sum;
+        size_t i = ((size_t)(r / to.tile) * to.groups + group) * to.tile + r % to.tile;
+        to.scales[i] = scale;
+        to.sums[i] = sum;
     }
 }
 
 /* Groups [begin, end) of row r, by a block. */
 DEVICE void quantize_groups(const l2c_gpu_quantized &to, int r, int begin, int end, const float *x) {
-    for (int group = begin + threadIdx.x / WARP; group < end; group += blockDim.x / WARP) quantize_group(to, r, group, x);
+    for (int group = begin + threadIdx.x / WARP; group < end; group += blockDim.x / WARP)
+        quantize_group(to, r, group, [=](int j) { return x[j]; });
 }
 
 /* ---- Fragments and scales of weights ------------------------------------------------------------------- */
@@ -125,16 +126,36 @@ DEVICE float2 pair_of(const int *at) { return float2{(float)at[0], (float)at[1]}
 
 /* ---- Few rows: a warp a strip ---------------------------------------------------------------------------- */
 
-/* sum: of a strip times the tile of up to 8 rows of x, the first n of which exist. DEPTH steps' weights are on their way at
- * any time. LONG: groups have several steps, which only Q8's may. */
-template <int TYPE, bool LONG, int DEPTH>
-DEVICE void packed_strip(float (&sum)[4], const l2c_gpu_matrix &w, int strip, const l2c_gpu_quantized &x, int tile, int n) {
+/* What packed_strip reads of x: a tile of up to 8 rows, the first n of which exist. WHOLE: there are 8 in memory. */
+template <bool WHOLE> struct tile_reader {
+    const uint2 *rows;
+    const float *scales;
+    const int *sums;
+    int n, tile;
+
+    DEVICE_METHOD tile_reader(const l2c_gpu_quantized &x, int n) : n(n), tile(WHOLE ? TOKENS : x.tile) {
+        rows = (const uint2 *)x.q + threadIdx.x % WARP;
+        scales = x.scales, sums = x.sums;
+    }
+    /* A row that does not exist is zeros. */
+    DEVICE_METHOD uint2 fragment(int step) const {
+        return (int)threadIdx.x % WARP / 4 < n ? rows[(size_t)step * tile * 4] : uint2{0, 0};
+    }
+    /* Of rows 2 t and 2 t + 1. */
+    template <class T> DEVICE_METHOD float2 pair(const T *of, int group) const {
+        int r = threadIdx.x % 4 * 2;
+        of += (size_t)group * tile;
+        return WHOLE ? pair_of(of + r) : float2{(float)of[r < tile ? r : 0], (float)of[r + 1 < tile ? r + 1 : 0]};
+    }
+};
+
+/* sum: of a strip times a tile of x. DEPTH steps' weights are on their way at any time. LONG: groups have several steps,
+ * which only Q8's may. */
+template <int TYPE, bool LONG, int DEPTH, bool WHOLE>
+DEVICE void packed_strip(float (&sum)[4], const l2c_gpu_matrix &w, int strip, const tile_reader<WHOLE> &x) {
     typedef typename fragment<TYPE>::raw raw;
-    int lane = threadIdx.x % WARP, t = lane % 4, chunks = LONG ? w.chunks : 1, steps = w.groups * chunks;
+    int lane = threadIdx.x % WARP, chunks = LONG ? w.chunks : 1, steps = w.groups * chunks;
     const raw *weights = (const raw *)w.data + (size_t)strip * steps * WARP + lane;
-    const uint2 *rows = (const uint2 *)x.q + (size_t)tile * steps * WARP + lane;
-    const float *x_scales = x.scales + (size_t)tile * w.groups * TOKENS + 2 * t;
-    const int *x_sums = x.sums + (size_t)tile * w.groups * TOKENS + 2 * t;
     int group = 0, chunk = 0, d[4] = {0, 0, 0, 0};
     raw ahead[DEPTH];
     row_scales scales[DEPTH];
@@ -149,20 +170,20 @@ DEVICE void packed_strip(float (&sum)[4], const l2c_gpu_matrix &w, int strip, co
             int step = k + u, next = step + DEPTH;
             if (step >= steps) break;
             uint4 a = unpack<TYPE>(ahead[u]);
-            uint2 b = uint2{0, 0};
-            if (lane / 4 < n) b = rows[(size_t)step * WARP];
+            uint2 b = x.fragment(step);
             if (next < steps) ahead[u] = load_weights(weights + (size_t)next * WARP);
             if (!LONG) {
                 const int zero[4] = {DOT_ZERO_BITS, DOT_ZERO_BITS, DOT_ZERO_BITS, DOT_ZERO_BITS};
                 multiply_int8(d, a, b, zero);
                 const float dot[4] = {dot_of<TYPE>(d[0]), dot_of<TYPE>(d[1]), dot_of<TYPE>(d[2]), dot_of<TYPE>(d[3])};
-                add_group<TYPE>(sum, dot, scales[u], pair_of(x_scales + step * TOKENS), pair_of(x_sums + step * TOKENS));
+                float2 sums = TYPE == L2C_GPU_Q4_1 ? x.pair(x.sums, step) : float2{0, 0};
+                add_group<TYPE>(sum, dot, scales[u], x.pair(x.scales, step), sums);
                 if (next < steps) scales[u] = scales_of<TYPE>(w, strip, next);
             } else {
                 multiply_int8(d, a, b, d);
                 if (++chunk < chunks) continue;
                 const float dot[4] = {(float)d[0], (float)d[1], (float)d[2], (float)d[3]};
-                add_group<TYPE>(sum, dot, scales_of<TYPE>(w, strip, group), pair_of(x_scales + group * TOKENS), float2{0, 0});
+                add_group<TYPE>(sum, dot, scales_of<TYPE>(w, strip, group), x.pair(x.scales, group), float2{0, 0});
                 UNROLL_ALL for (int e = 0; e < 4; e++) d[e] = 0;
                 group++;
                 chunk = 0;
@@ -185,8 +206,9 @@ template <int TYPE> DEVICE void packed_few(const l2c_gpu_linear &p) {
     int strip = blockIdx.x * L2C_GPU_FEW_WARPS + threadIdx.x / WARP;
     if (strip * STRIP >= p.w.rows) return;
     float sum[4];
-    if (TYPE == L2C_GPU_Q8 && p.w.chunks > 1) packed_strip<TYPE, true, 8>(sum, p.w, strip, p.xq, 0, p.n);
-    else packed_strip<TYPE, false, 8>(sum, p.w, strip, p.xq, 0, p.n);
+    tile_reader<true> x(p.xq, p.n);
+    if (TYPE == L2C_GPU_Q8 && p.w.chunks > 1) packed_strip<TYPE, true, 8>(sum, p.w, strip, x);
+    else packed_strip<TYPE, false, 8>(sum, p.w, strip, x);
     put_strip(p, sum, strip, 0);
 }
 

@@ -61,7 +61,9 @@
     X(logprob, l2c_gpu_logprob)       \
     X(cache_read, l2c_gpu_cache)      \
     X(cache_write, l2c_gpu_cache)     \
-    X(cache_copy, l2c_gpu_cache)
+    X(cache_copy, l2c_gpu_cache)      \
+    X(decode_1, l2c_gpu_decode)       \
+    X(decode_8, l2c_gpu_decode)
 
 enum {
     L2C_GPU_LANES = 16,      /* of a float32 sum (kernels.h); rows are padded to multiples of it */
@@ -70,6 +72,7 @@ enum {
     L2C_GPU_TOKENS = 8,      /* rows of activations of one */
     L2C_GPU_BLOCK = 256,     /* threads of most kernels */
     L2C_GPU_NORM_FLOATS = 4096, /* of a row, that norm has in shared memory at a time */
+    L2C_GPU_OPERAND_BYTES = 256, /* of what a product of the decode kernels reads (decode.cuh) */
     L2C_GPU_MAX_ROWS = 1024  /* rows of a pass */
 };
 
@@ -133,22 +136,24 @@ typedef struct {
 
 /*
  * Rows of activations in int8, as tensor cores take them: tiles of 8 rows, steps of 32 columns as the matrix has them.
- *     q       (tiles, groups * chunks, 32, 2, 4): byte i of word j of lane l has row l / 4 of the tile and column
- *             4 (l % 4) + i + 16 j of the step; zeros where a group's last step is not full
+ *     q       (tiles, groups * chunks, 8, 4, 2, 4): byte i of word j of part t of a row has column 4 t + i + 16 j of the
+ *             step; zeros where a group's last step is not full
  *     scales  (tiles, groups, 8)
  *     sums    (tiles, groups, 8): of a group's integers
- * The rows that fill up the last tile may hold anything.
+ * The rows that fill up the last tile may hold anything. Within the decode kernels a tile has only the rows there are.
  */
 typedef struct {
     int8_t *q; /* NULL: nothing here is packed, and nothing is quantized */
     float *scales;
     int32_t *sums;
     int32_t cols, group, groups, chunks;
+    int32_t tile; /* rows of a tile */
+    int32_t unused;
 } l2c_gpu_quantized;
 
 /* The shape of cols columns in groups, without memory; and the bytes of n rows of q, and of scales or sums. */
 L2C_GPU_INLINE l2c_gpu_quantized l2c_gpu_quantized_shape(int32_t cols, int32_t group) {
-    l2c_gpu_quantized x = {0, 0, 0, cols, group, 0, 0};
+    l2c_gpu_quantized x = {0, 0, 0, cols, group, 0, 0, L2C_GPU_TOKENS, 0};
     x.groups = l2c_gpu_pieces(cols, group);
     x.chunks = l2c_gpu_pieces(group, L2C_GPU_CHUNK);
     return x;
@@ -265,6 +270,36 @@ typedef struct {
     l2c_gpu_draw *draws; /* (n) */
     int32_t vocab_size, n;
 } l2c_gpu_sample;
+
+/* What the blocks of a decode kernel tell each other. The host zeroes it before each launch. */
+typedef struct {
+    uint32_t arrived; /* blocks at grid barriers, so far */
+    uint32_t stop;    /* not 0: no further sweep */
+} l2c_gpu_decode_state;
+
+/*
+ * Passes and draws in one launch, by a grid whose blocks are all there at once (a cooperative launch): for up to 8 rows,
+ * where launches and gaps between them would cost more than the work.
+ *
+ * With draws, draw i is from row i of logits, and the token goes on as the next one of the row whose logits those were,
+ * one position on: `steps` times, or until a draw is left to the host, or is one of `ends`, or *cancel is not 0. More
+ * than one step wants a draw for every row, and positions below n_ctx. Without draws, steps is 1.
+ */
+typedef struct {
+    l2c_gpu_pass pass;
+    l2c_gpu_row *rows;           /* pass.rows, which it moves on */
+    const l2c_gpu_draw *draws;   /* (n_draws), of which `row`, `coin` and `token` are not looked at */
+    const float *coins;          /* (steps, n_draws) */
+    const int32_t *ends;         /* (n_ends) */
+    const volatile int32_t *cancel; /* of the host's memory, looked at after each sweep */
+    int32_t *tokens;             /* (steps, n_draws) of the host's memory: as l2c_gpu_draw.token */
+    volatile int32_t *done;      /* of the host's memory: sweeps whose tokens are there */
+    l2c_gpu_decode_state *state;
+    unsigned char *inputs;       /* (blocks, input_bytes) where a block's shared memory is too small for it */
+    int64_t input_bytes;         /* a multiple of 16 */
+    int32_t inputs_in_global;    /* these two: see l2c_gpu_decode_launch */
+    int32_t n_draws, n_ends, steps;
+} l2c_gpu_decode;
 
 /* What turns logits into log-probabilities: logit - largest - log(sum), the logarithm being the host's. */
 typedef struct {
@@ -393,6 +428,41 @@ L2C_GPU_INLINE l2c_gpu_launch l2c_gpu_sample_launch(const l2c_gpu_sample *p) {
 }
 L2C_GPU_INLINE l2c_gpu_launch l2c_gpu_logprob_launch(const l2c_gpu_logprob *p) {
     return l2c_gpu_launch_of(L2C_GPU_KERNEL_logprob, p->n, 1, L2C_GPU_BLOCK, 256 + 2 * L2C_GPU_BLOCK * 4);
+}
+
+/* Whether decode kernels take these layers: in one work item w1 and w3 must give the same threads the same columns. */
+L2C_GPU_INLINE int32_t l2c_gpu_decode_takes(const l2c_gpu_layer *layers, int32_t n_layers) {
+    for (int32_t l = 0; l < n_layers; l++)
+        if ((layers[l].w1.type >= L2C_GPU_Q8) != (layers[l].w3.type >= L2C_GPU_Q8)) return 0;
+    return 1;
+}
+
+/* Bytes of what a block of a decode kernel prepares of n rows of input: normed rows in float32, and int8 ones. */
+L2C_GPU_INLINE int64_t l2c_gpu_decode_input_bytes(const l2c_gpu_pass *p) {
+    const l2c_gpu_quantized *of[3] = {&p->xq, &p->aq, &p->hq};
+    int64_t floats = (int64_t)p->n * l2c_gpu_pitch(p->dim) * 4, most = 0;
+    for (int32_t i = 0; i < 3 && p->xq.q != 0; i++) {
+        int64_t bytes = (int64_t)p->n * of[i]->groups * (of[i]->chunks * L2C_GPU_CHUNK + 8);
+        most = bytes > most ? bytes : most;
+    }
+    return (floats + most + 15) / 16 * 16;
+}
+
+/* A block a multiprocessor. Sets what p says of inputs and scores; p->inputs and p->pass.scores must have room for as many
+ * blocks where those do not fit shared memory, for which see its bytes. max_keys: after the last step. */
+L2C_GPU_INLINE l2c_gpu_launch l2c_gpu_decode_launch(l2c_gpu_decode *p, int32_t max_keys, int32_t multiprocessors,
+                                                    int32_t shared_limit) {
+    int64_t fixed = 256 + L2C_GPU_OPERAND_BYTES + L2C_GPU_NORM_FLOATS * 4, sample = 256 + L2C_GPU_CANDIDATES * 8 + 2 * L2C_GPU_BLOCK * 4;
+    int64_t attention = l2c_gpu_attention_shared(p->pass.head_size, max_keys);
+    p->input_bytes = l2c_gpu_decode_input_bytes(&p->pass);
+    p->inputs_in_global = fixed + p->input_bytes > shared_limit;
+    p->pass.scores_in_global = attention > shared_limit;
+    if (p->pass.scores_in_global) attention = l2c_gpu_attention_shared(p->pass.head_size, 0);
+    int64_t bytes = fixed + (p->inputs_in_global ? 0 : p->input_bytes);
+    if (attention > bytes) bytes = attention;
+    if (sample > bytes) bytes = sample;
+    return l2c_gpu_launch_of(p->pass.n == 1 ? L2C_GPU_KERNEL_decode_1 : L2C_GPU_KERNEL_decode_8, multiprocessors, 1,
+                             L2C_GPU_BLOCK, (int32_t)bytes);
 }
 
 /* kernel: cache_read, cache_write or cache_copy. A block a head. */

@@ -36,33 +36,34 @@ DEVICE void embed_row(const l2c_gpu_pass &p, int r) {
 
 /* ---- RMSNorm --------------------------------------------------------------------------------------------- */
 
-/* 1 / sqrt(mean(x^2) + eps) of a row, by a block; shared: NORM_FLOATS + 1 floats. The lanes of the sum are one half
- * warp's, so the others bring the row near. */
-DEVICE float rms_scale(const float *x, int cols, float eps, float *shared) {
-    enum { AT_ONCE = L2C_GPU_NORM_FLOATS };
-    int pitch = l2c_gpu_pitch(cols);
+/* scales[i] = 1 / sqrt(mean(x^2) + eps) of n rows, by a block; row(i): where row i is. Half a warp has the lanes of a row's
+ * sum; all threads bring the rows near, into staging (NORM_FLOATS). */
+template <class Row>
+DEVICE void rms_scales(float *scales, int n, int cols, float eps, float *staging, Row row) {
+    int pitch = l2c_gpu_pitch(cols), at_once = L2C_GPU_NORM_FLOATS / n / LANES * LANES;
+    int own = threadIdx.x / LANES, i0 = threadIdx.x % LANES;
     float lane = 0.0f;
-    for (int k0 = 0; k0 < pitch; k0 += AT_ONCE) {
-        int now = pitch - k0 < AT_ONCE ? pitch - k0 : AT_ONCE;
-        for (int j = threadIdx.x; j < now; j += blockDim.x) shared[j] = x[k0 + j];
+    for (int k0 = 0; k0 < pitch; k0 += at_once) {
+        int now = pitch - k0 < at_once ? pitch - k0 : at_once;
+        for (int r = 0; r < n; r++)
+            for (int j = threadIdx.x; j < now; j += blockDim.x) staging[r * at_once + j] = row(r)[k0 + j];
         __syncthreads();
-        if (threadIdx.x < WARP) UNROLL_BY(8) for (int j = threadIdx.x % LANES; j < now; j += LANES) lane = fmaf(shared[j], shared[j], lane);
+        const float *x = staging + own * at_once;
+        if (own < n) UNROLL_BY(8) for (int j = i0; j < now; j += LANES) lane = fmaf(x[j], x[j], lane);
         __syncthreads();
     }
-    if (threadIdx.x < WARP) {
-        lane = sum_lanes(lane);
-        if (threadIdx.x == 0) shared[AT_ONCE] = 1.0f / sqrtf(lane / (float)cols + eps);
-    }
+    lane = sum_lanes(lane);
+    if (own < n && i0 == 0) scales[own] = 1.0f / sqrtf(lane / (float)cols + eps);
     __syncthreads();
-    return shared[AT_ONCE];
 }
 
-/* Row r of x, by a block. */
+/* Row r of x, by a block. shared: NORM_FLOATS, and one. */
 DEVICE void norm_row(const l2c_gpu_norm &p, int r, float *shared) {
     int to = p.rows == 0 ? r : p.rows[r].logits, pitch = l2c_gpu_pitch(p.cols);
     if (to < 0) return;
     const float *x = p.x + (size_t)r * pitch;
-    float *out = p.out + (size_t)to * pitch, scale = rms_scale(x, p.cols, p.eps, shared);
+    rms_scales(shared + L2C_GPU_NORM_FLOATS, 1, p.cols, p.eps, shared, [=](int) { return x; });
+    float *out = p.out + (size_t)to * pitch, scale = shared[L2C_GPU_NORM_FLOATS];
     for (int j = threadIdx.x; j < p.cols; j += blockDim.x) out[j] = p.weight[j] * (scale * x[j]);
     if (p.xq.q == 0) return;
     __syncthreads();

@@ -105,7 +105,8 @@ void device_session::layer(int l, int max_keys) {
     linear(w.w2, pass.hb, pass.hq, pass.x, dim, n, 1);
 }
 
-void device_session::forward(const std::vector<l2c_row> &call) {
+/* Puts a call's rows on the card; returns the keys of the longest. */
+int device_session::take(const std::vector<l2c_row> &call) {
     int max_keys = 0;
     rows = std::make_unique<buffer<l2c_gpu_row>>(call.size());
     pass.n = (int32_t)call.size();
@@ -116,6 +117,11 @@ void device_session::forward(const std::vector<l2c_row> &call) {
         (*rows)[r] = l2c_gpu_row{row.sequence, row.position, row.token, row.want_logits ? pass.n_logits++ : -1};
         max_keys = std::max(max_keys, row.position + 1);
     }
+    return max_keys;
+}
+
+void device_session::forward(const std::vector<l2c_row> &call) {
+    int max_keys = take(call);
     start(l2c_gpu_embed_launch(&pass), pass);
     for (int l = 0; l < pass.n_layers; l++) layer(l, max_keys);
     if (pass.n_logits > 0) {
@@ -124,6 +130,31 @@ void device_session::forward(const std::vector<l2c_row> &call) {
         linear(pass.classifier, pass.xb, pass.xq, pass.logits, pass.vocab_size, pass.n_logits, 0);
     }
     finish();
+}
+
+int device_session::decode(const std::vector<l2c_row> &call, const std::vector<l2c_gpu_draw> &draws,
+                           const std::vector<float> &coins, const std::vector<int> &ends, int steps, int cancel,
+                           std::vector<int> &tokens) {
+    int max_keys = take(call) + steps - 1, blocks = between(1, 3);
+    buffer<l2c_gpu_draw> card_draws(draws.data(), draws.size());
+    buffer<float> card_coins(coins.data(), coins.size());
+    buffer<int> card_ends(ends.data(), ends.size()), flags(2), out(draws.size() * steps);
+    buffer<l2c_gpu_decode_state> state(1);
+    flags[0] = cancel;
+    l2c_gpu_decode p = {};
+    p.pass = pass;
+    p.rows = rows->begin();
+    p.draws = card_draws.begin(), p.coins = card_coins.begin(), p.ends = card_ends.begin();
+    p.cancel = &flags[0], p.done = &flags[1], p.tokens = out.begin(), p.state = state.begin();
+    p.n_draws = (int)draws.size(), p.n_ends = (int)ends.size(), p.steps = steps;
+    l2c_gpu_launch launch = l2c_gpu_decode_launch(&p, max_keys, blocks, between(0, 1) ? 100 << 10 : 18 << 10);
+    buffer<unsigned char> inputs((size_t)(blocks * p.input_bytes));
+    buffer<float> scores((size_t)blocks * pass.n_ctx);
+    p.inputs = inputs.begin(), p.pass.scores = scores.begin();
+    start(launch, p, true);
+    finish();
+    tokens.assign(out.begin(), out.begin() + out.count());
+    return flags[1];
 }
 
 std::vector<unsigned char> device_session::saved(int sequence, int n) {
