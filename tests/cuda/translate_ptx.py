@@ -186,7 +186,7 @@ class Body:
 
     def memory(self, op: str, args: list[str]) -> str:
         match = re.fullmatch(
-            r"(ld|st)(\.acquire\.gpu|\.release\.gpu|\.volatile)?(\.param|\.global|\.shared)?"
+            r"(ld|st)(\.(?:acquire|release|relaxed)\.(?:gpu|sys)|\.volatile)?(\.param|\.global|\.shared)?"
             r"(?:\.nc)?(?:\.L1::no_allocate)?(?:\.v([24]))?" + r"\." + ANY, op
         )
         if match is None:
@@ -206,13 +206,14 @@ class Body:
         return "{ " + " ".join(lines) + " }"
 
     def atomic(self, op: str, args: list[str]) -> str:
-        match = re.fullmatch(r"atom(?:\.(?:relaxed|acquire|release|acq_rel)\.gpu)?(\.global|\.shared)?\.(add|max|min|exch|or)\.([sub](?:32|64))", op)
-        if match is None:
+        *modifiers, kind = op.split(".")[1:]
+        known = {"relaxed", "acquire", "release", "acq_rel", "gpu", "global", "shared"}
+        (how,) = set(modifiers) - known  # ValueError where there are more
+        if kind not in ("u32", "s32", "b32", "u64"):
             raise Unknown(op)
-        kind = match[3]
         b = self.value(args[2], kind)
-        new = {"add": f"old + {b}", "max": f"old > {b} ? old : {b}", "min": f"old < {b} ? old : {b}", "exch": b, "or": f"old | {b}"}[match[2]]
-        at = self.address(args[1], [(match[1] or "")[1:]])
+        new = {"add": f"old + {b}", "max": f"old > {b} ? old : {b}", "min": f"old < {b} ? old : {b}", "exch": b, "or": f"old | {b}"}[how]
+        at = self.address(args[1], modifiers)
         return (
             f"{{ unsigned char *at = ptx::aligned({at}, {TYPES_SIZE[kind]}); {TYPES[kind]} old = ptx::load<{TYPES[kind]}>(at); "
             f"ptx::store<{TYPES[kind]}>(at, {new}); {self.put(args[0], 'old')} }}"
