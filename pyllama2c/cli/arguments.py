@@ -140,6 +140,11 @@ def _add_model(parser: argparse._ActionsContainer, *name: str) -> None:
         choices=("auto", "scalar", "avx2", "avx512", "neon", "runq"),
         help="kernels; all compute the same bits, but runq, which rounds as runq.c does",
     )
+    parser.add_argument(
+        "--device",
+        metavar="NAME",
+        help="cpu, cuda or cuda:N (an NVIDIA card): the story is the same [$PYLLAMA2C_DEVICE, cpu]",
+    )
 
 
 def _add_story(parser: argparse._ActionsContainer, steps: int) -> argparse._MutuallyExclusiveGroup:
@@ -240,9 +245,6 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", action="store_true")
     info = commands.add_parser("info", help="what a model file is and what it needs")
     _add_model(info)
-    info.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="cuda: report GPU memory, too"
-    )
     info.add_argument("--json", action="store_true")
     download = commands.add_parser("download", help="fetch a known model into the cache")
     download.add_argument("name")

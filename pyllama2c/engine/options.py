@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pyllama2c import validate
 from pyllama2c._ffi import DTYPES, ISA_NAMES, KV_DTYPES
+from pyllama2c.engine.device import device_number
 
 _MAX_THREADS = 256
 """the limit of l2c_pool_create"""
@@ -22,6 +23,7 @@ class Options:
     speculative: bool | str = "auto"
     threads: int | None = None
     isa: str | None = None
+    device: str | None = None
 
     def __post_init__(self) -> None:
         validate.one_of("dtype", self.dtype, DTYPES)
@@ -38,3 +40,11 @@ class Options:
             validate.integer("threads", self.threads, 1, _MAX_THREADS)
         if self.isa is not None:
             validate.one_of("isa", self.isa, ISA_NAMES)
+        if not isinstance(self.device, (str, type(None))):
+            raise validate.wrong("device", self.device, '"cpu", "cuda" or "cuda:N"', TypeError)
+        device_number(self.device)
+
+    @property
+    def card(self) -> int | None:
+        """The number of the graphics card; None where the processor computes."""
+        return device_number(self.device)

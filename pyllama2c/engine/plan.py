@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pyllama2c._ffi import DTYPES, KV_DTYPES, check, ffi, lib, new_error
 from pyllama2c.engine.config import Config, read_config
-from pyllama2c.engine.memory import Limit, limits
+from pyllama2c.engine.memory import Limit
 from pyllama2c.engine.options import Options
 from pyllama2c.engine.workers import batch_threads
 from pyllama2c.errors import CheckpointError, OutOfMemoryError, UnsupportedError
@@ -91,18 +91,22 @@ class _NeedsByDtype(Mapping[tuple[str, str], Needs]):
     """By dtype and cache type, without what the file cannot give. The header is read for a dtype on
     first use."""
 
-    def __init__(self, read_header: Callable[[str], Any], threads: int) -> None:
+    def __init__(self, read_header: Callable[[str], Any], threads: int, on_card: bool) -> None:
         self._header = cache(read_header)
-        self._threads = threads
+        self._threads, self._on_card = threads, on_card
 
     def __getitem__(self, key: tuple[str, str]) -> Needs:
         dtype, kv_dtype = key
         if dtype not in _DTYPES or kv_dtype not in KV_DTYPES or key == (RUNQ, "float16"):
             raise KeyError(key)
+        if dtype == RUNQ and self._on_card:
+            raise KeyError(key)
         try:
             header = self._header(dtype)
         except UnsupportedError:
             raise KeyError(key) from None
+        if self._on_card:
+            return _card_needs(header, kv_dtype)
         return _needs(header, kv_dtype, self._threads)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
@@ -144,6 +148,27 @@ def _needs(header: Any, kv_dtype: str, threads: int) -> Needs:
     )
 
 
+def _card_needs(header: Any, kv_dtype: str) -> Needs:
+    """Of a card's memory."""
+    c = read_config(lib.l2c_model_config(header))
+    weights = lib.l2c_model_device_bytes(header)
+    first, both = (
+        lib.l2c_session_device_bytes(header, 1, context, KV_DTYPES[kv_dtype], 0)
+        for context in (64, 128)
+    )
+    return Needs(
+        dtype=c.dtype,
+        weights=weights,
+        sweep=lib.l2c_model_sweep_bytes(header),
+        mapped=False,
+        opening=0,
+        address_space=weights,
+        fixed=first - (both - first),
+        per_position=(both - first) // 64,
+        cache_per_position=2 * c.n_layers * c.n_kv_heads * c.head_size * _KV_BYTES[kv_dtype],
+    )
+
+
 def _plan(call: Any, arguments: tuple[Any, ...], options: Options, path: str) -> Plan:
     def read_header(dtype: str) -> Any:
         out, err = ffi.new("l2c_model **"), new_error()
@@ -156,7 +181,9 @@ def _plan(call: Any, arguments: tuple[Any, ...], options: Options, path: str) ->
         config=read_config(lib.l2c_model_config(header)),
         parameters=lib.l2c_model_parameters(header),
         file_bytes=lib.l2c_model_file_bytes(header),
-        needs=_NeedsByDtype(read_header, options.threads or batch_threads()),
+        needs=_NeedsByDtype(
+            read_header, options.threads or batch_threads(), options.card is not None
+        ),
     )
 
 
@@ -226,6 +253,8 @@ def needed_for(plan: Plan, options: Options, isa: int, path: str) -> str:
     """
     if isa != lib.L2C_ISA_RUNQ:
         return options.dtype
+    if options.card is not None:
+        raise UnsupportedError("isa='runq' computes on the processor only: device='cpu'")
     c, dtype, kv_dtype = plan.config, options.dtype, options.kv_dtype
     if not c.group_size:
         raise UnsupportedError(
@@ -239,12 +268,14 @@ def needed_for(plan: Plan, options: Options, isa: int, path: str) -> str:
     return RUNQ
 
 
-def check_fits(plan: Plan, dtype: str, kv_dtype: str, context: int, path: str) -> None:
+def check_fits(
+    plan: Plan, against: list[Limit], dtype: str, kv_dtype: str, context: int, path: str
+) -> None:
     """OutOfMemoryError, with the numbers and what would fit, where there is no room for the model
     and one story of the whole context. UnsupportedError for a dtype that the file cannot give."""
     if (dtype, kv_dtype) not in plan.needs:
         raise unavailable(path, dtype)
-    needs, against = plan.needs[dtype, kv_dtype], limits()
+    needs = plan.needs[dtype, kv_dtype]
     obstacle = needs.obstacle(against, context)
     if obstacle is None:
         return
@@ -263,11 +294,13 @@ def check_fits(plan: Plan, dtype: str, kv_dtype: str, context: int, path: str) -
     )
 
 
-def has_room(plan: Plan, dtype: str, kv_dtype: str, context: int, extra: str) -> bool:
+def has_room(
+    plan: Plan, against: list[Limit], dtype: str, kv_dtype: str, context: int, extra: str
+) -> bool:
     """Whether a copy in the dtype `extra`, with a story of its own, fits beside the model."""
     if (extra, kv_dtype) not in plan.needs:
         return False
     model, copy = plan.needs[dtype, kv_dtype], plan.needs[extra, kv_dtype]
     return all(
-        model.asks(limit, context) + copy.asks(limit, context) <= limit.free for limit in limits()
+        model.asks(limit, context) + copy.asks(limit, context) <= limit.free for limit in against
     )
