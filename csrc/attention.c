@@ -3,8 +3,8 @@
  * of every row.
  *
  * The work is cut into tiles: queries that go through the same keys and values side by side, so that these are read
- * once for all of them. Values are summed in blocks of L2C_SUM_BLOCK positions (kernels.h), hence a tile may be one
- * thread's, or blocks of it several threads', for the same bits.
+ * once for all of them. Values are summed in blocks of L2C_SUM_BLOCK positions (kernels.h), so a tile can go to one
+ * thread, or its blocks to several, with the same bits.
  */
 #include <math.h>
 #include <string.h>
@@ -34,29 +34,29 @@ static size_t rows_in_tile(const pass *p, size_t r) {
     return n;
 }
 
-/* Writes the tile at row *r, head *h and moves them past it; returns 0 when there is none left. `heads` begins and ends
- * with the heads of a key head. */
+/* Writes the tile at row *r, head *h and moves them past it; returns 0 when there is none left. `heads` does not split
+ * the heads that share a key head. */
 static int next_tile(const pass *p, size_t layer, range heads, size_t *r, size_t *h, query_tile *tile) {
     const l2c_cpu_session *s = p->s;
     const l2c_config *c = &s->model->config;
     size_t n_heads = (size_t)c->n_heads, per_kv = n_heads / (size_t)c->n_kv_heads, head_size = (size_t)c->head_size;
     size_t q_dim = n_heads * head_size;
     if (*r == p->n) return 0;
-    /* side by side: rows if there are several, else heads */
     size_t n_rows = rows_in_tile(p, *r), left = per_kv - *h % per_kv;
-    size_t n_heads_of_it = n_rows > 1 ? 1 : left < L2C_TILE ? left : L2C_TILE;
+    size_t by_rows = n_rows > 1; /* side by side: rows if there are several, else heads */
+    size_t tile_heads = by_rows ? 1 : left < L2C_TILE ? left : L2C_TILE;
     const l2c_row *row = &p->rows[*r];
     *tile = (query_tile){
         .query = s->q + *r * q_dim + *h * head_size,
         .out = s->attn_out + *r * q_dim + *h * head_size,
         .keys = cached(s, s->key_cache, row->sequence, layer, *h / per_kv),
         .values = cached(s, s->value_cache, row->sequence, layer, *h / per_kv),
-        .n = n_rows > 1 ? n_rows : n_heads_of_it,
-        .stride = n_rows > 1 ? q_dim : head_size,
+        .n = by_rows ? n_rows : tile_heads,
+        .stride = by_rows ? q_dim : head_size,
         .n_keys = (size_t)row->position + 1,
-        .step = n_rows > 1,
+        .step = by_rows,
     };
-    *h += n_heads_of_it;
+    *h += tile_heads;
     if (*h >= heads.end) {
         *r += n_rows;
         *h = heads.begin;
@@ -123,7 +123,7 @@ static void prefetch(const l2c_cpu_session *s, const query_tile *tile) {
 
 /* ---- Tiles and threads --------------------------------------------------------------------------------- */
 
-/* Tiles go to threads in turn; (0, 1) takes all of them. */
+/* Tiles go to threads in turn; thread 0 of 1 takes all of them. */
 static void attend_by_tiles(const pass *p, size_t layer, range heads, int thread, int n_threads, float *scores,
                             float *kv_f32) {
     size_t r = 0, h = heads.begin, turn = 0;
@@ -163,7 +163,7 @@ static void attend_by_blocks(const pass *p, size_t layer, size_t n_tiles, int th
     float *sums = s->value_sums + tile_index * (size_t)l2c_tile_sums(n_ctx, head_size); /* a block: (n, head_size) */
     size_t block_size = tile.n * head_size;
     range part = share(max_keys(&tile), L2C_SUM_BLOCK, member, members);
-    range columns = share(head_size, COLUMN_STEP, member, members);
+    range columns = share(head_size, COLUMN_GRAIN, member, members);
 
     attention_scores(s, &tile, scores, part, kv_f32);
     l2c_pool_barrier(s->pool, thread);
@@ -183,7 +183,7 @@ static void attend_by_blocks(const pass *p, size_t layer, size_t n_tiles, int th
 
 attention_split l2c_attention_split(const pass *p, int n_threads) {
     const l2c_config *c = &p->s->model->config;
-    int own_heads = c->n_kv_heads % n_threads == 0 && c->head_size % COLUMN_STEP == 0;
+    int own_heads = c->n_kv_heads % n_threads == 0 && c->head_size % COLUMN_GRAIN == 0;
     return (attention_split){own_heads, own_heads ? 0 : tiles_to_share(p, n_threads)};
 }
 

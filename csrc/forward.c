@@ -31,8 +31,7 @@ static void quantize(const l2c_cpu_session *s, const l2c_quantized *to, size_t r
     if (to->q != NULL) s->kernels->quantize(to, row, x, to->cols);
 }
 
-/* out (n, w->rows) = x (n, w->cols) w^T, for the output columns in `part`. A float32 matrix reads x; a quantized one
- * reads rows [first, first + n) of xq, which are the same rows in int8. */
+/* l2c_linear: out (n, w->rows) = x (n, w->cols) w^T, for the output columns in `part`, which may be none. */
 static void linear(const l2c_cpu_session *s, float *out, const float *x, const l2c_quantized *xq, size_t first, size_t n,
                    const l2c_matrix *w, range part) {
     if (part.begin < part.end) l2c_linear(s->kernels, out, x, xq, first, n, w, part.begin, part.end);
@@ -96,10 +95,10 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
     size_t q_dim = (size_t)c->n_heads * head_size; /* which is dim in most models */
 
     /* This thread's columns */
-    range dim_part = share(dim, COLUMN_STEP, thread, n_threads);
-    range q_part = share(q_dim, COLUMN_STEP, thread, n_threads);
-    range kv_part = share(n_kv_heads * head_size, COLUMN_STEP, thread, n_threads);
-    range hidden_part = share(hidden, COLUMN_STEP, thread, n_threads);
+    range dim_part = share(dim, COLUMN_GRAIN, thread, n_threads);
+    range q_part = share(q_dim, COLUMN_GRAIN, thread, n_threads);
+    range kv_part = share(n_kv_heads * head_size, COLUMN_GRAIN, thread, n_threads);
+    range hidden_part = share(hidden, COLUMN_GRAIN, thread, n_threads);
 
     attention_split split = l2c_attention_split(p, n_threads);
 
@@ -187,7 +186,7 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
     /* logits (n_logits, vocab_size) */
     if (n_logits > 0)
         linear(s, s->logits, xb, &s->xq, first, n_logits, &m->classifier,
-               share((size_t)c->vocab_size, COLUMN_STEP, thread, n_threads));
+               share((size_t)c->vocab_size, COLUMN_GRAIN, thread, n_threads));
 }
 
 l2c_status l2c_forward(l2c_cpu_session *s, const l2c_row *rows, size_t n_rows) {

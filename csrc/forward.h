@@ -14,15 +14,15 @@ typedef struct {
     int cancelled;
 } pass;
 
-/* A thread's part of `count` pieces of work, in whole grains. */
+/* [begin, end) */
 typedef struct {
     size_t begin, end;
 } range;
 
-/* A grain of columns: a cache line of floats, so that no two threads write to one, and a packed block of weight rows
- * (L2C_BLOCK_ROWS). */
-enum { COLUMN_STEP = 16 };
+/* A grain of columns: a packed block of weight rows, and a cache line of floats, so that no two threads write to one. */
+enum { COLUMN_GRAIN = L2C_BLOCK_ROWS };
 
+/* A thread's part of `count` pieces of work, in whole grains. */
 static inline range share(size_t count, size_t grain, int thread, int n_threads) {
     size_t grains = (count + grain - 1) / grain;
     size_t begin = grains * (size_t)thread / (size_t)n_threads * grain;
@@ -44,8 +44,10 @@ typedef struct {
     size_t n_shared; /* tiles that several threads work on together; 0: a tile is one thread's */
 } attention_split;
 
-/* attention.c: this thread's part of attn_out (n, q_dim), from q and the KV cache. */
+/* attention.c: decided once a pass, from the model's shape and the rows; every thread decides the same. */
 attention_split l2c_attention_split(const pass *p, int n_threads);
+
+/* This thread's part of attn_out (n, q_dim), from q and the KV cache. */
 void l2c_attention(const pass *p, size_t layer, attention_split split, int thread, int n_threads);
 
 #endif

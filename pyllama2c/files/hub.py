@@ -90,12 +90,12 @@ class Registry:
         file, folder = self.files[name], cache_folder()
         path = folder / name
         cached = path.is_file() and path.stat().st_size == file.size
-        if not cached or (recheck and _sha256(path) != file.sha256):
+        if not cached or (recheck and sha256_of(path) != file.sha256):
             _download(file, path)
         return path
 
 
-def _sha256(path: str | os.PathLike[str]) -> str:
+def sha256_of(path: str | os.PathLike[str]) -> str:
     import pooch
 
     return str(pooch.file_hash(os.fspath(path), alg="sha256"))
@@ -135,7 +135,7 @@ def _download_once(file: File, path: Path) -> None:
     download = pooch.HTTPDownloader(progressbar=watched(), timeout=TIMEOUT)
     with whole_file(path) as target:
         download(file.url, target, None)
-        if _sha256(target.name) != file.sha256:
+        if sha256_of(target.name) != file.sha256:
             kind = kind_of_file(target.name)
             what = "something" if kind is None else kind.what
             raise _WrongContentError(f"{what} with another SHA-256")
