@@ -575,9 +575,8 @@ def test_parts_of_a_name_make_one() -> None:
 
 
 MISSING = """if True:
-    import importlib.util, sys
-    find = importlib.util.find_spec
-    importlib.util.find_spec = lambda name: None if name in sys.argv[2:] else find(name)
+    import sys
+    sys.modules |= dict.fromkeys(sys.argv[2:])  # as if they were not installed
     from pyllama2c import Llama, UnsupportedError
     try:
         print(Llama(sys.argv[1]).path)
@@ -587,6 +586,7 @@ MISSING = """if True:
 
 
 def test_packages_that_are_missing(hub: Hub, machine: Machine, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors", reason="safetensors (the extra `convert`) is not installed")
     hub.repo("ann/owls", folder_files(hugging_face_folder(tmp_path / "m")) | {"owl.gguf": GGUF})
 
     def printed(*words: str) -> str:
@@ -597,6 +597,9 @@ def test_packages_that_are_missing(hub: Hub, machine: Machine, tmp_path: Path) -
     name = "hf://ann/owls"
     needed = f"{name} needs huggingface_hub: pip install 'pyllama2c[hub]'"
     assert printed(name, "huggingface_hub") == needed
-    assert "pip install 'pyllama2c[convert]'" in printed(name, "gguf", "safetensors")
-    assert printed(f"{name}/owl.gguf", "gguf", "safetensors", "ml_dtypes").endswith("/owl.gguf")
-    assert hub.downloads() == ["owl.gguf"]
+    extra = ("gguf", "safetensors", "ml_dtypes", "tokenizers", "jinja2")
+    assert "pip install 'pyllama2c[convert]'" in printed(name, *extra)
+    assert printed(f"{name}/owl.gguf", *extra).endswith("/owl.gguf")
+    hub.repo("ann/one", {"only.gguf": GGUF})
+    assert printed("hf://ann/one", *extra).endswith("/only.gguf")
+    assert hub.downloads() == ["owl.gguf", "only.gguf"]

@@ -107,8 +107,8 @@ def _add_model(parser: argparse._ActionsContainer, *name: str) -> None:
     parser.add_argument(
         *(name or ("model",)),
         nargs="?",
-        help="a GGUF file, a llama2.c checkpoint, a known model's name, or hf://owner/name of the "
-        "Hugging Face hub [the embedded one]",
+        help="a GGUF file, a llama2.c checkpoint, a known model's name, or hf://owner/name[/file] "
+        "[the embedded one]",
     )
     parser.add_argument("-z", "--tokenizer", metavar="PATH", help="tokenizer.bin of the model")
     parser.add_argument(
@@ -246,8 +246,8 @@ def build_parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="what a model file is and what it needs")
     _add_model(info)
     info.add_argument("--json", action="store_true")
-    download = commands.add_parser("download", help="fetch a known model into the cache")
-    download.add_argument("name")
+    download = commands.add_parser("download", help="fetch a model into the cache")
+    download.add_argument("name", help="a known model, or hf://owner/name[@revision][/file]")
     listing = commands.add_parser("list", help="known models, and which of them are in the cache")
     listing.add_argument("--json", action="store_true")
     remove = commands.add_parser("rm", help="remove known models from the cache")

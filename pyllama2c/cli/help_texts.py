@@ -6,14 +6,14 @@ from __future__ import annotations
 GENERAL = (
     """\
 Runs Llama models on the processor: GGUF files (F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K and others),
-llama2.c's checkpoints, known models by name and those of the Hugging Face hub by hf://owner/name,
+llama2.c's checkpoints, and models by name, known ones or hf://owner/name on the Hugging Face hub,
 which are downloaded once. Without a command it generates; without a model it takes the small
 storyteller that comes with it.""",
     """\
   pyllama2c                                       # a story by the model that comes with it
   pyllama2c stories15M -i "Once upon a time"      # a known model, downloaded the first time
   pyllama2c model.gguf -t 0.8 --max-tokens 200    # any Llama model's GGUF file
-  pyllama2c chat hf://owner/name/model.gguf       # one of the Hugging Face hub
+  pyllama2c hf://owner/name/model.gguf            # one on the hub: pip install 'pyllama2c[hub]'
   pyllama2c chat model.gguf                       # a conversation
   pyllama2c help generate                         # everything about a command""",
 )
@@ -58,8 +58,11 @@ with -n the chat ends after that many positions, as in run.c.""",
     "download": (
         """\
 Downloads a known model and its tokenizer to the cache folder (PYLLAMA2C_CACHE names another) and
-checks their SHA-256, even if they are there already.""",
-        "  pyllama2c download stories15M",
+checks their SHA-256, even if they are there already. Of a model on the Hugging Face hub it gets the
+current commit, which is then opened until the next download.""",
+        """\
+  pyllama2c download stories15M
+  pyllama2c download hf://owner/name              # or hf://owner/name@revision/file.gguf""",
     ),
     "list": (
         "Lists the known models with their sizes and SHA-256, and which of them are on this disk.",

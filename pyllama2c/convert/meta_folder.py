@@ -14,7 +14,6 @@ from pyllama2c.convert.json_files import Fields, read_json
 from pyllama2c.convert.layout import collect
 from pyllama2c.convert.model_config import ModelConfig, from_meta
 from pyllama2c.convert.tensors import Merged, Tensor
-from pyllama2c.convert.torch_files import open_state_dict
 from pyllama2c.errors import CheckpointError, CheckpointNotFoundError
 
 SETTINGS = ("params.json",)
@@ -61,6 +60,8 @@ def _merge(parts: list[Tensor], kind: str, dim: int) -> Tensor:
 
 
 def _open_weights(folder: Path, params: Fields) -> dict[str, Tensor]:
+    from pyllama2c.convert.torch_files import open_state_dict  # needs the packages of `convert`
+
     shards = [open_state_dict(path) for path in _shards(folder)]
     for shard in shards:
         shard.pop("rope.freqs", None)  # follows from params.json
