@@ -24,6 +24,7 @@ from gguf import GGMLQuantizationType, GGUFWriter
 
 from pyllama2c.cli.bench import tokenizer_image
 from pyllama2c.cli.info import describe
+from pyllama2c.engine.options import Options
 
 # dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len
 SHAPES = {
@@ -124,7 +125,7 @@ def measure(folder: Path, shape: str, dtype: str, context: int, tokens: int) -> 
     tokenizer.write_bytes(tokenizer_image(SHAPES[shape][5]))
     try:
         write(path, shape, dtype)
-        facts = describe(str(path), context=context)
+        facts = describe(str(path), Options(context=context))
         command = [sys.executable, "-c", CHILD, str(path), str(tokenizer)]
         done = subprocess.run(
             [*command, str(context), str(tokens)], capture_output=True, check=False

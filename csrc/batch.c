@@ -19,11 +19,17 @@ static void *allocate(l2c_batch *b, size_t count, size_t size) {
 
 l2c_status l2c_batch_create(const l2c_model *model, l2c_pool *pool, int32_t n_sequences, int32_t n_ctx, l2c_kv kv,
                             l2c_isa isa, l2c_batch **batch, l2c_error *err) {
-    if (n_sequences < 1 || n_sequences > L2C_MAX_ROWS)
-        return l2c_fail(err, L2C_ARG, "%d sequences; a batch has 1 to %d", n_sequences, L2C_MAX_ROWS);
+    int32_t most = model->placed != NULL ? L2C_MAX_DEVICE_ROWS : L2C_MAX_ROWS;
+    if (n_sequences < 1 || n_sequences > most)
+        return l2c_fail(err, L2C_ARG, "%d sequences; a batch has 1 to %d", n_sequences, most);
     l2c_session *session;
     l2c_status status = l2c_session_create(model, pool, n_sequences, n_ctx, kv, isa, &session, err);
-    return status == L2C_OK ? l2c_batch_create_on(session, batch, err) : status;
+    if (status != L2C_OK) return status;
+    if (n_sequences <= session->max_rows) return l2c_batch_create_on(session, batch, err);
+    status = l2c_fail(err, L2C_NOMEM, "the card has room for %d rows at a time; a batch of %d needs as many",
+                      session->max_rows, n_sequences);
+    l2c_session_free(session);
+    return status;
 }
 
 l2c_status l2c_batch_create_on(l2c_session *session, l2c_batch **batch, l2c_error *err) {
@@ -42,6 +48,7 @@ l2c_status l2c_batch_create_on(l2c_session *session, l2c_batch **batch, l2c_erro
     b->draws = allocate(b, n, sizeof *b->draws);
     b->draw_options = allocate(b, n, sizeof *b->draw_options);
     b->events = allocate(b, 4 * n, sizeof *b->events);
+    b->rows = allocate(b, (size_t)session->max_rows, sizeof *b->rows);
     int32_t *tokens = allocate(b, n * (b->n_ctx + 1), sizeof *tokens);
     uint32_t *bits = allocate(b, n * 2 * b->mask_words, sizeof *bits);
     float *logits = allocate(b, n * b->vocab_size, sizeof *logits);

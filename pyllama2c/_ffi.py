@@ -43,10 +43,8 @@ _check_engine()
 __all__ = [
     "check",
     "cpu_features",
-    "dtype_number",
     "ffi",
     "isa_name",
-    "kv_number",
     "lib",
     "new_error",
     "resolve_isa",
@@ -77,6 +75,7 @@ _BY_STATUS: dict[int, type[errors.Llama2cError]] = {
     lib.L2C_UNSUPPORTED: errors.UnsupportedError,
     lib.L2C_CANCELLED: errors.CancelledError,
     lib.L2C_NONFINITE: errors.NonFiniteLogitsError,
+    lib.L2C_DEVICE: errors.DeviceError,
 }
 
 # format error, file error, file not found
@@ -126,18 +125,6 @@ def resolve_isa(name: str | None) -> int:
 
 def isa_name(isa: int) -> str:
     return next(name for name, number in ISA_NAMES.items() if number == isa)
-
-
-def dtype_number(name: str) -> int:
-    if name not in DTYPES:
-        raise ValueError(f"unknown dtype {name!r}; known: {', '.join(DTYPES)}")
-    return DTYPES[name]
-
-
-def kv_number(name: str) -> int:
-    if name not in KV_DTYPES:
-        raise ValueError(f"unknown kv_dtype {name!r}; known: {', '.join(KV_DTYPES)}")
-    return KV_DTYPES[name]
 
 
 def cpu_features() -> list[str]:

@@ -1,8 +1,11 @@
-"""Base of what owns C memory, and so cannot be copied."""
+"""Bases of what owns C memory: it cannot be copied, and is closed at the end of a `with` block."""
 
 from __future__ import annotations
 
-from typing import NoReturn, SupportsIndex
+from abc import ABC, abstractmethod
+from typing import NoReturn, SupportsIndex, TypeVar
+
+_Self = TypeVar("_Self", bound="ClosableHandle")
 
 
 class Handle:
@@ -12,3 +15,14 @@ class Handle:
         raise TypeError(
             f"a {type(self).__name__} cannot be copied or pickled: it holds memory of the C engine"
         )
+
+
+class ClosableHandle(Handle, ABC):
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

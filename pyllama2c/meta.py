@@ -187,9 +187,7 @@ class Llama:
         """Continues texts (each after BOS): {"generation": str} for each, and with `logprobs` its
         "tokens", as texts, and "logprobs". `max_gen_len` is max_seq_len - 1 by default; see
         `generate` for the rest, and for what is raised."""
-        if isinstance(prompts, str):
-            raise ValueError("prompts is one text; give a list of prompts")
-        prompts = list(validate.values("prompts", prompts, "a list of texts"))
+        prompts = list(validate.texts("prompts", prompts, "a list of texts"))
         tokens = [self.tokenizer.encode(prompt, bos=True) for prompt in prompts]
         out, values = self.generate(
             tokens, self._gen_len(max_gen_len), temperature, top_p, logprobs, echo

@@ -8,22 +8,21 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pyllama2c import validate
-from pyllama2c._ffi import lib
 from pyllama2c.chat.conversation import chat_tokens
 from pyllama2c.engine import cache_file
 from pyllama2c.engine.config import warn_of_groups
-from pyllama2c.engine.engine import Engine, aligned, open_buffer, open_file
-from pyllama2c.engine.session import MAX_ROWS
+from pyllama2c.engine.engine import aligned, open_buffer, open_file
+from pyllama2c.engine.options import Options
 from pyllama2c.errors import TokenizerNotFoundError
 from pyllama2c.files import hub
 from pyllama2c.files.gguf import Gguf
-from pyllama2c.generation.batch import Batch, Completion, in_turn, run_batch
+from pyllama2c.generation.batch import Batch, Completion, in_prompt_order, run_batch
 from pyllama2c.generation.request import batch_requests, make_request
 from pyllama2c.generation.score import Score, score_texts
 from pyllama2c.generation.story import Generation
-from pyllama2c.handle import Handle
+from pyllama2c.handle import ClosableHandle
 from pyllama2c.tokenizers.base import BaseTokenizer
-from pyllama2c.tokenizers.companions import Companions
+from pyllama2c.tokenizers.source import TokenizerSource
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from pyllama2c.generation.request import LogitsProcessor
 
 
-class Llama(Handle):
+class Llama(ClosableHandle):
     """A language model.
 
     `model` is the path of a llama2.c checkpoint (.bin, version 0, 1 or 2) or a GGUF file of
@@ -54,6 +53,8 @@ class Llama(Handle):
     processors); `isa` forces the kernels ("scalar", "avx2", "avx512", "neon"; default:
     $PYLLAMA2C_ISA, else the fastest). Neither changes a single bit of the result, save that "runq"
     computes llama2.c's version 2 files in runq.c's own order of operations: its stories, slowly.
+    `device` is where it computes: "cpu", "cuda" or "cuda:1" (an NVIDIA card; default:
+    $PYLLAMA2C_DEVICE, else "cpu"); the results are the same bits on all.
 
     One Llama may be used from many threads at once; forward passes take turns in its worker pool.
     """
@@ -69,17 +70,16 @@ class Llama(Handle):
         speculative: bool | str = "auto",
         threads: int | None = None,
         isa: str | None = None,
+        device: str | None = None,
     ):
-        options = (dtype, context, kv_dtype, speculative, threads, isa)
-        validate.model_options(model, tokenizer, *options)
-        files = hub.find_model(model, tokenizer)
+        options = Options(dtype, context, kv_dtype, speculative, threads, isa, device)
+        validate.file_path("tokenizer", tokenizer, optional=True)
+        files = hub.find_model(model)
         self.path = str(files.checkpoint)
-        opened = open_file(self.path, dtype, context, kv_dtype, threads, isa)
-        self._engine = Engine(opened, speculative)
+        self._engine = open_file(self.path, options)
         self._set_up()
-        self._companions = Companions(
-            self.config, tokenizer, files.tokenizer, lambda: Gguf(self.path)
-        )
+        find, open_gguf = files.find_tokenizer, partial(Gguf, self.path)
+        self._tokenizer_source = TokenizerSource(self.config, tokenizer, find, open_gguf)
 
     @classmethod
     def from_buffer(
@@ -93,6 +93,7 @@ class Llama(Handle):
         speculative: bool | str = "auto",
         threads: int | None = None,
         isa: str | None = None,
+        device: str | None = None,
     ) -> Llama:
         """A model from a checkpoint in memory: any contiguous buffer, kept as long as the model, or
         copied where it does not begin at a multiple of 4 bytes.
@@ -100,42 +101,37 @@ class Llama(Handle):
         Without a tokenizer (this argument, or one inside the file) only `logits`, `score`,
         `score_batch`, `save_cache` and `load_cache` work, and only on token ids.
         """
-        options = (dtype, context, kv_dtype, speculative, threads, isa)
-        validate.model_options(None, tokenizer, *options)
+        options = Options(dtype, context, kv_dtype, speculative, threads, isa, device)
+        validate.file_path("tokenizer", tokenizer, optional=True)
         checkpoint = aligned(validate.contiguous("checkpoint", checkpoint))
         self = cls.__new__(cls)
         self.path = "<memory>"
-        opened = open_buffer(checkpoint, dtype, context, kv_dtype, threads, isa)
-        self._engine = Engine(opened, speculative)
+        self._engine = open_buffer(checkpoint, options)
         self._set_up()
-        self._companions = Companions(
-            self.config,
-            tokenizer,
-            hub.no_tokenizer(self.path),
-            lambda: Gguf.from_buffer(checkpoint),
-        )
+        find, open_gguf = hub.no_tokenizer(self.path), partial(Gguf.from_buffer, checkpoint)
+        self._tokenizer_source = TokenizerSource(self.config, tokenizer, find, open_gguf)
         return self
 
     def _set_up(self) -> None:
         engine = self._engine
         self.config = engine.config
-        self.n_parameters = int(lib.l2c_model_parameters(engine.model))
+        self.n_parameters = engine.n_parameters
         self.sweep_bytes = engine.sweep_bytes
         """bytes of weights that decoding one token reads"""
-        self.isa, self.threads = engine.isa, engine.threads
+        self.isa, self.threads, self.device = engine.isa, engine.threads, engine.device
         warn_of_groups(self.config, self.path, stacklevel=4)
 
     @property
     def tokenizer(self) -> BaseTokenizer:
         """The model's tokenizer, loaded on first use."""
         self._engine.check_open()
-        return self._companions.tokenizer
+        return self._tokenizer_source.tokenizer
 
     @property
     def chat_template(self) -> str | None:
         """The Jinja template of its conversations, where the file has one (GGUF)."""
         self._engine.check_open()
-        return self._companions.chat_template
+        return self._tokenizer_source.chat_template
 
     def generate(
         self,
@@ -203,8 +199,8 @@ class Llama(Handle):
         in_order: bool = False,
         **parameters: Any,
     ) -> Iterator[Completion]:
-        """`n` stories of each prompt, up to `max_batch` (1 to 256) at a time: the same stories as
-        one by one, and faster by far.
+        """`n` stories of each prompt, up to `max_batch` (1 to 256; on a card 1,024) at a time: the
+        same stories as one by one, and faster by far.
 
         Yields Completions as they end or, with `in_order`, in the order of the prompts (the n of a
         prompt side by side). Prompts are taken when there is room for their stories, so that they
@@ -214,13 +210,13 @@ class Llama(Handle):
         prompt that is wrong fails alone, as does a story whose logits_processor raises: its
         Completion has the `error`, and the finish reason "error". A wrong parameter raises at once.
         """
-        max_batch = validate.integer("max_batch", max_batch, 1, MAX_ROWS)
+        max_batch = validate.integer("max_batch", max_batch, 1, self._engine.max_batch)
         in_order = validate.flag("in_order", in_order)
         engine = self._engine
         requests = batch_requests(prompts, n, parameters, self._tokens, self.config.seq_len)
-        opened = (engine.model, engine.batch_pool(), engine.options)
+        opened = (engine.model, engine.batch_pool(), engine.session_options)
         stories = run_batch(partial(Batch, *opened, self.tokenizer), requests, max_batch)
-        return in_turn(stories) if in_order else stories
+        return in_prompt_order(stories) if in_order else stories
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """float32 (len(tokens), vocab_size): row i scores what may follow token i."""
@@ -244,10 +240,8 @@ class Llama(Handle):
         `starts` is the index of the first token to score, for each text (1 or more; default 1):
         those before it are context.
         """
-        if validate.is_text(texts):
-            raise ValueError("texts is one text; give a list of texts")
         needed = "a list of texts, or of lists of token ids"
-        tokens = [self._tokens(text) for text in validate.values("texts", texts, needed)]
+        tokens = [self._tokens(text) for text in validate.texts("texts", texts, needed)]
         return score_texts(self._engine, tokens, starts, self._count_bytes)
 
     def _count_bytes(self, tokens: list[int]) -> int:
@@ -261,7 +255,7 @@ class Llama(Handle):
         The first save or load reads all weights, for their fingerprint (0.1 s per gigabyte)."""
         validate.file_path("path", path)
         tokens, engine = self._tokens(prompt), self._engine
-        with engine.computed(tokens) as session:
+        with engine.session_with(tokens) as session:
             cache_file.save(path, session, len(tokens), self.config, engine.fingerprint)
 
     def load_cache(self, path: str | os.PathLike[str]) -> list[int]:
@@ -286,12 +280,6 @@ class Llama(Handle):
         Stories in progress keep what they need until they end.
         """
         self._engine.close()
-
-    def __enter__(self) -> Llama:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         size = f"{self.n_parameters:,} parameters"

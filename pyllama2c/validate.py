@@ -6,15 +6,10 @@ from __future__ import annotations
 import math
 import operator
 import os
-import sys
 from collections.abc import Collection, Iterable, Mapping, Set
 from typing import Any
 
-from pyllama2c._ffi import DTYPES, ISA_NAMES, KV_DTYPES
 from pyllama2c.errors import TokenizerError
-
-MAX_THREADS = 256
-"""the limit of l2c_pool_create"""
 
 _BYTES = (bytes, bytearray, memoryview)
 
@@ -82,8 +77,10 @@ def one_of(name: str, value: Any, known: Collection[str]) -> None:
         raise ValueError(f"unknown {name} {shown(value)}; known: {', '.join(known)}")
 
 
-def file_path(name: str, value: Any) -> None:
-    """A path as text; C would cut it at a NUL."""
+def file_path(name: str, value: Any, optional: bool = False) -> None:
+    """A path as text; C would cut it at a NUL. None is one as well, where it is `optional`."""
+    if optional and value is None:
+        return
     try:
         path = os.fspath(value)
     except TypeError:
@@ -107,10 +104,6 @@ def contiguous(name: str, buffer: Any) -> Any:
         return buffer if view.nbytes else b""  # a bytearray without bytes has no address for cffi
 
 
-def is_text(value: object) -> bool:
-    return isinstance(value, (str, bytes))
-
-
 def values(name: str, value: Any, needed: str) -> Iterable[Any]:
     """What can be iterated, and is neither text nor a mapping."""
     try:
@@ -120,6 +113,13 @@ def values(name: str, value: Any, needed: str) -> Iterable[Any]:
     except TypeError:  # a NumPy array without dimensions, too
         raise wrong(name, value, needed, TypeError) from None
     return value  # type: ignore[no-any-return]
+
+
+def texts(name: str, value: Any, needed: str) -> Iterable[Any]:
+    """`values`, of texts: a single text is refused, since its items would be characters."""
+    if isinstance(value, (str, bytes)):
+        raise ValueError(f"{name} is one text; give a list of {name}")
+    return values(name, value, needed)
 
 
 def token_ids(name: str, tokens: Any, vocab_size: int) -> list[int]:
@@ -143,31 +143,3 @@ def token_ids(name: str, tokens: Any, vocab_size: int) -> list[int]:
             raise TokenizerError(f"token {shown(token)} is outside the vocabulary of {vocab_size}")
         ids.append(token)
     return ids
-
-
-def model_options(
-    model: Any,
-    tokenizer: Any,
-    dtype: Any,
-    context: Any,
-    kv_dtype: Any,
-    speculative: Any,
-    threads: Any,
-    isa: Any,
-) -> None:
-    """Checks the options of Llama, as far as that needs no model."""
-    for name, path in (("model", model), ("tokenizer", tokenizer)):
-        if path is not None:
-            file_path(name, path)
-    one_of("dtype", dtype, DTYPES)
-    one_of("kv_dtype", kv_dtype, KV_DTYPES)
-    if isa is not None:
-        one_of("isa", isa, ISA_NAMES)
-    if context is not None:
-        limits = "1 to the model's own"  # which engine/plan.py knows
-        integer("context", context, -sys.maxsize, sys.maxsize, limits)
-    if threads is not None:
-        integer("threads", threads, 1, MAX_THREADS)
-    if not (isinstance(speculative, bool) or (type(speculative) is str and speculative == "auto")):
-        kind = ValueError if isinstance(speculative, str) else TypeError
-        raise wrong("speculative", speculative, "True, False or 'auto'", kind)

@@ -1,5 +1,5 @@
-"""Imports run downwards: every module knows only the rooms below its own, and none imports itself
-by a detour."""
+"""Imports run downwards: every module imports only from the layers below its own, and there are no
+cycles."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pyllama2c
 
 PACKAGE = Path(pyllama2c.__file__).parent
-ROOMS = """
+LAYERS = """
     errors handle progress models cuda
     _ffi validate
     files
@@ -24,9 +24,9 @@ ROOMS = """
     cli integrations
     __main__
 """
-"""the lowest first; those of one line do not know each other, but validate knows _ffi"""
+"""the lowest first; those on one line do not import each other, but validate imports _ffi"""
 
-RANK = {room: rank for rank, line in enumerate(ROOMS.split("\n")) for room in line.split()}
+RANK = {part: rank for rank, line in enumerate(LAYERS.split("\n")) for part in line.split()}
 
 
 def names(nodes: list[ast.stmt]) -> Iterator[str]:
@@ -66,10 +66,10 @@ def graph() -> dict[str, set[str]]:
     return found
 
 
-def test_no_module_imports_itself_by_a_detour() -> None:
+def test_no_import_cycles() -> None:
     modules = graph()
     assert len(modules) > 60 and any(modules.values())
-    TopologicalSorter(modules).prepare()  # CycleError names the circle
+    TopologicalSorter(modules).prepare()  # CycleError names the cycle
 
 
 def test_imports_run_downwards() -> None:
@@ -77,7 +77,7 @@ def test_imports_run_downwards() -> None:
         f"{module} imports {name}"
         for module, known in graph().items()
         for name in known
-        if (room := module.split(".")[0]) != (other := name.split(".")[0])
-        and (RANK[other] >= RANK[room] and (room, other) != ("validate", "_ffi"))
+        if (part := module.split(".")[0]) != (other := name.split(".")[0])
+        and (RANK[other] >= RANK[part] and (part, other) != ("validate", "_ffi"))
     ]
     assert not upwards

@@ -235,7 +235,7 @@ def test_tags_in_any_message_are_unsafe(meta: Llama, place: int, tag: str) -> No
 @pytest.mark.parametrize(
     ("dialog", "message"),
     [
-        ([], "dialog 1: the last message must be by 'user'; it is missing"),
+        ([], "dialog 1: there are no messages; the last must be by 'user'"),
         ([SYSTEM], "must be by 'user'; it is by 'system'"),
         ([USER, ASSISTANT], "must be by 'user'; it is by 'assistant'"),
         ([ASSISTANT, USER], "message 0 is by 'assistant', not 'user'"),
@@ -306,7 +306,7 @@ def test_build(folder: Path, ending: TinyLlama) -> None:
         ({"max_batch_size": 0}, "max_batch_size is 0"),
         ({"model_parallel_size": 2}, "model_parallel_size is 2; here it must be 1"),
         ({"ckpt_dir": str(folder / "no.bin")}, "No such file"),
-        ({"ckpt_dir": "stories261K"}, "no known model is called 'stories261K'"),
+        ({"ckpt_dir": "stories261K"}, "'stories261K' is neither a file nor a known model"),
     ):
         options = {"ckpt_dir": folder, "max_seq_len": 80, "max_batch_size": 4, **wrong}
         with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""Prompts of conversations: in the template of the model's file, else in Llama 2's format."""
+"""Prompts for conversations, by the chat template in the model's file or in Llama 2's format."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _template(llama: Llama) -> ChatTemplate:
 
 
 def _with_bos(llama: Llama, parts: Sequence[str | int]) -> list[int]:
-    """Templates write BOS or leave it to the tokenizer; either way it comes once."""
+    """Templates write BOS or leave it to the tokenizer; either way there is one."""
     tokenizer = llama.tokenizer
     tokens = tokenizer.encode_parts(parts)
     if tokenizer.add_bos and tokens[:1] != [tokenizer.bos_id]:
@@ -37,21 +37,21 @@ def _with_bos(llama: Llama, parts: Sequence[str | int]) -> list[int]:
 
 
 class Conversation:
-    """A conversation that grows turn by turn. Its tokens so far stay as they are, what the model
-    said included, so that the engine's cache of them holds and only what is new is computed."""
+    """A conversation that grows turn by turn. Earlier tokens never change, the model's included, so
+    their cache stays valid and only new tokens are computed."""
 
     def __init__(self, llama: Llama, system: str = ""):
         self._llama, self._system = llama, system
         self._messages: list[Message] = []
         if system and llama.chat_template is not None:
             self._messages.append({"role": "system", "content": system})
-        self._parts: list[str | int] = []  # what the template has said so far
+        self._parts: list[str | int] = []  # what the template has produced so far
         self.tokens: list[int] = []
         self._asked = self._messages, self._parts, self.tokens
 
     def ask(self, user: str) -> list[int]:
-        """The prompt that asks for the answer to `user`. The conversation stays as it is until that
-        is taken: another message may be asked instead."""
+        """The prompt that asks for the answer to `user`. Nothing changes until `take`: another
+        message may be asked instead."""
         if self._llama.chat_template is None:
             text = render(user, "" if self.tokens else self._system)
             prompt = self.tokens + self._llama.tokenizer.encode(text, bos=True)
@@ -59,8 +59,8 @@ class Conversation:
             return list(prompt)
         messages: list[Message] = [*self._messages, {"role": "user", "content": user}]
         parts = _template(self._llama).parts(messages)
-        new = _behind(parts, self._parts)
-        if new is None:  # a template that changes what it said of earlier messages
+        new = _added(parts, self._parts)
+        if new is None:  # the template rendered earlier messages differently
             prompt = _with_bos(self._llama, parts)
         else:
             prompt = self.tokens + self._llama.tokenizer.encode_parts(new, inside=True)
@@ -68,7 +68,7 @@ class Conversation:
         return list(prompt)
 
     def take(self, answer: Generation) -> None:
-        """The last message asked and its answer become part of the conversation."""
+        """Adds the last message asked and its answer to the conversation."""
         messages, parts, prompt = self._asked
         self.tokens = [*prompt, *answer.tokens]
         if self._llama.chat_template is None:
@@ -79,8 +79,8 @@ class Conversation:
         self._parts = [*parts, text] if text else parts
 
 
-def _behind(parts: list[str | int], before: list[str | int]) -> list[str | int] | None:
-    """What `parts` has behind `before`, neighbouring texts taken as one; None where it differs."""
+def _added(parts: list[str | int], before: list[str | int]) -> list[str | int] | None:
+    """What `parts` adds to `before`, with adjacent texts joined; None if it begins otherwise."""
     whole, start = _joined(parts), _joined(before)
     if not start:
         return None

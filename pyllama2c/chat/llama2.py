@@ -10,7 +10,7 @@ from pyllama2c.tokenizers.base import BaseTokenizer
 Role = Literal["system", "user", "assistant"]
 
 SPECIAL_TAGS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
-"""what only the format itself may say: in a message, they would pretend to be its end"""
+"""the format's own tags: in a message, they could fake its end"""
 
 
 class Message(TypedDict):
@@ -19,7 +19,7 @@ class Message(TypedDict):
 
 
 Dialog = list[Message]
-"""maybe one system message, then user and assistant in turn, a user message last"""
+"""an optional system message, then user and assistant in turn; the last is a user message"""
 
 
 def with_system(user: str, system: str) -> str:
@@ -37,18 +37,18 @@ def has_special_tags(dialog: Sequence[Message]) -> bool:
 
 
 def check_messages(messages: Sequence[Message]) -> None:
-    """ValueError for what no conversation is, whichever format says it."""
+    """ValueError for what is not a conversation in any format."""
     if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
         raise ValueError(f"messages is {messages!r:.80}; it must be a list of dicts")
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise ValueError(f"message {i} is not a dict with a role and a content")
     if not messages:
-        raise ValueError("the last message must be by 'user'; it is missing")
+        raise ValueError("there are no messages; the last must be by 'user'")
 
 
 def check_dialog(dialog: Sequence[Message]) -> None:
-    """ValueError for what is not a dialog, saying which message is the wrong one."""
+    """ValueError for what is not a dialog, naming the wrong message."""
     check_messages(dialog)
     for i, message in enumerate(dialog):
         if "content" not in message:
@@ -60,8 +60,8 @@ def check_dialog(dialog: Sequence[Message]) -> None:
     for i, role in enumerate(roles[has_system:]):
         if role != (expected := ("user", "assistant")[i % 2]):
             raise ValueError(
-                f"message {i + has_system} is by {role!r}, not {expected!r}: a dialog is maybe one "
-                "'system' message, then 'user' and 'assistant' in turn"
+                f"message {i + has_system} is by {role!r}, not {expected!r}: a dialog is an "
+                "optional 'system' message, then 'user' and 'assistant' in turn"
             )
     if roles[-1] != "user":
         raise ValueError(f"the last message must be by 'user'; it is by {roles[-1]!r}")

@@ -1,4 +1,4 @@
-"""Chat templates: the Jinja text in a model's file that makes a prompt of a conversation."""
+"""Chat templates: the Jinja text in a model's file that turns a conversation into a prompt."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ _MAX_TEMPLATE = 1 << 18
 _MAX_TEXT = 1 << 24
 """characters"""
 _SECONDS = 5
-"""of the processor"""
-_PATIENCE = 60
-"""seconds by the clock, for machines that are busy with something else"""
+"""of CPU time"""
+_TIMEOUT = 60
+"""seconds of wall-clock time; long, because the machine may be busy"""
 _MEGABYTES = 512
 
 _MARKS = [chr(code) for code in range(0x2801, 0x2900)]
-"""braille: has no case, is no space and is printed as it is, in lists as well"""
+"""braille: has no case, is not white space, and is never escaped, not even inside lists"""
 
 
 class ChatTemplate:
     """A template, and the tokenizer whose special tokens it writes.
 
-    `source` is Jinja; `path` is the file that it is from, for messages.
+    `source` is Jinja; `path` is the file that it came from, for error messages.
     """
 
     def __init__(self, source: str, tokenizer: BaseTokenizer, path: str):
         if len(source) > _MAX_TEMPLATE:
             raise ChatTemplateError(
-                f"{path}: tokenizer.chat_template has {len(source)} characters; at most "
-                f"{_MAX_TEMPLATE} are read"
+                f"{path}: tokenizer.chat_template has {len(source)} characters; the limit "
+                f"is {_MAX_TEMPLATE}"
             )
         self._source, self._tokenizer, self._path = source, tokenizer, path
 
     def parts(self, messages: Sequence[Mapping[str, Any]]) -> list[str | int]:
         """The prompt that asks for the next answer: text, and ids of control tokens.
 
-        Control tokens are those of the template alone. Where a message spells one, it stays text:
+        Only the template's own control tokens become ids. One that a message spells stays text, so
         nobody can end their turn and begin another's.
 
         ChatTemplateError for a template that is wrong, refuses the messages (raise_exception) or
-        needs more time, memory or room than a prompt can be worth.
+        exceeds the limits on time, memory and length.
         """
         mark = _unused(messages, self._source)
         messages = [_with_reasoning(message) for message in messages]
-        answer = self._say(messages, mark)
+        answer = self._answer(messages, mark)
         if "error" in answer and "limit" not in answer:
             answer = self._without_system(messages, mark) or answer
         if "error" in answer:
@@ -61,10 +61,10 @@ class ChatTemplate:
     def _without_system(
         self, messages: list[Mapping[str, Any]], mark: str
     ) -> dict[str, Any] | None:
-        """What a template that refuses system messages, and nothing else, says if their text goes
-        before the user's; else None."""
+        """For a template that refuses only system messages, the answer with their text put before
+        the user's; else None."""
         others = [message for message in messages if message.get("role") != "system"]
-        if len(others) == len(messages) or "text" not in self._say(others, mark):
+        if len(others) == len(messages) or "text" not in self._answer(others, mark):
             return None
         merged, n_dropped = _system_to_user(messages)
         what = "put before the next user message"
@@ -75,11 +75,11 @@ class ChatTemplate:
             ChatTemplateWarning,
             stacklevel=5,
         )
-        return self._say(merged, mark)
+        return self._answer(merged, mark)
 
-    def _say(self, messages: list[Mapping[str, Any]], mark: str) -> dict[str, Any]:
-        """The worker's answer. Its text, without marks, is what the template makes of the messages
-        as they are, whatever it looks for in them."""
+    def _answer(self, messages: list[Mapping[str, Any]], mark: str) -> dict[str, Any]:
+        """The worker's answer. Without marks, its text is what the template makes of the unmarked
+        messages, whatever it looks for in them."""
         marked = self._marked(messages, mark)
         plain = self._render(messages, mark)
         if marked == messages or "text" not in plain:
@@ -91,15 +91,14 @@ class ChatTemplate:
         if "text" in answer and found[0] == found[1]:
             return plain  # in which no message's control token is left
         raise self._error(
-            "a message spells a control token, and what the template makes of that cannot be told "
-            "from its own"
+            "a message spells a control token, which cannot be told apart from the template's own"
         )
 
     def _control_tokens(self, text: str) -> list[int]:
         return [part for part in self._tokenizer.split(text) if isinstance(part, int)]
 
-    def _names(self, messages: list[Mapping[str, Any]]) -> dict[str, Any]:
-        """What transformers gives to templates. A token that is not there is not defined."""
+    def _variables(self, messages: list[Mapping[str, Any]]) -> dict[str, Any]:
+        """The variables that transformers gives templates. Missing tokens are undefined."""
         tokenizer = self._tokenizer
         ids = {
             "bos_token": tokenizer.bos_id,
@@ -110,8 +109,8 @@ class ChatTemplate:
             "cls_token": tokenizer.cls_id,
             "mask_token": tokenizer.mask_id,
         }
-        there = {name: number for name, number in ids.items() if number != NONE}
-        texts = {name: tokenizer.special_text(number) for name, number in there.items()}
+        present = {name: number for name, number in ids.items() if number != NONE}
+        texts = {name: tokenizer.special_text(number) for name, number in present.items()}
         return {
             "messages": messages,
             "tools": None,
@@ -121,14 +120,14 @@ class ChatTemplate:
         }
 
     def _marked(self, value: Any, mark: str) -> Any:
-        """Messages in which a mark stands inside whatever would read as a control token, and behind
-        what could become one together with the text that a template puts there."""
+        """The messages with a mark inside all that reads as a control token, and after all that
+        could become one together with the template's text."""
         if isinstance(value, str):
             for text in self._tokenizer.special_tokens:
-                while text in value:  # again where occurrences overlap
+                while text in value:  # occurrences may overlap
                     value = value.replace(text, text[0] + mark + text[1:])
-            said = value.rstrip()  # as many templates say it
-            return said + mark + value[len(said) :] if self._begins_one(said) else value
+            text = value.rstrip()  # as many templates do
+            return text + mark + value[len(text) :] if self._begins_one(text) else value
         if isinstance(value, Mapping):
             return {self._marked(key, mark): self._marked(v, mark) for key, v in value.items()}
         if isinstance(value, (list, tuple)):
@@ -146,18 +145,18 @@ class ChatTemplate:
         )
 
     def _render(self, messages: list[Mapping[str, Any]], mark: str) -> dict[str, Any]:
-        """The worker's answer: a `text` or an `error`, maybe with a `limit`."""
+        """The worker's answer: a `text` or an `error`, the latter perhaps with a `limit`."""
         if not sys.executable:
-            raise UnsupportedError("chat templates need a Python interpreter to run them apart")
+            raise UnsupportedError("sys.executable is not set; chat templates run in a new Python")
         request = {
             "template": self._source,
-            "names": self._names(messages),
+            "names": self._variables(messages),
             "mark": mark,
             "seconds": _SECONDS,
             "characters": _MAX_TEXT,
         }
         try:
-            answer = PROCESS.ask(request, _MEGABYTES, _PATIENCE)
+            answer = PROCESS.ask(request, _MEGABYTES, _TIMEOUT)
         except ProcessEndedError as error:
             raise self._error(str(error)) from None
         if "missing" in answer:
@@ -175,7 +174,7 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 def _with_reasoning(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What an assistant thought under each name that templates know it by, as transformers does."""
+    """The message with its reasoning under each name that templates use, as in transformers."""
     found = next((message[k] for k in _REASONING if message.get(k) is not None), None)
     if found is None:
         return message
@@ -185,8 +184,8 @@ def _with_reasoning(message: Mapping[str, Any]) -> Mapping[str, Any]:
 def _system_to_user(
     messages: Sequence[Mapping[str, Any]],
 ) -> tuple[list[Mapping[str, Any]], int]:
-    """Messages in which each system message's text and a newline stand before the user message
-    that follows; and how many system messages none follows."""
+    """The messages with the text of each system message, and a newline, put before the next user
+    message; and how many system messages have no such message."""
     merged: list[Mapping[str, Any]] = []
     waiting: list[str] = []
     for message in messages:
@@ -206,19 +205,19 @@ def _system_to_user(
 
 
 def _text(content: Any) -> str:
-    """What a message says: a text, or the texts among its parts."""
+    """The text of a message's content: a string, or a list of parts."""
     if isinstance(content, list):
         return "".join(_text(part.get("text")) for part in content if isinstance(part, Mapping))
     return content if isinstance(content, str) else ""
 
 
 def _unused(messages: Sequence[Mapping[str, Any]], source: str) -> str:
-    """A character that neither a message nor the template has."""
+    """A character found in neither the messages nor the template."""
     try:
         used = json.dumps(list(messages), ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"messages must be dicts of text, numbers and lists: {error}") from None
     mark = next((mark for mark in _MARKS if mark not in used and mark not in source), None)
     if mark is None:
-        raise ValueError("the messages hold every one of the characters U+2801 to U+28FF")
+        raise ValueError("the messages contain every character from U+2801 to U+28FF")
     return mark

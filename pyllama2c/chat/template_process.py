@@ -1,5 +1,5 @@
-"""The process that renders chat templates: started when one is to be rendered, and kept, since a
-start takes longer than a rendering. Where a template was too much for it, it is started anew."""
+"""The process that renders chat templates. It is started on first use and kept, as starting takes
+longer than rendering; after a template that exceeded its limits, a new one is started."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ProcessEndedError(Exception):
 
 
 class LimitError(ProcessEndedError):
-    """It did so because the request was too much."""
+    """It ended because the request exceeded a limit."""
 
 
 class TemplateProcess:
@@ -33,10 +33,10 @@ class TemplateProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._command: list[str] = []
 
-    def ask(self, request: dict[str, Any], megabytes: int, patience: float) -> dict[str, Any]:
+    def ask(self, request: dict[str, Any], megabytes: int, timeout: float) -> dict[str, Any]:
         """The answer to a request (see template_worker); ProcessEndedError without one.
 
-        A request has request["seconds"] of the processor, and `patience` seconds by the clock.
+        A request may take request["seconds"] of CPU time, and `timeout` seconds of wall-clock time.
         """
         path = [os.path.abspath(entry) for entry in sys.path if entry]
         settings = json.dumps({"path": path, "megabytes": megabytes})
@@ -44,17 +44,17 @@ class TemplateProcess:
         with self._lock:
             if self._process is not None and self._command == command:
                 try:
-                    return self._exchange(self._process, request, patience)
+                    return self._exchange(self._process, request, timeout)
                 except LimitError:
                     raise
                 except ProcessEndedError:
-                    pass  # by something else, maybe long ago (as memory ran out): once more
+                    pass  # for another reason, perhaps long ago (out of memory): try again
             self.stop()
             self._command, self._process = command, _start(command)
-            return self._exchange(self._process, request, patience)
+            return self._exchange(self._process, request, timeout)
 
     def _exchange(
-        self, process: subprocess.Popen[bytes], request: dict[str, Any], patience: float
+        self, process: subprocess.Popen[bytes], request: dict[str, Any], timeout: float
     ) -> dict[str, Any]:
         assert process.stdin is not None and process.stdout is not None
         late = threading.Event()
@@ -63,7 +63,7 @@ class TemplateProcess:
             late.set()
             process.kill()
 
-        timer = threading.Timer(patience, give_up)
+        timer = threading.Timer(timeout, give_up)
         timer.daemon = True
         timer.start()
         line = b""
@@ -72,7 +72,7 @@ class TemplateProcess:
                 process.stdin.write(json.dumps(request).encode() + b"\n")
                 process.stdin.flush()
                 line = process.stdout.readline()
-        except BaseException:  # Ctrl-C: the answer that is under way is nobody's
+        except BaseException:  # Ctrl-C: nobody will read the pending answer
             self.stop()
             raise
         finally:
@@ -83,25 +83,25 @@ class TemplateProcess:
         status = process.wait()
         reason = self.stop()
         if late.is_set():
-            raise LimitError(f"it takes more than {patience:g} seconds")
+            raise LimitError(f"it takes more than {timeout:g} seconds")
         if status == -signal.SIGPROF:
-            raise LimitError(f"it takes more than {request['seconds']:g} seconds of the processor")
+            raise LimitError(f"it takes more than {request['seconds']:g} seconds of CPU time")
         raise ProcessEndedError(f"its process ended with {status} {reason}".rstrip())
 
     def stop(self) -> str:
-        """Ends the worker, where there is one; returns what it last said on standard error."""
+        """Ends the worker, if any; returns the last line of its standard error."""
         process, self._process = self._process, None
         if process is None:
             return ""
         process.kill()
         process.wait()
         assert process.stderr is not None
-        said = process.stderr.read().decode(errors="replace").strip().splitlines()[-1:]
+        lines = process.stderr.read().decode(errors="replace").strip().splitlines()[-1:]
         for pipe in (process.stdin, process.stdout, process.stderr):
             assert pipe is not None
-            with contextlib.suppress(OSError):  # what it no longer reads
+            with contextlib.suppress(OSError):  # of input that it no longer reads
                 pipe.close()
-        return " ".join(said)[:200]
+        return " ".join(lines)[:200]
 
     def forget(self) -> None:
         """In a forked child: the worker is the parent's, which may be using it right now."""
@@ -110,13 +110,13 @@ class TemplateProcess:
         if process is None:
             return
         for pipe in (process.stdin, process.stdout, process.stderr):
-            # Not the buffer around it: what is in there is the parent's, too.
+            # Not the buffered file, which would write out what the parent has buffered.
             pipe.raw.close()  # type: ignore[union-attr]
-        process.returncode = 0  # nobody's to wait for
+        process.returncode = 0  # not our child to wait for
 
 
 def _start(command: list[str]) -> subprocess.Popen[bytes]:
-    # A session of its own: the terminal's Ctrl-C is not meant for it.
+    # In a session of its own, so that Ctrl-C in the terminal does not reach it.
     return subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -128,7 +128,7 @@ def _start(command: list[str]) -> subprocess.Popen[bytes]:
 
 
 PROCESS = TemplateProcess()
-"""this process's; it ends with us, at the latest when its standard input does"""
+"""the only one; it ends with this process, at the latest when its standard input closes"""
 
 atexit.register(PROCESS.stop)
 if hasattr(os, "register_at_fork"):

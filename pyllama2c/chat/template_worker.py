@@ -1,8 +1,8 @@
 """Renders chat templates in a process of its own, whose time and memory the kernel limits.
 
-A template comes with a model file, from anybody. Jinja's sandbox keeps it away from Python
-(CVE-2024-34359 is what happens without), but not from `"a" * 10**10` or nested loops. A process
-can be ended whatever it is doing. This file runs as a script, without the package: each line of
+A template comes with a model file and is untrusted. Jinja's sandbox keeps it away from Python
+(CVE-2024-34359 is what happens without one), but not from `"a" * 10**10` or nested loops. A process
+can be killed whatever it is doing. This file runs as a script, without the package: each line of
 standard input is a request in JSON, each line of standard output its answer.
 """
 
@@ -37,13 +37,13 @@ def _strftime_now(form: str) -> str:
 
 
 def _environment(mark: str) -> Any:
-    """As transformers renders: what templates are written for."""
+    """As in transformers, which templates are written for."""
     from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}`, which says what the assistant said, for training: its body."""
+        """`{% generation %}`, which marks the assistant's text for training: just its body."""
 
         tags = {"generation"}  # noqa: RUF012
 
@@ -66,10 +66,10 @@ def _environment(mark: str) -> Any:
         text = json.dumps(
             x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
         )
-        return text.replace(json.dumps(mark)[1:-1], mark)  # which the caller takes out again
+        return text.replace(json.dumps(mark)[1:-1], mark)  # the caller removes it
 
-    # Not optimized: nothing of a template is computed while it is compiled. A block takes its
-    # line's spaces with it.
+    # Not optimized, so that compiling evaluates nothing of the template. As in transformers, a
+    # block removes the white space of its line.
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=[Generation, loopcontrols]
     )
@@ -86,7 +86,7 @@ def _compiled(source: str) -> CodeType:
 
 
 def _render(request: dict[str, Any]) -> str:
-    # The environment is new each time: no template leaves anything behind for another.
+    # A new environment each time, so that no template can affect another.
     environment = _environment(request["mark"])
     code = _compiled(request["template"])
     names = environment.make_globals(None)
@@ -98,7 +98,7 @@ def _render(request: dict[str, Any]) -> str:
 def _answer(line: str, megabytes: int) -> tuple[str, bool]:
     """The answer in JSON, and whether the process may go on after it.
 
-    It has the `text`, or the `error`; `limit` says that the template was too much, not wrong.
+    It has a `text` or an `error`; `limit` means that the template exceeded a limit.
     """
     try:
         request = json.loads(line)
@@ -113,7 +113,7 @@ def _answer(line: str, megabytes: int) -> tuple[str, bool]:
         answer = {"error": f"it needs more than {megabytes} MB", "limit": True}
     except RecursionError:
         answer = {"error": "it is nested too deeply", "limit": True}
-    except Exception as error:  # whatever a template provokes is what is wrong with it
+    except Exception as error:  # whatever a template raises is its own error
         return json.dumps({"error": f"{type(error).__name__}: {str(error)[:500]}"}), True
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -126,7 +126,7 @@ def main() -> None:
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_FSIZE, 0)
     _limit(resource.RLIMIT_AS, settings["megabytes"] * MEGABYTE)
-    # A parent may have blocked or ignored it, which processes inherit.
+    # The parent may have blocked or ignored it, which is inherited.
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     for line in sys.stdin:

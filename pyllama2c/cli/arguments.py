@@ -102,6 +102,11 @@ def _add_model(parser: argparse.ArgumentParser, *name: str) -> None:
     parser.add_argument(
         "--isa", choices=("auto", "scalar", "avx2", "avx512", "neon", "runq"), help="kernels"
     )
+    parser.add_argument(
+        "--device",
+        metavar="NAME",
+        help="cpu, cuda or cuda:N (an NVIDIA card): the story is the same [$PYLLAMA2C_DEVICE, cpu]",
+    )
 
 
 def _add_story(parser: argparse.ArgumentParser, steps: int) -> None:
@@ -158,9 +163,6 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", action="store_true")
     info = commands.add_parser("info", help="what a model file is and what it needs")
     _add_model(info)
-    info.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="cuda: report GPU memory, too"
-    )
     info.add_argument("--json", action="store_true")
     download = commands.add_parser("download", help="fetch a known model into the cache")
     download.add_argument("name")

@@ -49,16 +49,10 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 def _info(arguments: argparse.Namespace) -> int:
     from pyllama2c.cli import info
+    from pyllama2c.engine.options import Options
 
-    facts = info.describe(
-        arguments.model,
-        dtype=arguments.dtype,
-        context=arguments.context,
-        kv_dtype=arguments.kv_dtype,
-        threads=arguments.threads,
-        isa=arguments.isa,
-        device=arguments.device,
-    )
+    options = Options(**model_options(arguments))
+    facts = info.describe(arguments.model, options)
     show(info.to_json(facts) if arguments.json else info.to_text(facts))
     return 0
 

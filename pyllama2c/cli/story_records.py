@@ -48,7 +48,8 @@ def settings_of(llama: Llama, prompt: bytes, options: dict[str, Any]) -> dict[st
     """What decides a story besides seed and prompt; most defaults are left out, for short lines."""
     engine = llama._engine
     name = os.fsencode(Path(llama.path).name).decode("utf-8", "replace")
-    kv_dtype = next(name for name, number in KV_DTYPES.items() if number == engine.options.kv)
+    kv = engine.session_options.kv
+    kv_dtype = next(name for name, number in KV_DTYPES.items() if number == kv)
     settings = {
         "model": name,
         "weights": f"{engine.fingerprint:016x}",

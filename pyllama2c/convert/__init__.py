@@ -1,4 +1,4 @@
-"""Models of Hugging Face or Meta folders into one GGUF file, which llama.cpp reads as well.
+"""Converts Hugging Face and Meta model folders to GGUF files, which llama.cpp reads too.
 
 >>> from pyllama2c.convert import convert
 >>> convert("open_llama_3b", "open_llama_3b.gguf", dtype="int8")  # doctest: +SKIP
@@ -30,8 +30,8 @@ def _check_source(source: Path) -> None:
         raise CheckpointNotFoundError(errno.ENOENT, "no such folder", str(source))
     if not source.is_dir():
         raise UnsupportedError(
-            f"{source} is a file; name the folder that holds a model's config.json or params.json. "
-            "llama2.c's .bin files are read as they are, or made int8 by `pyllama2c quantize`"
+            f"{source} is a file; pass the folder that holds a model's config.json or params.json. "
+            "llama2.c's .bin files need no conversion; `pyllama2c quantize` makes them int8"
         )
 
 
@@ -47,19 +47,19 @@ def convert(
 
     `source` holds config.json with *.safetensors or pytorch_model*.bin (Hugging Face), or
     params.json with consolidated.*.pth (Meta), and the tokenizer: tokenizer.model or
-    tokenizer.json; `tokenizer=False` leaves it out of the file. Weights are read and written some
+    tokenizer.json; `tokenizer=False` leaves it out of the file. Weights are read and written a few
     rows at a time, so memory does not grow with the model. PyTorch's files are read without
-    PyTorch, by a reader that has nothing to run their code with.
+    PyTorch, by a reader that cannot execute code.
 
     `dtype` of the matrices: float32, float16, int8 (Q8_0: groups of 32 with a float16 scale) or
-    int4 (Q4_0; embedding and classifier Q8_0). Norms stay float32, and rows that do not divide
-    into groups of 32 float16.
+    int4 (Q4_0; embedding and classifier Q8_0). Norms are float32, and matrices whose rows do not
+    divide into groups of 32 are float16.
 
-    Before anything is written the file's head is opened as the file will be: model, tokenizer and
-    chat template. The file appears under its name when it is whole. CheckpointError and
-    TokenizerError (or their kinds that are FileNotFoundErrors) name the file and field that is
-    damaged or missing, ChatTemplateError a template that makes no prompt, UnsupportedError the
-    feature that is not there, OSError what cannot be read or written, a full disk among them.
+    Before anything is written, the header is opened as the finished file would be: model, tokenizer
+    and chat template. The file appears under its name once it is complete. CheckpointError and
+    TokenizerError (for missing files, also FileNotFoundError) name the damaged or missing file and
+    field, ChatTemplateError a template that makes no prompt, UnsupportedError an unsupported
+    feature, OSError what cannot be read or written, including a full disk.
     """
     validate.file_path("source", source)
     validate.file_path("target", target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from errno import ENOENT
 from pathlib import Path
 
 from pyllama2c.convert.json_files import read_json
@@ -29,15 +30,15 @@ def _torch(path: Path) -> dict[str, Tensor]:
     return open_state_dict(path)
 
 
-_KINDS: tuple[tuple[str, str, _Opener], ...] = (
+_FORMATS: tuple[tuple[str, str, _Opener], ...] = (
     ("model.safetensors", "model*.safetensors", _safetensors),
     ("pytorch_model.bin", "pytorch_model*.bin", _torch),
 )
 
 
 def _shards(folder: Path, whole: str, pattern: str) -> list[Path]:
-    """The files of one kind: those that the index names, or all there are. A file of all weights
-    comes before an index, as in transformers."""
+    """The files of one format: those that the index names, else all that match. A single file with
+    all weights takes precedence over an index, as in transformers."""
     index = f"{whole}.index.json"
     if not (folder / index).is_file():
         return sorted(folder.glob(pattern))
@@ -46,30 +47,30 @@ def _shards(folder: Path, whole: str, pattern: str) -> list[Path]:
     table = read_json(folder / index).object("weight_map")
     names = [name for _, name in table.items()]
     if wrong := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
-        raise CheckpointError(f"{folder / index} names {str(wrong[0])[:100]!r}, which is no file")
+        raise CheckpointError(f"{folder / index} names {str(wrong[0])[:100]!r}, not a file name")
     paths = [folder / name for name in sorted(set(names))]
     for path in paths:
         if not path.is_file():
-            raise CheckpointNotFoundError(2, f"{index} names a file that is not there", str(path))
+            raise CheckpointNotFoundError(ENOENT, f"missing, but named by {index}", str(path))
     return paths
 
 
 def _open_weights(folder: Path) -> dict[str, Tensor]:
-    for whole, pattern, opener in _KINDS:
+    for whole, pattern, opener in _FORMATS:
         found: dict[str, Tensor] = {}
         for path in _shards(folder, whole, pattern):
             for name, tensor in opener(path).items():
                 if name in found:
-                    raise CheckpointError(f"{tensor.name} is in {found[name].name} as well")
+                    raise CheckpointError(f"{tensor.name} is also in {found[name].name}")
                 found[name] = tensor
         if found:
             return found
-    patterns = " or ".join(pattern for _, pattern, _ in _KINDS)
-    raise CheckpointNotFoundError(2, f"no weights: neither {patterns}", str(folder))
+    patterns = " nor ".join(pattern for _, pattern, _ in _FORMATS)
+    raise CheckpointNotFoundError(ENOENT, f"no weights: neither {patterns}", str(folder))
 
 
 def open_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Configuration and weights, under GGUF's names and in its order of rows; none is read yet."""
+    """The configuration, and the weights under GGUF's names and in its row order, not read yet."""
     source = read_json(folder / "config.json")
     config = from_hugging_face(source)
     tied = source.boolean("tie_word_embeddings", False)
@@ -78,8 +79,8 @@ def open_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         tied = same(found[_CLASSIFIER], found[_EMBEDDING])
         if not tied:
             warnings.warn(
-                f"{found[_CLASSIFIER].name} is not the embedding, though config.json's "
-                "tie_word_embeddings says so: it is kept, as transformers 5 does",
+                f"{found[_CLASSIFIER].name} differs from the embedding, although config.json sets "
+                "tie_word_embeddings: it is kept, as in transformers 5",
                 CheckpointWarning,
                 stacklevel=3,
             )

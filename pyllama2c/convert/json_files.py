@@ -1,4 +1,4 @@
-"""JSON files of other programs: fields of the right type and size, or an error that names them."""
+"""Other programs' JSON files: fields of the right type and range, or an error that names them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from pyllama2c.errors import CheckpointError, TokenizerError
 from pyllama2c.files.recognize import JSON, expect
 
-_MOST = 2**31 - 1
+_MAX = 2**31 - 1
 
 
 class Fields:
-    """An object of a JSON file. A field that is null counts as absent, as its writers mean it."""
+    """An object of a JSON file. A null field counts as absent, as its writers intend."""
 
     def __init__(
         self,
@@ -31,33 +31,34 @@ class Fields:
         value = json.dumps(self._values.get(name))[:100]
         return self._error(f"{self.path}: {self._where}{name} is {value}; it must be {must}")
 
-    def get(self, name: str) -> Any:
-        return self._values.get(name)
+    def get(self, name: str, default: Any = None) -> Any:
+        value = self._values.get(name)
+        return default if value is None else value
 
     def __contains__(self, name: str) -> bool:
-        """Whether the field is there, if only as null."""
+        """Whether the field is present, even as null."""
         return name in self._values
 
     def integer(self, name: str, default: int | None = None, least: int = 1) -> int:
-        value = default if self.get(name) is None else self.get(name)
-        if type(value) is not int or not least <= value <= _MOST:
-            raise self.fail(name, f"an integer of {least} to {_MOST}")
+        value = self.get(name, default)
+        if type(value) is not int or not least <= value <= _MAX:
+            raise self.fail(name, f"an integer of {least} to {_MAX}")
         return value
 
     def positive(self, name: str, default: float | None = None) -> float:
-        value = default if self.get(name) is None else self.get(name)
+        value = self.get(name, default)
         if type(value) not in (int, float) or value is None or not 0 < value <= 1e30:
             raise self.fail(name, "a number above 0, at most 1e30")
         return float(value)
 
     def boolean(self, name: str, default: bool) -> bool:
-        value = default if self.get(name) is None else self.get(name)
+        value = self.get(name, default)
         if type(value) is not bool:
             raise self.fail(name, "true or false")
         return value
 
     def text(self, name: str, default: str | None = None) -> str:
-        value = default if self.get(name) is None else self.get(name)
+        value = self.get(name, default)
         if not isinstance(value, str):
             raise self.fail(name, "a string")
         return value
@@ -66,7 +67,7 @@ class Fields:
         return Fields(self.path, self.get(name), self._where + name, self._error)
 
     def table(self, name: str) -> list[Any]:
-        value = [] if self.get(name) is None else self.get(name)
+        value = self.get(name, [])
         if not isinstance(value, list):
             raise self.fail(name, "an array")
         return value

@@ -53,18 +53,18 @@ def collect(
     name_of: Callable[[Weight], str],
     folder: str,
 ) -> dict[str, Tensor]:
-    """The weights under GGUF's names, all there and of the shape that the configuration promises.
+    """The weights under GGUF's names, all present and of the shape that the configuration implies.
 
-    UnsupportedError for a weight in `found` that no Llama has: it would be left out of the sum.
+    UnsupportedError for a weight in `found` that no Llama has: leaving it out would change results.
     """
     left, out = dict(found), {}
     for weight in weights(config.n_layers, tied):
         name = f"{name_of(weight)}.weight"
         tensor = left.pop(name, None)
         if tensor is None:
-            raise CheckpointError(f"{folder}: none of its files holds the weight {name}")
+            raise CheckpointError(f"{folder}: no file has the weight {name}")
         check(tensor, tuple(getattr(config, field) for field in weight.shape))
         out[f"{weight.gguf}.weight"] = tensor
     if left:
-        raise UnsupportedError(f"{next(iter(left.values())).name}: a weight that is not used here")
+        raise UnsupportedError(f"{next(iter(left.values())).name} is not a weight of a Llama")
     return out

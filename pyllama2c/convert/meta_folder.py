@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from errno import ENOENT
 from pathlib import Path
 
 import numpy as np
@@ -22,20 +23,20 @@ _EMBEDDING = "tok_embeddings"
 def _shards(folder: Path) -> list[Path]:
     paths = sorted(folder.glob("consolidated.*.pth"))
     if not paths:
-        raise CheckpointNotFoundError(2, "no weights: no consolidated.*.pth", str(folder))
+        raise CheckpointNotFoundError(ENOENT, "no weights: no consolidated.*.pth", str(folder))
     for i, path in enumerate(paths):
         if not re.fullmatch(rf"consolidated\.0*{i}\.pth", path.name):
-            raise CheckpointError(f"{folder}: {path.name} stands where shard {i} should be")
+            raise CheckpointError(f"{folder}: found {path.name} where shard {i} should be")
     return paths
 
 
 def _merge(parts: list[Tensor], kind: str, dim: int) -> Tensor:
-    """One weight of all shards' parts of it: matrices are split, norms are the same in each."""
+    """One weight from its parts in all shards: matrices are split, norms are repeated in each."""
     first = parts[0]
     if len(parts) == 1:
         return first
     if any(part.dtype != first.dtype for part in parts):
-        raise CheckpointError(f"{first.name}: its shards' parts differ in type")
+        raise CheckpointError(f"{first.name}: its parts in the shards differ in type")
     if len(first.shape) == 1:
         values = first.rows(0, first.shape[0])
         for part in parts[1:]:
@@ -45,9 +46,9 @@ def _merge(parts: list[Tensor], kind: str, dim: int) -> Tensor:
     # Llama 2 splits the embedding by columns, Llama 3 by rows.
     by_rows = kind in _BY_ROWS or (kind == _EMBEDDING and first.shape[-1] == dim)
     if not by_rows and kind not in (*_BY_COLUMNS, _EMBEDDING):
-        raise CheckpointError(f"{first.name}: how shards split it is not known")
+        raise CheckpointError(f"{first.name}: how it is split into shards is not known")
     if any(len(part.shape) != 2 or part.shape[by_rows] != first.shape[by_rows] for part in parts):
-        raise CheckpointError(f"{first.name}: its shards' parts do not fit each other")
+        raise CheckpointError(f"{first.name}: the shapes of its parts in the shards do not match")
     return Merged(parts, axis=0 if by_rows else 1)
 
 
@@ -67,14 +68,14 @@ def _open_weights(folder: Path, params: Fields) -> dict[str, Tensor]:
 
 def _width(found: dict[str, Tensor], name: str, folder: Path) -> int:
     if name not in found:
-        raise CheckpointError(f"{folder}: none of its files holds the weight {name}")
+        raise CheckpointError(f"{folder}: no file has the weight {name}")
     return found[name].shape[0]
 
 
 def open_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Configuration and weights, under GGUF's names; no matrix is read yet.
+    """The configuration, and the weights under GGUF's names; no matrix is read yet.
 
-    Meta's order of rows is GGUF's, so nothing changes places.
+    Meta's row order is GGUF's, so rows are not reordered.
     """
     params = read_json(folder / "params.json")
     found = _open_weights(folder, params)

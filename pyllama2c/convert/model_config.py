@@ -1,4 +1,4 @@
-"""What a Llama is apart from its weights, from Hugging Face's config.json or Meta's params.json."""
+"""A Llama's configuration, from Hugging Face's config.json or Meta's params.json."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pyllama2c.errors import CheckpointError, CheckpointWarning, UnsupportedErro
 
 
 class RopeScaling(NamedTuple):
-    """Llama 3.1's: angles of long waves are divided by `factor`, of short ones not at all."""
+    """Llama 3.1's: low frequencies are divided by `factor`, high ones are kept."""
 
     factor: float
     low: float = 1.0
     high: float = 4.0
     context: int = 8192
-    """that the model was trained for before"""
+    """the model's before it was extended"""
 
 
 class ModelConfig(NamedTuple):
@@ -49,8 +49,8 @@ class ModelConfig(NamedTuple):
     def rope_divisors(self) -> NDArray[np.float32] | None:
         """(head_size / 2): what Llama 3's scaling divides the angle of each pair by.
 
-        By the number of waves that fit into the context of before: above `high` 1, below `low`
-        `factor`, and between them the reciprocals are interpolated.
+        With more than `high` wavelengths in the original context it is 1, with fewer than `low`
+        `factor`; in between, the reciprocals are interpolated.
         """
         s = self.rope_llama3
         if s is None:
@@ -64,8 +64,8 @@ class ModelConfig(NamedTuple):
 def _checked(config: ModelConfig, source: Fields) -> ModelConfig:
     if config.n_heads % config.n_kv_heads:
         raise CheckpointError(
-            f"{source.path}: {config.n_heads} heads do not divide among {config.n_kv_heads} "
-            "key and value heads"
+            f"{source.path}: {config.n_heads} heads are not a multiple of the "
+            f"{config.n_kv_heads} key and value heads"
         )
     if config.head_size % 2:
         raise CheckpointError(
@@ -92,11 +92,11 @@ _FAMILIES = {
     "llama": ("LlamaForCausalLM", "LLaMAForCausalLM"),
     "mistral": ("MistralForCausalLM",),
 }
-"""model types, and the architectures of each, that compute what a Llama computes"""
+"""model types that compute the same as a Llama, with their architectures"""
 
 
 def _family(source: Fields) -> str:
-    """UnsupportedError for what a config.json asks for and this engine does not compute."""
+    """The model type. UnsupportedError for what the engine does not compute."""
     architectures = source.table("architectures")
     if source.get("model_type") is None and architectures == ["MistralForCausalLM"]:
         family = "mistral"
@@ -111,7 +111,7 @@ def _family(source: Fields) -> str:
         )
     for name in ("attention_bias", "mlp_bias"):
         if source.boolean(name, False):
-            raise UnsupportedError(f"{source.path}: {name} is true; biases are not computed here")
+            raise UnsupportedError(f"{source.path}: {name} is true; biases are not supported")
     if source.get("quantization_config") is not None:
         raise UnsupportedError(f"{source.path}: quantization_config is set, which is not supported")
     if source.text("hidden_act", "silu") not in ("silu", "swish"):
@@ -120,8 +120,8 @@ def _family(source: Fields) -> str:
 
 
 def _rope(source: Fields, context: int) -> tuple[float, float | None, RopeScaling | None]:
-    """theta, linear factor and Llama 3's scaling, where either release of transformers put them."""
-    # An empty object is as good as none; where both are there, transformers takes the older.
+    """theta, linear factor and Llama 3's scaling, wherever transformers 4 or 5 put them."""
+    # An empty object counts as none; if both are present, transformers uses the older name.
     name = "rope_scaling" if source.get("rope_scaling") else "rope_parameters"
     theta = source.positive("rope_theta", 10000.0)
     rope = source.object(name) if source.get(name) is not None else Fields(source.path, {}, name)
@@ -140,20 +140,20 @@ def _rope(source: Fields, context: int) -> tuple[float, float | None, RopeScalin
         low, high = rope.positive("low_freq_factor"), rope.positive("high_freq_factor")
         return theta, None, RopeScaling(rope.positive("factor"), low, high, before)
     raise UnsupportedError(
-        f"{source.path}: {name} is of type {kind[:100]!r}; known are default, linear and llama3"
+        f"{source.path}: {name} has type {kind[:100]!r}; known: default, linear, llama3"
     )
 
 
 def _within_window(source: Fields, context: int, default: int | None) -> int:
-    """The context, or as much of it as a sliding window leaves whole; `default`: where the file
-    says nothing of one. Up to there the window changes nothing."""
+    """The context, limited to the sliding window, within which that changes nothing; `default` is
+    the window of a file that does not mention one."""
     if source.get("sliding_window") is None and (default is None or "sliding_window" in source):
         return context
     window = source.integer("sliding_window", default)
     if window < context:
         warnings.warn(
-            f"{source.path}: attention slides over {window} positions, which is not computed here; "
-            f"the context is limited to as many, from {context}",
+            f"{source.path}: sliding-window attention is not supported; the context is limited to "
+            f"the window, {window} positions of {context}",
             CheckpointWarning,
             stacklevel=5,
         )
@@ -191,7 +191,7 @@ def from_hugging_face(source: Fields) -> ModelConfig:
 
 
 def _meta_context(source: Fields, theta: float, eps: float, scaled: bool) -> int:
-    """Meta's files do not say for how many positions a model was trained; its other numbers do."""
+    """Meta's files do not state the context of a model; their other numbers imply it."""
     if scaled:
         return 131072  # Llama 3.1 and newer
     if theta == 500000.0:
@@ -202,12 +202,12 @@ def _meta_context(source: Fields, theta: float, eps: float, scaled: bool) -> int
 
 
 def from_meta(source: Fields, hidden_dim: int, vocab_size: int) -> ModelConfig:
-    """A params.json; widths that it gives by rules only, or not (-1), are those of the weights."""
+    """A params.json; widths that it gives only by rules, or not at all (-1), are the weights'."""
     dim, n_heads = source.integer("dim"), source.integer("n_heads")
     theta, eps = source.positive("rope_theta", 10000.0), source.positive("norm_eps", 1e-5)
     scaled = source.boolean("use_scaled_rope", False)
     if source.integer("vocab_size", -1, least=-1) not in (-1, vocab_size):
-        raise source.fail("vocab_size", f"-1 or {vocab_size}, as tok_embeddings has it")
+        raise source.fail("vocab_size", f"-1 or {vocab_size}, the rows of tok_embeddings")
     context = _within_window(source, _meta_context(source, theta, eps, scaled), None)
     if source.get("head_dim") is None:  # Mistral's params.json has it, Meta's do not
         head_size = _head_size(source, dim, n_heads, "dim")
@@ -215,7 +215,7 @@ def from_meta(source: Fields, hidden_dim: int, vocab_size: int) -> ModelConfig:
         head_size = source.integer("head_dim")
     llama3 = None
     if scaled:
-        # Llama 3.2's 1B and 3B were trained with 32, of which their params.json says nothing.
+        # Llama 3.2's 1B and 3B were trained with 32, which their params.json does not say.
         factor = source.positive("rope_scaling_factor", 32.0 if dim <= 3072 else 8.0)
         llama3 = RopeScaling(factor)
     config = ModelConfig(

@@ -1,10 +1,10 @@
-"""Pickles without Python: the opcodes that PyTorch writes, over values that can do nothing.
+"""Reads pickles without executing them: only the opcodes that PyTorch writes, over inert values.
 
-A pickle is a program. `pickle` runs it with everything that can be imported at hand, and even with
-its `find_class` narrowed it builds what the file says: memos of 2^32 entries, keys whose hash takes
-years. So this machine has no import and no call: a global is a name, looked up in the table that
-the caller gives, and a REDUCE of it is one of the caller's functions. `pickletools` knows how
-arguments are written, which is only reading. All other opcodes and names raise CheckpointError.
+A pickle is a program. `pickle` runs it with access to everything that can be imported, and even
+with a restricted `find_class` it builds what the file asks for: memos of 2^32 entries, keys whose
+hash takes years. This machine imports nothing: a global is a name, looked up in the caller's table,
+and REDUCE calls one of the caller's functions. `pickletools` only parses the arguments. All other
+opcodes and names raise CheckpointError.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from pyllama2c.errors import CheckpointError
 
 MAX_BYTES = 4 << 20
-"""of a pickle; that of llama-2-7b has 0.06 MB, since weights lie outside"""
+"""of a pickle; llama-2-7b's has 0.06 MB, since weights are stored separately"""
 
 _VALUES = {
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
@@ -45,7 +45,7 @@ Function = Callable[..., object]
 
 
 class Name:
-    """A global of the pickle: a name that the caller knows, and nothing else."""
+    """A global of the pickle: just a name, known to the caller."""
 
     __slots__ = ("name",)
 
@@ -65,13 +65,13 @@ class _Machine:
 
     def _pop(self) -> Any:
         if len(self._stack) <= (self._marks[-1] if self._marks else 0):
-            raise self.fail("is damaged: its pickle takes more values than it made")
+            raise self.fail("is damaged: its pickle pops from an empty stack")
         return self._stack.pop()
 
     def _top(self, kind: type) -> Any:
         value = self._pop()
         if type(value) is not kind:
-            raise self.fail(f"is damaged: its pickle fills something that is no {kind.__name__}")
+            raise self.fail(f"is damaged: its pickle fills something that is not a {kind.__name__}")
         self._stack.append(value)
         return value
 
@@ -88,14 +88,14 @@ class _Machine:
         if len(values) % 2:
             raise self.fail("is damaged: its pickle has a key without a value")
         for key, value in zip(values[::2], values[1::2], strict=True):
-            # Only these have a hash that is quick whatever they are.
+            # Only these hash quickly whatever their value.
             if type(key) not in (str, int):
                 raise self.fail(f"has a key that is a {type(key).__name__}, not a string")
             target[key] = value
 
     def _global(self, name: str) -> None:
         if name not in self._names:
-            raise self.fail(f"asks for {name[:100]!r}, which weights have no use for: not loaded")
+            raise self.fail(f"refers to {name[:100]!r}, which no weights need: not loaded")
         self._stack.append(Name(name))
 
     def _call(self) -> None:
@@ -105,14 +105,14 @@ class _Machine:
             raise self.fail("calls something that cannot be called: not loaded")
         self._stack.append(function(*arguments))
 
-    def _remember(self, index: int) -> None:
+    def _memoize(self, index: int) -> None:
         value = self._pop()
         self._stack.append(value)
         self._memo[index] = value
 
     def _recall(self, index: int) -> None:
         if index not in self._memo:
-            raise self.fail("is damaged: its pickle recalls what it never saw")
+            raise self.fail("is damaged: its pickle reads a memo entry that it never wrote")
         self._stack.append(self._memo[index])
 
     def step(self, name: str, argument: Any) -> None:
@@ -134,7 +134,7 @@ class _Machine:
             values = [self._pop()] if name == "APPEND" else self._pop_to_mark()
             self._top(list).extend(values)
         elif name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            self._remember(len(self._memo) if name == "MEMOIZE" else argument)
+            self._memoize(len(self._memo) if name == "MEMOIZE" else argument)
         elif name in ("BINGET", "LONG_BINGET"):
             self._recall(argument)
         elif name == "GLOBAL":
@@ -142,24 +142,24 @@ class _Machine:
         elif name == "STACK_GLOBAL":
             last, module = self._pop(), self._pop()
             if type(last) is not str or type(module) is not str:
-                raise self.fail("is damaged: its pickle names something by no string")
+                raise self.fail("is damaged: a global of its pickle is not named by a string")
             self._global(f"{module}.{last}")
         elif name == "BINPERSID":
             push(self._persistent(self._pop()))
         elif name == "REDUCE":
             self._call()
         elif name == "BUILD":
-            self._pop()  # the attributes of an OrderedDict, which weights have no use for
+            self._pop()  # the attributes of an OrderedDict, which weights do not need
             self._top(dict)
 
     def result(self) -> object:
         if len(self._stack) != 1 or self._marks:
-            raise self.fail("is damaged: its pickle does not end in one value")
+            raise self.fail("is damaged: its pickle does not end with one value")
         return self._stack[0]
 
 
 def _argument(opcode: pickletools.OpcodeInfo, stream: io.BytesIO) -> Any:
-    if opcode.name == "GLOBAL":  # pickletools would resolve escapes, of which pickle has none
+    if opcode.name == "GLOBAL":  # pickletools would resolve escapes, which pickle does not have
         lines = [stream.readline(), stream.readline()]
         if not all(line.endswith(b"\n") for line in lines):
             raise ValueError("it ends within a name")
@@ -172,8 +172,9 @@ def read(
 ) -> object:
     """The value of a pickle.
 
-    `names`: the globals that it may name, "module.name", and what a call of each does (None: it may
-    not be called). `persistent` turns persistent ids into values. Both check what they are given.
+    `names`: the globals that it may name, as "module.name", each with the function that a call
+    means (None: it may not be called). `persistent` turns persistent ids into values. These
+    functions check their arguments.
     """
     if len(data) > MAX_BYTES:
         raise CheckpointError(f"{source} has {len(data):,} bytes; the limit is {MAX_BYTES:,}")
@@ -182,13 +183,13 @@ def read(
     while True:
         opcode = _OPCODES.get(int.from_bytes(stream.read(1), "little"))
         if opcode is None:
-            raise machine.fail("is not a pickle, or damaged: there is no such opcode")
+            raise machine.fail("is not a pickle, or is damaged: unknown opcode")
         if opcode.name not in _KNOWN:
-            raise machine.fail(f"uses the opcode {opcode.name}, which weights do not: not loaded")
+            raise machine.fail(f"uses the opcode {opcode.name}, which no weights need: not loaded")
         if opcode.name == "STOP":
             return machine.result()
         try:
             argument = _argument(opcode, stream)
         except ValueError as error:  # pickletools' only complaint
-            raise machine.fail(f"is not a pickle, or damaged: {str(error)[:200]}") from error
+            raise machine.fail(f"is not a pickle, or is damaged: {str(error)[:200]}") from error
         machine.step(opcode.name, argument)

@@ -1,4 +1,4 @@
-"""float32 checkpoints to int8: llama2.c's version 2, which runq.c reads as well."""
+"""Quantizes float32 checkpoints to int8: llama2.c's version 2, which runq.c reads too."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllama2c import validate
+from pyllama2c.convert.tensors import CHUNK
 from pyllama2c.engine.config import Config
 from pyllama2c.errors import CheckpointError, UnsupportedError
 from pyllama2c.files.whole import whole_file
@@ -21,18 +22,16 @@ from pyllama2c.model import Llama
 
 _MAGIC = 0x616B3432
 _HEADER = {0: 28, 1: 256}
-_CHUNK = 1 << 22
-"""weights at a time: memory does not grow with the model"""
 
 
 def quantize_groups(
     x: NDArray[np.float32], size: int
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """int8 values and a float32 scale for each `size` of them, as csrc/files/quantize.c."""
+    """int8 values and a float32 scale for each `size` of them, as in csrc/files/quantize.c."""
     groups = x.reshape(-1, size)
     largest = np.abs(groups).max(axis=1)
     if not np.isfinite(largest).all():
-        raise CheckpointError("a weight is NaN or infinite, which int8 has no value for")
+        raise CheckpointError("a weight is NaN or infinite, which int8 cannot represent")
     inverse = np.divide(
         np.float32(127), largest, out=np.zeros_like(largest), where=largest >= np.float32(1e-30)
     )
@@ -41,12 +40,12 @@ def quantize_groups(
 
 
 class Stored(NamedTuple):
-    """Where a tensor's float32 weights are in the file, layer after layer."""
+    """Where a tensor's float32 weights are in the file, layer by layer."""
 
     at: int
     n_layers: int
     size: int
-    """of a layer, weights"""
+    """weights in a layer"""
 
 
 def stored_tensors(c: Config) -> dict[str, Stored]:
@@ -83,8 +82,8 @@ def stored_tensors(c: Config) -> dict[str, Stored]:
 
 
 def _read(file: BinaryIO, at: int, count: int) -> NDArray[np.float32]:
-    # Not mapped: a mapped file that somebody truncates ends the process. Nor by fromfile, in which
-    # Ctrl-C can become a TypeError.
+    # Not mapped, since truncating a mapped file kills the process; not by fromfile, in which Ctrl-C
+    # can become a TypeError.
     file.seek(at)
     x = np.empty(count, np.float32)
     if file.readinto(x.view(np.uint8)) != x.nbytes:  # type: ignore[attr-defined]
@@ -107,8 +106,8 @@ def _pieces(file: BinaryIO, c: Config, size: int) -> Iterator[bytes]:
         at, n_layers, n = tensors[name]
         for first in range(at, at + 4 * n_layers * n, 4 * n):
             scales = []
-            for start in range(0, n, _CHUNK):
-                x = _read(file, first + 4 * start, min(_CHUNK, n - start))
+            for start in range(0, n, CHUNK):
+                x = _read(file, first + 4 * start, min(CHUNK, n - start))
                 try:
                     q, s = quantize_groups(x, size)
                 except CheckpointError as error:
@@ -125,22 +124,24 @@ def quantize_file(
 
     `group_size` weights share a scale: a divisor of dim and hidden_dim (else ValueError), by
     default the largest power of two up to 32 that is.
-    The file appears under its name when it is whole; `source` itself is never `target`
-    (FileExistsError). CheckpointError for a source that is not a
-    checkpoint, UnsupportedError for one that is int8 already, and for GGUF.
+    The file appears under its name once it is complete; `target` must not be `source`
+    (FileExistsError). CheckpointError for a source that is not a checkpoint, UnsupportedError for
+    one that is int8 already, and for GGUF.
     """
     validate.file_path("source", source)
     validate.file_path("target", target)
     source, target = Path(source), Path(target)
     if source.exists() and target.exists() and source.samefile(target):
-        why = "is the file that is quantized; name another"  # int8 does not give float32 back
+        why = "is the source itself; name another file"  # int8 does not turn back into float32
         raise FileExistsError(errno.EEXIST, why, str(target))
     with Llama(source, speculative=False) as llama:  # every check on the file is the engine's
         config = llama.config
     if config.file != "llama2.c":
-        raise UnsupportedError(f"{source} is a GGUF file; only llama2.c's files are quantized")
+        raise UnsupportedError(f"{source} is a GGUF file; only llama2.c's files can be quantized")
     if config.dtype != "float32":
-        raise UnsupportedError(f"{source} holds {config.dtype} weights; only float32 is quantized")
+        raise UnsupportedError(
+            f"{source} holds {config.dtype} weights; only float32 can be quantized"
+        )
     if group_size is None:
         group_size = gcd(32, config.dim, config.hidden_dim)
     if group_size < 1 or config.dim % group_size or config.hidden_dim % group_size:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import ml_dtypes  # noqa: F401  # NumPy knows bfloat16 by name from here on; safetensors asks it
+import ml_dtypes  # noqa: F401  # registers bfloat16 with NumPy, for safetensors
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -22,7 +22,7 @@ class _SafeTensor(Tensor):
         self._path, self._name = path, name
 
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
-        # Opened for each read: what a mapping has touched counts as this process's memory.
+        # Opened for each read: pages of a mapping that were read count as this process's memory.
         try:
             with safe_open(self._path, "numpy") as file:
                 values: NDArray[np.float32] = file.get_slice(self._name)[start:stop]
@@ -44,4 +44,6 @@ def open_safetensors(path: Path) -> dict[str, Tensor]:
                 for name, part in slices.items()
             }
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is no safetensors file, or damaged: {error}") from error
+        raise CheckpointError(
+            f"{path} is not a safetensors file, or is damaged: {error}"
+        ) from error

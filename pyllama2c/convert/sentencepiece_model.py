@@ -1,7 +1,7 @@
 """SentencePiece's tokenizer.model: a protobuf message, read field by field.
 
-The `sentencepiece` package gives pieces and scores, but not whether it is a BPE model, nor what it
-does to a text first, which decide whether its ids can be had from GGUF.
+The `sentencepiece` package gives pieces and scores, but neither the model type nor the
+normalization, which decide whether GGUF can give the same ids.
 https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto
 """
 
@@ -45,14 +45,14 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
         else:
             raise ValueError(f"wire type {wire} is not known")
         if size > len(data) - at:
-            raise ValueError("it is cut short")
+            raise ValueError("the file is cut short")
         yield number, data[at : at + size]
         at += size
 
 
 def _message(data: int | bytes) -> dict[int, int | bytes]:
     if not isinstance(data, bytes):
-        raise ValueError("a message is a number")
+        raise ValueError("a number stands in place of a message")
     return dict(_fields(data))
 
 
@@ -62,7 +62,7 @@ def _piece(data: int | bytes) -> tuple[str, int, float]:
     if not isinstance(text, bytes) or not isinstance(score, bytes) or len(score) != 4:
         raise ValueError("a piece has no text, or no score")
     if not isinstance(kind, int) or not NORMAL <= kind <= BYTE:
-        raise ValueError(f"a piece is of type {kind!r:.20}")
+        raise ValueError(f"a piece has type {kind!r:.20}")
     (number,) = struct.unpack("<f", score)
     if number != number:
         raise ValueError("a piece's score is NaN")
@@ -70,7 +70,7 @@ def _piece(data: int | bytes) -> tuple[str, int, float]:
 
 
 def _parse(data: bytes, v: Vocabulary) -> tuple[dict[int, int | bytes], dict[int, int | bytes]]:
-    """Fills in the pieces; returns the messages about training and normalization."""
+    """Adds the pieces to `v`; returns the trainer's and the normalizer's messages."""
     trainer: dict[int, int | bytes] = {}
     normalizer: dict[int, int | bytes] = {}
     count = 0
@@ -91,7 +91,7 @@ def _parse(data: bytes, v: Vocabulary) -> tuple[dict[int, int | bytes], dict[int
 def _control(
     v: Vocabulary, trainer: dict[int, int | bytes], field: int, default: str
 ) -> int | None:
-    """The id of a control piece, by the name that the model has for it."""
+    """The id of a control piece, named by a field of the trainer's message."""
     name = trainer.get(field, default.encode())
     number = v.find(name.decode("utf-8", "replace")) if isinstance(name, bytes) else None
     return number if number is not None and v.pieces[number][1] == CONTROL else None
@@ -99,15 +99,15 @@ def _control(
 
 def _check(path: Path, trainer: dict[int, int | bytes], normalizer: dict[int, int | bytes]) -> None:
     if trainer.get(3, 1) != _BPE:
-        raise UnsupportedError(f"{path} is a SentencePiece model of another kind than BPE")
+        raise UnsupportedError(f"{path} is a SentencePiece model, but not of type BPE")
     if trainer.get(24):
-        raise UnsupportedError(f"{path} puts spaces behind words (treat_whitespace_as_suffix)")
+        raise UnsupportedError(f"{path} puts spaces after words (treat_whitespace_as_suffix)")
     if not normalizer.get(5, 1):
-        raise UnsupportedError(f"{path} leaves spaces as they are (escape_whitespaces is false)")
+        raise UnsupportedError(f"{path} does not escape spaces (escape_whitespaces is false)")
     if normalizer.get(2) or normalizer.get(4, 1):
         warnings.warn(
             f"{path} normalizes text or merges runs of spaces first; readers of GGUF do not, so "
-            "such text gets other ids",
+            "such text gets different ids",
             CheckpointWarning,
             stacklevel=3,
         )
@@ -122,7 +122,9 @@ def read_sentencepiece(path: Path, vocab_size: int) -> Vocabulary:
     except (ValueError, IndexError) as error:
         if isinstance(error, TokenizerError):
             raise
-        raise TokenizerError(f"{path} is no SentencePiece model, or damaged: {error}") from error
+        raise TokenizerError(
+            f"{path} is not a SentencePiece model, or is damaged: {error}"
+        ) from error
     _check(path, trainer, normalizer)
     v.add_space = bool(normalizer.get(3, 1))
     v.unk = next((i for i, piece in v.pieces.items() if piece[1] == 2), None)

@@ -1,4 +1,4 @@
-"""Weights still in their files: read some rows at a time, merged and reordered on the way."""
+"""Weights still in their files: read a few rows at a time, then merged and reordered."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from pyllama2c.errors import CheckpointError
 
-_CHUNK = 1 << 22
+CHUNK = 1 << 22
 """weights at a time: memory does not grow with the model"""
 
 WEIGHT_TYPES = ("float32", "float16", "bfloat16")
 
 
 class Tensor(ABC):
-    """A weight of a checkpoint; nothing is read before `rows` asks for it."""
+    """A weight of a checkpoint; only `rows` reads it."""
 
     def __init__(self, name: str, shape: tuple[int, ...], dtype: str):
         self.name = name
@@ -32,7 +32,7 @@ class Tensor(ABC):
 
 
 class Merged(Tensor):
-    """Parts of one matrix, each from another shard, one after the other along `axis`."""
+    """One matrix from its parts in several shards, concatenated along `axis`."""
 
     def __init__(self, parts: Sequence[Tensor], axis: int):
         shape = list(parts[0].shape)
@@ -53,10 +53,10 @@ class Merged(Tensor):
 
 
 class Interleaved(Tensor):
-    """Rows of wq or wk in RoPE's order of neighbouring pairs, from Hugging Face's half-split one.
+    """wq or wk with its rows in the order of adjacent RoPE pairs, from Hugging Face's halves.
 
-    Hugging Face turns numbers j and j + head_size / 2 of a head together, Meta, llama.cpp and this
-    engine 2j and 2j + 1. Both mean the same angles, so the rows change places, head by head.
+    Hugging Face rotates elements j and j + head_size / 2 of a head together; Meta, llama.cpp and
+    this engine 2j and 2j + 1. The angles are the same, so the rows of each head are permuted.
     """
 
     def __init__(self, halves: Tensor, head_size: int):
@@ -73,8 +73,8 @@ class Interleaved(Tensor):
         return out
 
 
-class Given(Tensor):
-    """What no file holds but its configuration means."""
+class Computed(Tensor):
+    """Values that follow from the configuration and are in no file."""
 
     def __init__(self, name: str, values: NDArray[np.float32]):
         super().__init__(name, values.shape, "float32")
@@ -92,19 +92,19 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 def spans(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """Rows from and to, some at a time."""
-    step = max(1, _CHUNK // max(1, math.prod(shape[1:])))
+    """(start, stop) of a few rows at a time."""
+    step = max(1, CHUNK // max(1, math.prod(shape[1:])))
     for start in range(0, shape[0], step):
         yield start, min(start + step, shape[0])
 
 
 def check(tensor: Tensor, shape: tuple[int, ...]) -> None:
-    """CheckpointError for a weight that is not what the configuration promises."""
+    """CheckpointError for a weight that is not of a known type and this shape."""
     if tensor.dtype not in WEIGHT_TYPES:
         raise CheckpointError(
-            f"{tensor.name} holds {tensor.dtype}; known are {', '.join(WEIGHT_TYPES)}"
+            f"{tensor.name} has type {tensor.dtype}; known: {', '.join(WEIGHT_TYPES)}"
         )
     if tensor.shape != shape:
         raise CheckpointError(
-            f"{tensor.name} is of shape {tensor.shape}; the configuration says {shape}"
+            f"{tensor.name} has shape {tensor.shape}; the configuration implies {shape}"
         )

@@ -1,4 +1,4 @@
-"""Byte-level BPE: how it writes bytes as text, and Meta's tokenizer.model of Llama 3 (tiktoken)."""
+"""Meta's tokenizer.model of Llama 3: byte-level BPE in tiktoken's format."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def as_text(piece: bytes) -> str:
 
 
 def _halves(piece: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes] | None:
-    """The two pieces that `piece` is joined from: what BPE leaves when it may not use it itself."""
+    """The two pieces that merge into `piece`: what BPE makes of it without that merge."""
     rank, parts = ranks[piece], [piece[i : i + 1] for i in range(len(piece))]
     while len(parts) > 2:
-        joined = [ranks.get(a + b, rank) for a, b in pairwise(parts)]
-        best = min(joined)
+        merged = [ranks.get(a + b, rank) for a, b in pairwise(parts)]
+        best = min(merged)
         if best >= rank:
             return None
-        i = joined.index(best)
+        i = merged.index(best)
         parts[i : i + 2] = [parts[i] + parts[i + 1]]
     return (parts[0], parts[1]) if len(parts) == 2 else None
 
 
 def _special_names() -> list[str]:
-    """Llama 3's, in order; reserved ones are numbered without gaps."""
+    """Llama 3's special tokens in order; reserved ones are numbered without gaps."""
     names, reserved = [], 0
     for i in range(_N_SPECIAL):
         names.append(_SPECIAL.get(i, f"<|reserved_special_token_{reserved}|>"))
@@ -49,9 +49,9 @@ def _special_names() -> list[str]:
 
 
 def read_tiktoken(path: Path, vocab_size: int) -> Vocabulary:
-    """Meta's Llama 3 tokenizer.model: lines of a piece in base64 and its rank, its id.
+    """Meta's Llama 3 tokenizer.model: each line has a piece in base64 and its rank, its id.
 
-    The file has no merges, which follow from the ranks, and no special tokens: they are Llama 3's.
+    The file lists neither merges, which follow from the ranks, nor Llama 3's special tokens.
     """
     ranks: dict[bytes, int] = {}
     try:
@@ -59,13 +59,13 @@ def read_tiktoken(path: Path, vocab_size: int) -> Vocabulary:
             encoded, number = line.split()
             ranks[base64.b64decode(encoded, validate=True)] = int(number)
     except ValueError as error:
-        raise TokenizerError(f"{path} is not tiktoken's, or damaged: {error}") from error
+        raise TokenizerError(f"{path} is not a tiktoken file, or is damaged: {error}") from error
     if sorted(ranks.values()) != list(range(len(ranks))):
         raise TokenizerError(f"{path}: its ranks are not 0 to {len(ranks) - 1}, each once")
     if len(ranks) + _N_SPECIAL != vocab_size:
         raise UnsupportedError(
-            f"{path} has {len(ranks)} pieces; with Llama 3's {_N_SPECIAL} special ones that is not "
-            f"the model's {vocab_size}"
+            f"{path} has {len(ranks)} pieces; with Llama 3's {_N_SPECIAL} special tokens they are "
+            f"not the model's {vocab_size}"
         )
     v = Vocabulary(path, "gpt2", vocab_size, pre=LLAMA3)
     for piece, rank in sorted(ranks.items(), key=lambda item: item[1]):

@@ -1,9 +1,8 @@
-"""The tokenizer of a model's folder: which file it is in, and what the others say of it."""
+"""The tokenizer of a model's folder: the file that holds it, and what other files add."""
 
 from __future__ import annotations
 
 import errno
-import re
 import warnings
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from pyllama2c.errors import (
     TokenizerNotFoundError,
     UnsupportedError,
 )
+from pyllama2c.files.recognize import Kind, kind_of_file
 
 _SPECIAL = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
 _MORE_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
@@ -26,11 +26,6 @@ _MORE_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
 
 def _json(path: Path) -> Fields | None:
     return read_json(path, TokenizerError) if path.is_file() else None
-
-
-def _is_tiktoken(path: Path) -> bool:
-    with path.open("rb") as file:
-        return re.match(rb"[A-Za-z0-9+/]+=* [0-9]+\s", file.read(4096)) is not None
 
 
 def _put_added(v: Vocabulary, folder: Path, settings: Fields | None) -> None:
@@ -44,7 +39,7 @@ def _put_added(v: Vocabulary, folder: Path, settings: Fields | None) -> None:
 
 
 def _listed_ends(v: Vocabulary, *sources: Fields | None) -> list[int]:
-    """Ids that end an answer: of the first file that names any, as transformers has it."""
+    """Ids that end an answer, from the first file that lists any, as in transformers."""
     for source in sources:
         value = source.get("eos_token_id") if source is not None else None
         if source is None or value is None:
@@ -55,7 +50,7 @@ def _listed_ends(v: Vocabulary, *sources: Fields | None) -> list[int]:
         known = [number for number in numbers if 0 <= number < v.size]
         for number in sorted({*numbers} - {*known, -1}):
             warnings.warn(
-                f"{source.path}: eos_token_id {number} is left out: the model knows 0 to "
+                f"{source.path}: eos_token_id {number} is left out: the model's ids are 0 to "
                 f"{v.size - 1}",
                 CheckpointWarning,
                 stacklevel=4,
@@ -65,8 +60,8 @@ def _listed_ends(v: Vocabulary, *sources: Fields | None) -> list[int]:
 
 
 def _put_special(v: Vocabulary, folder: Path, settings: Fields | None) -> None:
-    """Ids of BOS and the like: by their text, else by their number, else as the tokenizer's own
-    file has them; and what ends an answer."""
+    """Sets the ids of BOS and the like, by text, else by id, else as the tokenizer's own file has
+    them; and those that end an answer."""
     texts = [s for s in (settings, _json(folder / "special_tokens_map.json")) if s is not None]
     generation, model = _json(folder / "generation_config.json"), _json(folder / "config.json")
     v.ends = _listed_ends(v, generation, model)
@@ -87,22 +82,22 @@ def _put_special(v: Vocabulary, folder: Path, settings: Fields | None) -> None:
 
 
 def _content(token: object) -> str | None:
-    """The text of a token, which may be an object that says more about it."""
+    """The text of a token, which may be an object with further fields."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
 
 
 def _put_ends(v: Vocabulary, source: Fields | None, settings: Fields | None) -> None:
-    """Whether texts begin with BOS and end with EOS. A tokenizer.json alone says so: transformers
-    does not ask the settings then."""
+    """Sets whether texts begin with BOS and end with EOS. If there is a tokenizer.json, it decides
+    alone: transformers then ignores the settings."""
     if source is not None:
         before, after = around(source)
-        for ids, known, where in ((before, v.bos, "before"), (after, v.eos, "behind")):
+        for ids, known, where in ((before, v.bos, "before"), (after, v.eos, "after")):
             if ids not in ([], [known]):
                 texts = ", ".join(repr(v.pieces[i][0]) if i in v.pieces else str(i) for i in ids)
                 raise UnsupportedError(
-                    f"{source.path}: post_processor puts {texts[:100]} {where} a text, where GGUF "
-                    f"has {'EOS' if where == 'behind' else 'BOS'} or nothing"
+                    f"{source.path}: post_processor puts {texts[:100]} {where} a text; GGUF "
+                    f"only has {'EOS' if where == 'after' else 'BOS'} there"
                 )
         v.add_bos, v.add_eos = bool(before), bool(after)
     elif settings is not None:
@@ -130,15 +125,15 @@ def _chat_template(folder: Path, settings: Fields | None) -> str | None:
 def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
     """The tokenizer of a folder, with a piece for each of the model's `vocab_size` ids.
 
-    tokenizer.model has SentencePiece's own scores, so it comes before tokenizer.json; Llama 3's
-    tokenizer.model lacks what tokenizer.json has, so it comes after. Meta keeps one tokenizer.model
-    above the folders of its models. TokenizerNotFoundError without any.
+    tokenizer.model has SentencePiece's own scores, so it is preferred to tokenizer.json; Llama 3's
+    tokenizer.model lacks what tokenizer.json has, so it is not. Meta keeps one tokenizer.model in
+    the folder above its models. TokenizerNotFoundError if there is none.
     """
     protobuf, source = folder / "tokenizer.model", folder / "tokenizer.json"
     if not protobuf.is_file() and not source.is_file() and (folder / "params.json").is_file():
         protobuf = folder.resolve().parent / "tokenizer.model"
     settings = _json(folder / "tokenizer_config.json")
-    if protobuf.is_file() and not _is_tiktoken(protobuf):
+    if protobuf.is_file() and kind_of_file(protobuf) is not Kind.TIKTOKEN:
         v = read_sentencepiece(protobuf, vocab_size)
         _put_added(v, folder, settings)
         _put_ends(v, None, settings)
@@ -157,5 +152,5 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
         _put_ends(v, _json(source), settings)
     v.chat_template = _chat_template(folder, settings)
     v.warn_of_left_out()
-    v.settle()
+    v.mark_control_tokens()
     return v

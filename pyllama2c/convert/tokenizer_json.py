@@ -36,7 +36,7 @@ _BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
 
 
 def _steps(stage: object, inner: str) -> list[dict[str, Any]]:
-    """A stage of the pipeline as its steps, nested sequences unrolled."""
+    """The steps of a stage of the pipeline."""
     if not isinstance(stage, dict):
         return []
     if stage.get("type") != "Sequence":
@@ -85,7 +85,7 @@ def _byte_level(v: Vocabulary, source: Fields, model: Fields) -> None:
     v.pre = next((n for n in names if PRE_TOKENIZERS[n].ignore_merges == ignored), None)
     if v.pre is None:
         raise UnsupportedError(
-            f"{v.path}: model.ignore_merges is not what readers of GGUF take for {names[0]}"
+            f"{v.path}: model.ignore_merges is not what readers of GGUF assume for {names[0]}"
         )
     v.merges = _joined_by_space(v, _merges(model))
     v.add_bos = False
@@ -101,14 +101,14 @@ def _ranks(v: Vocabulary, merges: list[tuple[str, str]]) -> dict[str, int]:
     return ranks
 
 
-def _scores_say_it(known: set[str], merges: list[tuple[str, str]], ranks: dict[str, int]) -> bool:
-    """Whether joining the pieces `known` by ranks gives what the merges do.
+def _scores_suffice(known: set[str], merges: list[tuple[str, str]], ranks: dict[str, int]) -> bool:
+    """Whether scores by rank give the pieces `known` the same ids as the merges.
 
-    SentencePiece joins whatever two pieces make the best one. Merges mean the same if every piece
-    is made by one, each can be joined from any two others, and those merges follow each other.
+    SentencePiece merges whichever two pieces make the best one. Merges do the same if each piece
+    has one for every two pieces that make it, and those are consecutive.
     """
-    together = [left + right for left, right in merges]
-    in_order = [text for i, text in enumerate(together) if text != together[i - 1] or i == 0]
+    merged = [left + right for left, right in merges]
+    in_order = [text for i, text in enumerate(merged) if text != merged[i - 1] or i == 0]
     pairs = set(merges)
     return (
         len(in_order) == len(ranks)
@@ -123,8 +123,8 @@ def _scores_say_it(known: set[str], merges: list[tuple[str, str]], ranks: dict[s
 
 
 def _spaces(source: Fields) -> tuple[str, bool] | None:
-    """Where spaces are put (one of SCHEMES) and whether texts are split there, where spaces become
-    U+2581 as SentencePiece has it; None where they do not. UnsupportedError for other steps."""
+    """Where spaces are added (one of SCHEMES) and whether text is split at spaces; None if these do
+    not become U+2581, as in SentencePiece. UnsupportedError for other steps."""
     replaced, scheme, split, other = False, "never", False, []
     for step in _steps(source.get("normalizer"), "normalizers"):
         if step == {"type": "Prepend", "prepend": "▁"}:
@@ -137,7 +137,7 @@ def _spaces(source: Fields) -> tuple[str, bool] | None:
         if step.get("type") == "Metaspace" and step.get("replacement") == "▁":
             replaced, split = True, split or step.get("split") is not False
             added = "never" if step.get("add_prefix_space") is False else "always"
-            if scheme == "never":  # what begins with a space already gets none
+            if scheme == "never":  # no second space is added
                 scheme = step.get("prepend_scheme", added)
         elif not (
             replaced and step.get("type") == "Split" and step.get("pattern") == {"String": " "}
@@ -168,7 +168,7 @@ def _sentencepiece(
     v.prepend_scheme, v.split_spaces = spaces
     v.add_space = v.prepend_scheme != "never"
     if model.boolean("ignore_merges", False):
-        raise UnsupportedError(f"{v.path}: it takes words without merging (model.ignore_merges)")
+        raise UnsupportedError(f"{v.path}: it leaves whole words unmerged (model.ignore_merges)")
     merges = _merges(model)
     ranks = _ranks(v, merges)
     unknown = model.get("unk_token")
@@ -177,35 +177,34 @@ def _sentencepiece(
     for text, number in known.items():
         kind = BYTE if has_bytes and _BYTE_PIECE.fullmatch(text) else NORMAL
         n_bytes += kind == BYTE
-        # Pieces that nothing is joined into come after all others, as SentencePiece has it.
+        # Pieces that no merge makes come after all others, as in SentencePiece.
         rank = ranks.get(text, len(ranks) + 1) if kind == NORMAL else 0
         v.put(number, text, UNKNOWN if text == unknown else kind, -float(rank))
     v.unk = v.find(unknown) if isinstance(unknown, str) else None
     if v.unk is not None and n_bytes < 256 and not model.boolean("fuse_unk", False):
         raise UnsupportedError(
-            f"{v.path}: neighbouring characters without a piece are one <unk> here, not one each "
+            f"{v.path}: adjacent characters without a piece become one <unk> here, not one each "
             "(model.fuse_unk is false)"
         )
     v.unk_surface = "" if any(t.text == unknown for t in added) else str(unknown or "")
     plain = {str(t.text) for t in added if t.type == USER_DEFINED}
     special = {str(t.text) for t in added} - plain
     own = {text for text, kind, _ in v.pieces.values() if kind == NORMAL} - special
-    if plain & known.keys() or not _scores_say_it(own, merges, ranks):
+    if plain & known.keys() or not _scores_suffice(own, merges, ranks):
         if not merges:
-            raise UnsupportedError(f"{v.path}: it has pieces, but no merges that make them")
+            raise UnsupportedError(f"{v.path}: it has pieces, but no merges")
         v.merges = _joined_by_space(v, merges)
 
 
 def _joined_by_space(v: Vocabulary, merges: list[tuple[str, str]]) -> list[str]:
     for left, right in merges:
         if " " in left or " " in right:
-            raise TokenizerError(f"{v.path}: the merge of {left!r} and {right!r} has a space")
+            raise TokenizerError(f"{v.path}: the merge of {left!r} and {right!r} contains a space")
     return [f"{left} {right}" for left, right in merges]
 
 
 def added_tokens(source: Fields | None, settings: Fields | None) -> list[Added]:
-    """What was added to a tokenizer: as tokenizer.json lists it, and tokenizer_config.json, whose
-    word is the last."""
+    """Tokens added to a tokenizer: those of tokenizer.json, overridden by tokenizer_config.json."""
     listed = source.table("added_tokens") if source is not None else []
     added = [Added.of(entry, entry.get("id")) for entry in listed if isinstance(entry, dict)]
     if settings is None or settings.get("added_tokens_decoder") is None:
@@ -220,7 +219,7 @@ def added_tokens(source: Fields | None, settings: Fields | None) -> list[Added]:
 
 
 def _around(step: Any) -> tuple[list[int], list[int]]:
-    """Ids that a step of the post-processor puts before a text and behind it."""
+    """Ids that a step of the post-processor puts before and after a text."""
     if step["type"] in ("BertProcessing", "RobertaProcessing"):
         return [step["cls"][1]], [step["sep"][1]]
     sides: list[list[int]] = [[]]
@@ -234,9 +233,9 @@ def _around(step: Any) -> tuple[list[int], list[int]]:
 
 
 def around(source: Fields) -> tuple[list[int], list[int]]:
-    """Ids that are put before a text and behind it."""
+    """Ids that are put before and after a text."""
     steps = _steps(source.get("post_processor"), "processors")
-    steps = [step for step in steps if step.get("type") != "ByteLevel"]  # which puts nothing
+    steps = [step for step in steps if step.get("type") != "ByteLevel"]  # which adds none
     if not steps:
         return [], []
     try:
@@ -248,7 +247,7 @@ def around(source: Fields) -> tuple[list[int], list[int]]:
 
 
 def read_tokenizer_json(path: Path, vocab_size: int, settings: Fields | None = None) -> Vocabulary:
-    """TokenizerError for a damaged file; UnsupportedError for what GGUF has no words for."""
+    """TokenizerError for a damaged file; UnsupportedError for what GGUF cannot express."""
     source = read_json(path, TokenizerError)
     model = source.object("model")
     if model.text("type", "BPE") != "BPE":
@@ -263,7 +262,7 @@ def read_tokenizer_json(path: Path, vocab_size: int, settings: Fields | None = N
         v = Vocabulary(path, "llama", vocab_size)
         _sentencepiece(v, model, known, spaces, added)
     elif model.boolean("byte_fallback", False):
-        raise UnsupportedError(f"{path}: it has byte_fallback, but no spaces as SentencePiece")
+        raise UnsupportedError(f"{path}: it has byte_fallback, but not SentencePiece's spaces")
     else:
         v = Vocabulary(path, "gpt2", vocab_size)
         _byte_level(v, source, model)
@@ -271,7 +270,7 @@ def read_tokenizer_json(path: Path, vocab_size: int, settings: Fields | None = N
             v.put(number, text, NORMAL)
     _check_plain(v, model)
     if len(v.pieces) != len(known):
-        raise TokenizerError(f"{path}: two pieces of model.vocab have one id")
+        raise TokenizerError(f"{path}: two pieces of model.vocab have the same id")
     for token in added:
         v.add(token)
     before, after = around(source)

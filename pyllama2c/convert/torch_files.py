@@ -1,7 +1,7 @@
-"""What torch.save writes: a zip archive of a pickle and of raw storages. Read without PyTorch.
+"""Reads what torch.save writes, without PyTorch: a zip archive of a pickle and raw storages.
 
 The pickle (pickles.py) describes tensors: storage, offset, shape, strides. Storages are archive
-members, stored without compression, so rows are read from where they lie.
+members without compression, so rows are read in place.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pyllama2c.files.recognize import TORCH, expect
 _LOCAL_HEADER = 30
 _MAX_DIMENSIONS = 8
 _LIMIT = 2**48
-"""of a size or stride: what is below can be added and multiplied without thought"""
+"""of a size or stride, so that their sums and products stay small"""
 
 _STORAGES: dict[str, np.dtype[Any]] = {
     "torch.FloatStorage": np.dtype("<f4"),
@@ -71,7 +71,7 @@ class _StoredTensor(Tensor):
 
 
 class _Archive:
-    """The members of a zip archive, each where its bytes lie in the file."""
+    """A zip archive whose members are read in place."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -80,7 +80,7 @@ class _Archive:
             if file.read(4) != b"PK\x03\x04":
                 raise UnsupportedError(
                     f"{path} is not a zip archive: damaged, or saved by a PyTorch older than 1.6, "
-                    "whose format is not read. Load and save it again with a newer one"
+                    "whose format is not supported. Load and save it again with a newer one"
                 )
         try:
             with zipfile.ZipFile(path) as archive:
@@ -89,7 +89,7 @@ class _Archive:
             raise CheckpointError(f"{path} is a damaged zip archive: {error}") from error
         self._members = {member.filename: member for member in members}
         if len(self._members) != len(members):
-            raise CheckpointError(f"{path} has two members of one name")
+            raise CheckpointError(f"{path} has two members of the same name")
         pickled = [name for name in self._members if name.count("/") == 1]
         pickled = [name for name in pickled if name.endswith("/data.pkl")]
         if len(pickled) != 1:
@@ -97,7 +97,7 @@ class _Archive:
         self._root = pickled[0].removesuffix("data.pkl")
 
     def place(self, name: str) -> tuple[int, int]:
-        """Where a member's bytes begin in the file, and how many there are."""
+        """A member's offset in the file and its size, in bytes."""
         member = self._members.get(self._root + name)
         if member is None:
             raise CheckpointError(f"{self.path} lacks its member {name[:100]!r}")
@@ -199,7 +199,7 @@ def open_state_dict(path: Path) -> dict[str, Tensor]:
     """The weights of a .pth or .bin file by name; none is read yet.
 
     CheckpointError for a file that is damaged, or whose pickle is more than a table of weights;
-    UnsupportedError for formats that torch.save writes no more.
+    UnsupportedError for formats that torch.save no longer writes.
     """
     archive = _Archive(path)
     # A storage's size in elements is only right for one type, so a key has one type.

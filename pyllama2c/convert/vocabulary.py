@@ -1,4 +1,4 @@
-"""A tokenizer as GGUF holds it: every id of the model has a piece, a type and maybe a score."""
+"""A tokenizer as GGUF stores it: a piece, a type and perhaps a score for every id of the model."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from pyllama2c.tokenizers.control_tokens import (
     UNKNOWN,
     UNUSED,
     USER_DEFINED,
-    settle,
+    classify,
 )
 
 __all__ = ["BYTE", "CONTROL", "NORMAL", "UNKNOWN", "UNUSED", "USER_DEFINED", "Vocabulary"]
 
 
 MAX_PIECE = 512
-"""characters: what joins pieces takes their length squared"""
+"""characters: merging takes time quadratic in the length"""
 
 
 class Added(NamedTuple):
-    """A token that was added to a tokenizer, and how texts are searched for it."""
+    """A token that was added to a tokenizer, and how it is matched in texts."""
 
     number: object
     text: object
     special: bool = False
     lstrip: bool = False
-    """takes the white space before it along"""
+    """absorbs the white space before it"""
     rstrip: bool = False
-    """takes the white space behind it along"""
+    """absorbs the white space after it"""
     single_word: bool = False
-    """is only found between other words"""
+    """only matches whole words"""
     normalized: bool = False
-    """is found in the text as it is normalized"""
+    """matches in the normalized text"""
 
     @classmethod
     def of(cls, entry: dict[str, Any], number: object) -> Added:
@@ -57,19 +57,19 @@ class Vocabulary:
     path: Path
     """where it is from, for messages"""
     model: str
-    """`llama`: SentencePiece's BPE, joining by score; `gpt2`: byte-level BPE, joining by merges"""
+    """`llama`: SentencePiece's BPE, by scores; `gpt2`: byte-level BPE, by merges"""
     size: int
     """of the model's embedding, which may have more rows than there are pieces"""
     pieces: dict[int, tuple[str, int, float]] = field(default_factory=dict)
     """id: text, type, score"""
     merges: list[str] = field(default_factory=list)
-    """`llama`: where scores cannot say the same"""
+    """for `llama`: only where scores do not suffice"""
     pre: str | None = None
     """how byte-level BPE splits a text first, by llama.cpp's name for it"""
     bos: int | None = None
     eos: int | None = None
     eot: int | None = None
-    """ends a chat's turn, where that is not `eos`"""
+    """ends a turn, if that is not `eos`"""
     ends: list[int] = field(default_factory=list)
     """all that end an answer, as generation_config.json or config.json lists them"""
     unk: int | None = None
@@ -81,23 +81,23 @@ class Vocabulary:
     add_eos: bool = False
     add_space: bool = False
     prepend_scheme: str | None = None
-    """one of gguf_tokenizer.SCHEMES, for a vocabulary of a tokenizer.json"""
+    """one of tokenizers.gguf.SCHEMES, for a vocabulary from a tokenizer.json"""
     split_spaces: bool = False
-    """nothing is joined across the front of a space"""
+    """no merge crosses the start of a space"""
     unk_surface: str | None = None
     """what <unk> is decoded to, where that is not SentencePiece's own"""
     lstrip: set[int] = field(default_factory=set)
-    """tokens that take the white space before them along"""
+    """tokens that absorb the white space before them"""
     rstrip: set[int] = field(default_factory=set)
     chat_template: str | None = None
     left_out: dict[int, str] = field(default_factory=dict)
     """tokens that the model has no row for"""
 
     def put(self, number: object, text: object, kind: int, score: float = 0.0) -> None:
-        """A piece; one that is there already is replaced, as added tokens do it.
+        """Sets a piece, replacing any that has the id, as added tokens do.
 
-        A token beyond the model's rows is left out, unless text becomes it: such a tokenizer
-        belongs to another model.
+        An added token beyond the model's rows is left out. A piece of text there is an error: the
+        tokenizer belongs to another model.
         """
         added = isinstance(text, str) and kind in (CONTROL, USER_DEFINED, UNUSED)
         if added and type(number) is int and number >= self.size:
@@ -106,14 +106,14 @@ class Vocabulary:
         if type(number) is not int or not 0 <= number < self.size or not isinstance(text, str):
             raise TokenizerError(
                 f"{self.path}: piece {str(text)[:50]!r} has id {str(number)[:50]}; "
-                f"the model knows 0 to {self.size - 1}"
+                f"the model's ids are 0 to {self.size - 1}"
             )
         if len(text) > MAX_PIECE:
             raise TokenizerError(f"{self.path}: a piece has more than {MAX_PIECE} characters")
         self.pieces[number] = (text, kind, score)
 
     def add(self, token: Added) -> None:
-        """UnsupportedError for a token that is looked for as readers of GGUF do not."""
+        """UnsupportedError for a token that readers of GGUF would match differently."""
         number = token.number
         old = self.pieces.get(number) if type(number) is int else None
         if old is None or old[0] != token.text or old[1] == NORMAL:
@@ -133,7 +133,7 @@ class Vocabulary:
                 numbers.add(number)
 
     def make_special(self, text: str) -> int | None:
-        """The id of a piece, where there is one, which other files name as special."""
+        """The id of a piece that other files name as special, if there is one."""
         number = self.find(text)
         if number is not None:
             _, kind, score = self.pieces[number]
@@ -142,13 +142,13 @@ class Vocabulary:
         return number
 
     def warn_of_left_out(self) -> None:
-        """CheckpointWarning that names some of them."""
+        """CheckpointWarning that names some of the tokens left out."""
         if not self.left_out:
             return
         named = [f"{text!r:.50} ({i})" for i, text in sorted(self.left_out.items())]
         more = f" and {len(named) - 10} more" if len(named) > 10 else ""
         warnings.warn(
-            f"{self.path.parent}: the model knows ids 0 to {self.size - 1}; its tokenizer's tokens "
+            f"{self.path.parent}: the model's ids are 0 to {self.size - 1}; its tokenizer's tokens "
             f"beyond are left out: {', '.join(named[:10])}{more}",
             CheckpointWarning,
             stacklevel=4,
@@ -158,16 +158,16 @@ class Vocabulary:
         """The id of a piece."""
         return next((i for i, piece in self.pieces.items() if piece[0] == text), None)
 
-    def settle(self) -> None:
-        """Makes control tokens of the pieces that are meant as such (see control_tokens)."""
-        texts, types, scores = zip(*self.rows(), strict=True)
+    def mark_control_tokens(self) -> None:
+        """Gives the pieces that should be control tokens that type (see control_tokens)."""
+        texts, given, scores = zip(*self.rows(), strict=True)
         named = {i for i in (self.bos, self.eos, self.eot) if i is not None}
-        settled, _ = settle(
-            texts, types, template=self.chat_template, named=named, listed=self.ends
+        types, _ = classify(
+            texts, given, template=self.chat_template, named=named, listed=self.ends
         )
         for i in self.pieces:
-            self.pieces[i] = (texts[i], settled[i], scores[i])
+            self.pieces[i] = (texts[i], types[i], scores[i])
 
     def rows(self) -> list[tuple[str, int, float]]:
-        """(size): pieces by id; ids that no piece has are named and never chosen."""
+        """(size): pieces by id; ids without one get a name, and are never produced."""
         return [self.pieces.get(i, (f"[PAD{i}]", UNUSED, -1e9)) for i in range(self.size)]

@@ -1,4 +1,4 @@
-"""GGUF files: metadata and tensor infos by the `gguf` package, then weights, some rows at a time.
+"""Writes GGUF files: metadata and tensor infos by the `gguf` package, weights a few rows at a time.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pyllama2c.convert.model_config import ModelConfig
-from pyllama2c.convert.tensors import Given, Tensor, spans
+from pyllama2c.convert.tensors import Computed, Tensor, spans
 from pyllama2c.convert.vocabulary import Vocabulary
 from pyllama2c.errors import CheckpointError, TokenizerError
 from pyllama2c.files.whole import whole_file
@@ -29,7 +29,7 @@ from pyllama2c.tokenizers.gguf import END_IDS
 _ALIGNMENT = 32
 
 _NO_TOKEN = 2**32 - 1
-"""how files spell that there is no BOS"""
+"""how files say that there is no BOS"""
 
 _F32, _F16 = GGMLQuantizationType.F32, GGMLQuantizationType.F16
 _Q8, _Q4 = GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0
@@ -43,7 +43,7 @@ DTYPES = tuple(_TYPES)
 
 
 def storage_type(name: str, shape: tuple[int, ...], dtype: str) -> GGMLQuantizationType:
-    """What a weight is written as: matrices as `dtype` says, as far as they can be.
+    """What a weight is stored as: matrices in `dtype`, if possible.
 
     Norms stay float32. Embedding and classifier are int8 at most: int4 costs them more than it
     saves. Rows that do not divide into groups of 32 stay float16.
@@ -70,7 +70,7 @@ def encode(x: NDArray[np.float32], kind: GGMLQuantizationType, name: str) -> NDA
     steps = {_F16: 1, _Q8: 127, _Q4: 8}.get(kind)
     if steps is not None and largest / steps >= 65520:
         raise CheckpointError(
-            f"{name}: a weight of {largest:g} is beyond {kind.name}'s range; float32 would hold it"
+            f"{name}: a weight of {largest:g} is beyond {kind.name}'s range; use float32"
         )
     # Groups whose weights are all near 1e-38 divide by zero on their way to becoming zero.
     with np.errstate(all="ignore"):
@@ -122,8 +122,8 @@ def add_vocabulary(writer: GGUFWriter, v: Vocabulary | None) -> None:
     further = sorted(set(v.ends) - {v.eos, v.eot})
     if further:
         writer.add_array(END_IDS, further)
-    # llama.cpp, which does not read our key, has two more for control tokens whose text it does
-    # not know as an end.
+    # llama.cpp, which does not read our key, has two more for control tokens that it does not
+    # recognize as an end by their text.
     unknown = [i for i in further if types[i] == CONTROL and pieces[i] not in END_TEXTS]
     eot, eom, *_ = [*unknown, None, None] if v.eot is None else [v.eot, *unknown, None]
     for add, token in (
@@ -151,7 +151,7 @@ def add_vocabulary(writer: GGUFWriter, v: Vocabulary | None) -> None:
 
 
 def _add_own(writer: GGUFWriter, v: Vocabulary) -> None:
-    """What GGUF has no keys for; other readers do without."""
+    """What GGUF has no keys for; other readers ignore it."""
     if v.prepend_scheme is not None:
         writer.add_string("pyllama2c.tokenizer.prepend_scheme", v.prepend_scheme)
     if v.split_spaces:
@@ -182,7 +182,7 @@ def _padded(n: int) -> int:
 
 
 def _head(writer: GGUFWriter) -> bytes:
-    """The package writes to files only, and tensors whole: a 70B's are too large for that."""
+    """The package writes only to files, and only whole tensors: too large for a 70B model."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "head")
         try:
@@ -206,7 +206,7 @@ def lay_out(
     """A model of architecture `llama`, all but its weights, which are not read yet."""
     divisors = config.rope_divisors()
     if divisors is not None:
-        tensors = {"rope_freqs.weight": Given("rope_freqs", divisors), **tensors}
+        tensors = {"rope_freqs.weight": Computed("rope_freqs", divisors), **tensors}
     kinds = {n: storage_type(n, tensor.shape, dtype) for n, tensor in tensors.items()}
     sizes = {n: _bytes(tensor.shape, kinds[n]) for n, tensor in tensors.items()}
     writer = GGUFWriter(None, "llama")
@@ -222,7 +222,7 @@ def lay_out(
 
 
 def write_gguf(target: Path, layout: Layout, *, progress: bool) -> None:
-    """The file appears under its name when it is whole."""
+    """The file appears under its name once it is complete."""
     total = layout.size - len(layout.head)
     with (
         whole_file(target) as file,

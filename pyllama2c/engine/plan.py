@@ -8,9 +8,10 @@ from functools import cache
 from itertools import product
 from typing import Any, NamedTuple
 
-from pyllama2c._ffi import KV_DTYPES, check, dtype_number, ffi, kv_number, lib, new_error
+from pyllama2c._ffi import DTYPES, KV_DTYPES, check, ffi, lib, new_error
 from pyllama2c.engine.config import Config, read_config
-from pyllama2c.engine.memory import Limit, limits
+from pyllama2c.engine.memory import Limit
+from pyllama2c.engine.options import Options
 from pyllama2c.engine.workers import batch_threads
 from pyllama2c.errors import CheckpointError, OutOfMemoryError, UnsupportedError
 from pyllama2c.files.recognize import MODEL, expect, expect_model
@@ -90,18 +91,22 @@ class _NeedsByDtype(Mapping[tuple[str, str], Needs]):
     """By dtype and cache type, without what the file cannot give. The header is read for a dtype on
     first use."""
 
-    def __init__(self, read_header: Callable[[str], Any], threads: int) -> None:
+    def __init__(self, read_header: Callable[[str], Any], threads: int, on_card: bool) -> None:
         self._header = cache(read_header)
-        self._threads = threads
+        self._threads, self._on_card = threads, on_card
 
     def __getitem__(self, key: tuple[str, str]) -> Needs:
         dtype, kv_dtype = key
         if dtype not in _DTYPES or kv_dtype not in KV_DTYPES or key == (RUNQ, "float16"):
             raise KeyError(key)
+        if dtype == RUNQ and self._on_card:
+            raise KeyError(key)
         try:
             header = self._header(dtype)
         except UnsupportedError:
             raise KeyError(key) from None
+        if self._on_card:
+            return _card_needs(header, kv_dtype)
         return _needs(header, kv_dtype, self._threads)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
@@ -127,7 +132,7 @@ def _needs(header: Any, kv_dtype: str, threads: int) -> Needs:
     space = lib.l2c_model_file_bytes(header) + (0 if mapped else weights)
     # In steps of 64 positions the size is linear.
     first, both = (
-        lib.l2c_session_bytes(header, 1, context, kv_number(kv_dtype), threads)
+        lib.l2c_session_bytes(header, 1, context, KV_DTYPES[kv_dtype], threads)
         for context in (64, 128)
     )
     return Needs(
@@ -143,33 +148,55 @@ def _needs(header: Any, kv_dtype: str, threads: int) -> Needs:
     )
 
 
-def _plan(call: Any, arguments: tuple[Any, ...], threads: int | None, path: str) -> Plan:
+def _card_needs(header: Any, kv_dtype: str) -> Needs:
+    """Of a card's memory."""
+    c = read_config(lib.l2c_model_config(header))
+    weights = lib.l2c_model_device_bytes(header)
+    first, both = (
+        lib.l2c_session_device_bytes(header, 1, context, KV_DTYPES[kv_dtype], 0)
+        for context in (64, 128)
+    )
+    return Needs(
+        dtype=c.dtype,
+        weights=weights,
+        sweep=lib.l2c_model_sweep_bytes(header),
+        mapped=False,
+        opening=0,
+        address_space=weights,
+        fixed=first - (both - first),
+        per_position=(both - first) // 64,
+        cache_per_position=2 * c.n_layers * c.n_kv_heads * c.head_size * _KV_BYTES[kv_dtype],
+    )
+
+
+def _plan(call: Any, arguments: tuple[Any, ...], options: Options, path: str) -> Plan:
     def read_header(dtype: str) -> Any:
         out, err = ffi.new("l2c_model **"), new_error()
-        number = lib.L2C_DTYPE_FILE if dtype == RUNQ else dtype_number(dtype)
+        number = lib.L2C_DTYPE_FILE if dtype == RUNQ else DTYPES[dtype]
         check(call(*arguments, number, out, err), err, path)
         return ffi.gc(out[0], lib.l2c_model_free)
 
     header = read_header("auto")
-    count = max(0, threads or 0) or batch_threads()  # new_pool refuses wrong numbers
     return Plan(
         config=read_config(lib.l2c_model_config(header)),
         parameters=lib.l2c_model_parameters(header),
         file_bytes=lib.l2c_model_file_bytes(header),
-        needs=_NeedsByDtype(read_header, count),
+        needs=_NeedsByDtype(
+            read_header, options.threads or batch_threads(), options.card is not None
+        ),
     )
 
 
-def plan_file(path: str, threads: int | None = None) -> Plan:
+def plan_file(path: str, options: Options) -> Plan:
     """Reads a model file's header only; the errors are those of opening it."""
     expect(path, MODEL, CheckpointError)
-    return _plan(lib.l2c_model_open_header, (os.fsencode(path),), threads, path)
+    return _plan(lib.l2c_model_open_header, (os.fsencode(path),), options, path)
 
 
-def plan_buffer(buffer: Any, threads: int | None = None, path: str = "<memory>") -> Plan:
+def plan_buffer(buffer: Any, options: Options, path: str = "<memory>") -> Plan:
     """The same of a file in memory, a cffi buffer; `path` is what errors call it."""
     expect_model(buffer)
-    return _plan(lib.l2c_model_open_header_memory, (buffer, len(buffer)), threads, path)
+    return _plan(lib.l2c_model_open_header_memory, (buffer, len(buffer)), options, path)
 
 
 def size(n: int) -> str:
@@ -180,12 +207,13 @@ def size(n: int) -> str:
     return f"{n / 1000:,.0f} kB"
 
 
-def context_of(plan: Plan, context: int | None) -> int:
-    """`context`, checked; by default the model's."""
+def context_of(plan: Plan, options: Options) -> int:
+    """The context asked for, by default the model's. ValueError for a longer one."""
+    context, longest = options.context, plan.config.seq_len
     if context is None:
-        return plan.config.seq_len
-    if not 1 <= context <= plan.config.seq_len:
-        raise ValueError(f"context is {context}; it must be 1 to the model's {plan.config.seq_len}")
+        return longest
+    if not 1 <= context <= longest:
+        raise ValueError(f"context is {context}; it must be 1 to the model's {longest}")
     return context
 
 
@@ -218,16 +246,16 @@ def unavailable(path: str, dtype: str) -> UnsupportedError:
     )
 
 
-def needed_for(plan: Plan, dtype: str, kv_dtype: str, isa: int, path: str) -> str:
-    """The key of Plan.needs for an l2c_isa: `dtype`, or RUNQ.
+def needed_for(plan: Plan, options: Options, isa: int, path: str) -> str:
+    """The dtype to look up in Plan.needs, for an l2c_isa: the one asked for, or RUNQ.
 
-    ValueError for an unknown dtype or cache type, or one that runq.c's kernels do not take;
-    UnsupportedError for a file that they do not take.
+    UnsupportedError for a file, ValueError for a dtype or kv_dtype that runq.c does not have.
     """
-    dtype_number(dtype), kv_number(kv_dtype)
     if isa != lib.L2C_ISA_RUNQ:
-        return dtype
-    c = plan.config
+        return options.dtype
+    if options.card is not None:
+        raise UnsupportedError("isa='runq' computes on the processor only: device='cpu'")
+    c, dtype, kv_dtype = plan.config, options.dtype, options.kv_dtype
     if not c.group_size:
         raise UnsupportedError(
             f"{path}: isa='runq' computes int8 files of llama2.c (version 2) as runq.c does; this "
@@ -240,12 +268,14 @@ def needed_for(plan: Plan, dtype: str, kv_dtype: str, isa: int, path: str) -> st
     return RUNQ
 
 
-def check_fits(plan: Plan, dtype: str, kv_dtype: str, context: int, path: str) -> None:
+def check_fits(
+    plan: Plan, against: list[Limit], dtype: str, kv_dtype: str, context: int, path: str
+) -> None:
     """OutOfMemoryError, with the numbers and what would fit, where there is no room for the model
     and one story of the whole context. UnsupportedError for a dtype that the file cannot give."""
     if (dtype, kv_dtype) not in plan.needs:
         raise unavailable(path, dtype)
-    needs, against = plan.needs[dtype, kv_dtype], limits()
+    needs = plan.needs[dtype, kv_dtype]
     obstacle = needs.obstacle(against, context)
     if obstacle is None:
         return
@@ -264,11 +294,13 @@ def check_fits(plan: Plan, dtype: str, kv_dtype: str, context: int, path: str) -
     )
 
 
-def has_room(plan: Plan, dtype: str, kv_dtype: str, context: int, extra: str) -> bool:
+def has_room(
+    plan: Plan, against: list[Limit], dtype: str, kv_dtype: str, context: int, extra: str
+) -> bool:
     """Whether a copy in the dtype `extra`, with a story of its own, fits beside the model."""
     if (extra, kv_dtype) not in plan.needs:
         return False
     model, copy = plan.needs[dtype, kv_dtype], plan.needs[extra, kv_dtype]
     return all(
-        model.asks(limit, context) + copy.asks(limit, context) <= limit.free for limit in limits()
+        model.asks(limit, context) + copy.asks(limit, context) <= limit.free for limit in against
     )

@@ -10,7 +10,7 @@ from pyllama2c import validate
 from pyllama2c._ffi import check, ffi, lib, new_error
 from pyllama2c.errors import CheckpointError, ClosedError
 from pyllama2c.files.recognize import GGUF_FILE, expect
-from pyllama2c.handle import Handle
+from pyllama2c.handle import ClosableHandle
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,19 +25,19 @@ class Tensor(NamedTuple):
     type: str
     """as GGML calls it: "F32", "Q4_1", ..."""
     shape: tuple[int, ...]
-    """in NumPy's order: the last dimension lies side by side"""
+    """in NumPy's order: the last dimension is contiguous"""
     offset: int
     """of its data in the file"""
     bytes: int
 
 
-class Gguf(Handle):
+class Gguf(ClosableHandle):
     """A GGUF file of version 2 or 3, of any architecture; checked as a whole when it is opened.
 
-    A mapping from keys to values for its metadata, and `tensors`.
+    Its metadata is a mapping from keys to values; `tensors` are the rest.
 
     Raises CheckpointError for a damaged file, UnsupportedError for a big-endian one, another
-    version or a type that is not known, and an OSError where the file cannot be read.
+    version or an unknown type, and an OSError for a file that cannot be read.
     """
 
     _buffer: Any = None
@@ -52,8 +52,8 @@ class Gguf(Handle):
 
     @classmethod
     def from_buffer(cls, data: Any, path: str = "<memory>") -> Gguf:
-        """The same from memory: any contiguous buffer, kept as long as this object; `path` is what
-        errors call it."""
+        """The same from memory: any contiguous buffer, kept as long as this object. Errors call it
+        `path`."""
         self = cls.__new__(cls)
         self.path = path
         buffer = ffi.from_buffer(validate.contiguous("data", data))
@@ -104,7 +104,7 @@ class Gguf(Handle):
             return default
 
     def _reader(self, key: Any, number: int) -> Any:
-        """A function from an element's place to the element."""
+        """A function from an element's index to the element."""
         handle, err = self._handle, new_error()
         if key.type == lib.L2C_GGUF_STRING:
             data, length = ffi.new("char **"), ffi.new("size_t *")
@@ -160,12 +160,6 @@ class Gguf(Handle):
     def close(self) -> None:
         """Gives the memory back; further use raises ClosedError."""
         self._gguf = None
-
-    def __enter__(self) -> Gguf:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def _shape(t: Any) -> tuple[int, ...]:

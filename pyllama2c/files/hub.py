@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from pyllama2c import validate
 from pyllama2c.errors import (
     DownloadError,
     TokenizerNotFoundError,
@@ -22,7 +24,7 @@ from pyllama2c.progress import watched
 LLAMA2_VOCAB_SIZE = 32000
 RETRIES = 2
 TIMEOUT = 30
-"""seconds without a byte"""
+"""seconds without receiving a byte"""
 
 _FindTokenizer = Callable[[int], Path]
 
@@ -38,7 +40,7 @@ class File(NamedTuple):
 
 class ModelFiles(NamedTuple):
     checkpoint: Path
-    tokenizer: _FindTokenizer
+    find_tokenizer: _FindTokenizer
     """vocab_size -> path; may download, so it is called only when a tokenizer is needed"""
 
 
@@ -70,16 +72,23 @@ class Registry:
         self.files = {name: File(name=name, **entry) for name, entry in table["files"].items()}
         self.models: dict[str, dict[str, str]] = table["models"]
 
+    def entry(self, name: str, neither: str) -> dict[str, str]:
+        """The names of a model's files; UnknownModelError for a name that is `neither`."""
+        if name not in self.models:
+            known = ", ".join(self.models)
+            raise UnknownModelError(f"{name!r} is {neither} a known model; known: {known}")
+        return self.models[name]
+
     def fetch(self, name: str, recheck: bool = False) -> Path:
         """The path of a known file, downloading it if it is not in the cache.
 
-        A file enters the cache under its name only after its SHA-256 has been checked, so one
-        that is there with the right size is taken as it is, unless `recheck`.
+        A file gets its name in the cache only once its SHA-256 has been checked, so a cached file
+        of the right size is used as it is, unless `recheck`.
         """
         file, folder = self.files[name], cache_folder()
         path = folder / name
-        there = path.is_file() and path.stat().st_size == file.size
-        if not there or (recheck and _sha256(path) != file.sha256):
+        cached = path.is_file() and path.stat().st_size == file.size
+        if not cached or (recheck and _sha256(path) != file.sha256):
             _download(file, path)
         return path
 
@@ -91,11 +100,11 @@ def _sha256(path: str | os.PathLike[str]) -> str:
 
 
 class _WrongContentError(Exception):
-    """What was downloaded is not the file that is known."""
+    """The downloaded file is not the pinned one."""
 
 
 def _download(file: File, path: Path) -> None:
-    """DownloadError says why not, and what to do."""
+    """DownloadError says why it failed, and what to do."""
     from requests import RequestException
 
     for attempt in range(RETRIES + 1):
@@ -131,7 +140,7 @@ def _download_once(file: File, path: Path) -> None:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether the server knows that there is nothing to be had: asking again changes nothing."""
+    """Whether the server refused the request, so that retrying is pointless."""
     response = getattr(error, "response", None)
     return response is not None and 400 <= response.status_code < 500
 
@@ -149,9 +158,9 @@ def _reason(error: Exception, file: File) -> str:
         case exceptions.Timeout():
             return f"{host} did not answer within {TIMEOUT} seconds"
         case exceptions.ProxyError():
-            return f"the proxy gives no connection to {host}"
+            return f"no connection to {host} through the proxy"
         case exceptions.SSLError():
-            return f"no secure connection to {host}: its certificate is not trusted here"
+            return f"no secure connection to {host}: its certificate is not trusted"
         case exceptions.ChunkedEncodingError():
             return f"the connection to {host} broke off"
         case exceptions.ConnectionError():
@@ -163,9 +172,9 @@ def _reason(error: Exception, file: File) -> str:
 def no_tokenizer(checkpoint: str) -> _FindTokenizer:
     def find(vocab_size: int) -> Path:
         raise TokenizerNotFoundError(
-            2,
-            f"no tokenizer for its {vocab_size} pieces: name one with tokenizer=... "
-            "(-z on the command line) or put a tokenizer.bin beside it",
+            errno.ENOENT,
+            f"no tokenizer for its {vocab_size} pieces: pass one with tokenizer=... (-z on the "
+            "command line) or put a tokenizer.bin beside it",
             checkpoint,
         )
 
@@ -184,10 +193,9 @@ def _beside(checkpoint: Path) -> _FindTokenizer:
     return find
 
 
-def find_model(
-    model: str | os.PathLike[str] | None, tokenizer: str | os.PathLike[str] | None = None
-) -> ModelFiles:
-    """The files that `Llama(model, tokenizer)` means. Raises UnknownModelError, DownloadError."""
+def find_model(model: str | os.PathLike[str] | None) -> ModelFiles:
+    """The files that `Llama(model)` means. Raises UnknownModelError, DownloadError."""
+    validate.file_path("model", model, optional=True)
     if model is None:
         folder = data_folder()
         return ModelFiles(folder / "storyteller.bin", lambda _: folder / "tokenizer.bin")
@@ -195,10 +203,7 @@ def find_model(
     if os.path.exists(name) or os.sep in name or name.endswith((".bin", ".gguf")):
         return ModelFiles(Path(name), _beside(Path(name)))
     registry = Registry()
-    if name not in registry.models:
-        known = ", ".join(registry.models)
-        raise UnknownModelError(f"no file and no known model is called {name!r}; known: {known}")
-    entry = registry.models[name]
+    entry = registry.entry(name, "neither a file nor")
 
     def known_tokenizer(vocab_size: int) -> Path:
         neighbour = Path("models") / entry["tokenizer"]
@@ -210,10 +215,7 @@ def find_model(
 
 
 def download_model(name: str) -> list[Path]:
-    """Fetches a known model and its tokenizer; checks again what is there."""
+    """Fetches a known model and its tokenizer; rechecks what is cached."""
     registry = Registry()
-    if name not in registry.models:
-        known = ", ".join(registry.models)
-        raise UnknownModelError(f"no known model is called {name!r}; known: {known}")
-    entry = registry.models[name]
+    entry = registry.entry(name, "not")
     return [registry.fetch(entry[part], recheck=True) for part in ("checkpoint", "tokenizer")]

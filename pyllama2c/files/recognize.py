@@ -1,8 +1,8 @@
-"""What a file is, from its first bytes: known before a parser is asked what is wrong with it.
+"""What kind of file something is, from its first bytes: checked before any parser reports damage.
 
-A download that went wrong is a file of another kind far more often than a damaged one. llama2.c's
-version 0 has no mark to know it by, so what is not recognized goes to the parser, and every other
-kind begins with bytes that no header of version 0 can hold.
+A failed download is far more often a file of another kind than a damaged one. llama2.c's version 0
+has no magic number, so unrecognized files go to the parser; every other kind begins with bytes that
+no version 0 header can have.
 """
 
 from __future__ import annotations
@@ -18,24 +18,27 @@ from pyllama2c._ffi import ffi
 from pyllama2c.errors import CheckpointError
 
 HEAD = 4096
-"""bytes that are looked at"""
+"""bytes that are read"""
 
-_CONVERT = "`pyllama2c convert FOLDER model.gguf` reads the folder of such a model"
+_CONVERT = "convert the model's folder with `pyllama2c convert FOLDER model.gguf`"
 
 
 class Kind(Enum):
-    """A kind of file: what to call it, and what its owner can do where another was expected."""
+    """A kind of file: what to call it, and advice for where another kind was expected."""
 
-    LFS_POINTER = "a Git LFS pointer, not the file itself", "`git lfs pull` fetches that"
+    LFS_POINTER = "a Git LFS pointer, not the file itself", "run `git lfs pull`"
     WEB_PAGE = "a web page, not the file itself", "download it again, from a link to the file"
-    GGUF = "a GGUF file", "name it as the model"
-    LLAMA2C = "a llama2.c checkpoint", "name it as the model"
-    TOKENIZER_BIN = "a llama2.c tokenizer.bin", "name it as the tokenizer"
-    PROMPT_CACHE = "a prompt cache of pyllama2c", "Llama.load_cache reads it"
+    GGUF = "a GGUF file", "pass it as the model"
+    LLAMA2C = "a llama2.c checkpoint", "pass it as the model"
+    TOKENIZER_BIN = "a llama2.c tokenizer.bin", "pass it as the tokenizer"
+    PROMPT_CACHE = "a prompt cache of pyllama2c", "load it with Llama.load_cache"
     OLD_GGML = "a GGML file older than GGUF", "download the model as GGUF"
     SAFETENSORS = "a safetensors file", _CONVERT
     ZIP = "a zip archive, as PyTorch saves weights", _CONVERT
-    PICKLE = "a Python pickle, as old PyTorch saved weights", "load and save it with a newer one"
+    PICKLE = (
+        "a Python pickle, as old PyTorch saved weights",
+        "load and save it again with a newer one",
+    )
     SENTENCEPIECE = "a SentencePiece model", _CONVERT
     TIKTOKEN = "a tiktoken vocabulary", _CONVERT
     ARCHIVE = "a compressed archive", "unpack it"
@@ -54,16 +57,16 @@ SAFETENSORS = frozenset((Kind.SAFETENSORS,))
 TORCH = frozenset((Kind.ZIP, Kind.PICKLE))
 TOKENIZER_MODEL = frozenset((Kind.SENTENCEPIECE, Kind.TIKTOKEN))
 JSON = frozenset((Kind.JSON, Kind.TEXT))
-"""what is text may be JSON to its parser"""
+"""text may still parse as JSON"""
 PROSE = frozenset((Kind.TEXT, Kind.JSON, Kind.WEB_PAGE, Kind.TIKTOKEN, Kind.EMPTY))
-"""whatever people may want to read"""
+"""anything that may be readable text"""
 
-_MARKS: tuple[tuple[bytes, Kind], ...] = (
+_MAGIC: tuple[tuple[bytes, Kind], ...] = (
     (b"version https://git-lfs", Kind.LFS_POINTER),
     (b"GGUF", Kind.GGUF),
     (b"24ka", Kind.LLAMA2C),
     (b"l2ccache", Kind.PROMPT_CACHE),
-    *((mark, Kind.OLD_GGML) for mark in (b"lmgg", b"fmgg", b"tjgg", b"algg")),
+    *((magic, Kind.OLD_GGML) for magic in (b"lmgg", b"fmgg", b"tjgg", b"algg")),
     (b"PK\x03\x04", Kind.ZIP),
     (b"\x1f\x8b\x08", Kind.ARCHIVE),  # gzip
     (b"BZh", Kind.ARCHIVE),
@@ -82,8 +85,8 @@ def kind_of(head: bytes) -> Kind | None:
     """The kind of a file that begins with `head`, HEAD bytes or the whole of it; None: unknown."""
     if not head:
         return Kind.EMPTY
-    for mark, kind in _MARKS:
-        if head.startswith(mark):
+    for magic, kind in _MAGIC:
+        if head.startswith(magic):
             return kind
     text = head.removeprefix(b"\xef\xbb\xbf")
     if _WEB_PAGE.match(text):
@@ -101,7 +104,7 @@ def kind_of(head: bytes) -> Kind | None:
 
 
 def _is_text(head: bytes) -> bool:
-    """UTF-8 without control characters; the last character may be cut."""
+    """UTF-8 without control characters; the last character may be incomplete."""
     if _BINARY.search(head):
         return False
     try:
@@ -119,7 +122,7 @@ def _is_safetensors(head: bytes) -> bool:
 
 
 def _is_llama2c(head: bytes) -> bool:
-    """Version 0: seven integers that fit each other."""
+    """Version 0: seven plausible integers."""
     if len(head) < 28:
         return False
     dim, hidden, layers, heads, kv_heads, vocab, length = struct.unpack_from("<7i", head)
@@ -178,15 +181,15 @@ def kind_of_file(path: str | os.PathLike[str]) -> Kind | None:
 
 
 def expect(path: str | os.PathLike[str], wanted: frozenset[Kind], error: type[ValueError]) -> None:
-    """Raises `error` for a file that is known to be of another kind; what it is and what to do.
+    """Raises `error`, with advice, for a file that is recognized as another kind.
 
-    What is unknown, or cannot be read, is left to the parser and its own errors.
+    Unknown and unreadable files are left to the parser and its own errors.
     """
     _refuse(kind_of_file(path), os.fspath(path), wanted, error)
 
 
 def expect_model(buffer: Any) -> None:
-    """The same of a model in memory, a cffi buffer."""
+    """The same for a model in memory, a cffi buffer."""
     if len(buffer):
         head = bytes(ffi.buffer(buffer, min(len(buffer), HEAD)))
         _refuse(kind_of(head), "<memory>", MODEL, CheckpointError)

@@ -1,4 +1,4 @@
-"""Files that appear under their name only when they are whole."""
+"""Files that appear under their name only once they are complete."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def whole_file(target: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which becomes `target` at the end; after an exception what was there
-    stays. Others may write the same target meanwhile: the last one to end wins, whole.
+    """A file to write to, which becomes `target` at the end; after an exception, `target` is
+    unchanged. If several processes write the same target, the last to finish wins.
 
-    It gets the permissions that `open` would give. A symbolic link stays one, and what it leads to
-    is written. A pipe, a device or an open stream (/dev/stdout) gets the bytes at the end, all or
-    none, behind what it has. OSError names the target.
+    The permissions are those that `open` would give. A symbolic link is kept and followed. A pipe,
+    a device or an open stream (/dev/stdout) gets all bytes at the end, appended, or none. OSError
+    names the target.
     """
     try:
-        there = os.stat(target)
+        existing = os.stat(target)
     except FileNotFoundError:
-        there = None
-    if there is not None and stat.S_ISDIR(there.st_mode):
+        existing = None
+    if existing is not None and stat.S_ISDIR(existing.st_mode):
         raise IsADirectoryError(errno.EISDIR, "is a folder; name the file to write", str(target))
-    if there is not None and (not stat.S_ISREG(there.st_mode) or _is_a_stream(target)):
+    if existing is not None and (not stat.S_ISREG(existing.st_mode) or _is_a_stream(target)):
         with _through(target) as file:
             yield file
     else:
-        with _replacing(target, there) as file:
+        with _replacing(target, existing) as file:
             yield file
 
 
 def _is_a_stream(target: Path) -> bool:
-    """Whether this is /dev/stdout, /dev/fd/3 or the like, and not the file that it leads to."""
+    """Whether this is /dev/stdout, /dev/fd/3 or the like, rather than the file it leads to."""
     path = target
     for _ in range(40):  # links, as many as Linux follows
         if re.fullmatch(r"/proc/\d+(/task/\d+)?/fd", os.path.realpath(path.parent)):
@@ -62,16 +62,16 @@ def _through(target: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _replacing(target: Path, there: os.stat_result | None) -> Iterator[BinaryIO]:
-    if there is not None and not os.access(target, os.W_OK):
+def _replacing(target: Path, existing: os.stat_result | None) -> Iterator[BinaryIO]:
+    if existing is not None and not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
     real = Path(os.path.realpath(target))
     partial = real.with_name(f"{real.name[:40]}.{secrets.token_hex(8)}.part")
     with _errors_of(target, partial):
         try:
             with open(partial, "xb") as file:
-                if there is not None:
-                    _keep_owner(file, there)
+                if existing is not None:
+                    _keep_owner(file, existing)
                 yield file
                 file.flush()
                 os.fsync(file.fileno())  # or a power cut may leave the name without the bytes
@@ -81,15 +81,15 @@ def _replacing(target: Path, there: os.stat_result | None) -> Iterator[BinaryIO]
                 partial.unlink()
 
 
-def _keep_owner(file: BinaryIO, there: os.stat_result) -> None:
-    with suppress(PermissionError):  # only root gives files away
-        os.fchown(file.fileno(), there.st_uid, there.st_gid)
-    os.fchmod(file.fileno(), stat.S_IMODE(there.st_mode))
+def _keep_owner(file: BinaryIO, existing: os.stat_result) -> None:
+    with suppress(PermissionError):  # only root may change a file's owner
+        os.fchown(file.fileno(), existing.st_uid, existing.st_gid)
+    os.fchmod(file.fileno(), stat.S_IMODE(existing.st_mode))
 
 
 @contextmanager
 def _errors_of(target: Path, partial: Path) -> Iterator[None]:
-    """Errors that name the partial file, or no file as those of a full disk, name the target."""
+    """Errors about the partial file, or about no file (such as a full disk), name the target."""
     try:
         yield
     except OSError as error:

@@ -143,9 +143,7 @@ def batch_requests(
 ) -> Iterator[tuple[int, Request | Exception]]:
     """(number, request or what is wrong with it) of every story of a batch. Prompts are taken one
     by one, as their requests are; what is wrong with all of them raises at once."""
-    if validate.is_text(prompts):
-        raise ValueError("prompts is one text; give a list of prompts")
-    validate.values("prompts", prompts, "a list of prompts: texts, or lists of token ids")
+    validate.texts("prompts", prompts, "a list of prompts: texts, or lists of token ids")
     n = validate.integer("n", n, 1, sys.maxsize, "1 or more")
     unknown = set(parameters) - set(make_request.__kwdefaults__ or {})
     if unknown:

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 from pyllama2c._ffi import ffi
 from pyllama2c.engine.draft import Draft, DraftLength
-from pyllama2c.engine.session import PREFILL_ROWS, Session, Sessions
+from pyllama2c.engine.session import Session, Sessions
 from pyllama2c.errors import BusyError, CancelledError
 from pyllama2c.generation.request import Request, process_logits
 from pyllama2c.generation.text import StoryText
-from pyllama2c.handle import Handle
+from pyllama2c.handle import ClosableHandle
 from pyllama2c.tokenizers.base import BaseTokenizer
 
 
@@ -40,7 +40,7 @@ class GenerationStats(NamedTuple):
     """of those, the ones that the model itself picked as well"""
 
 
-class Generation(Handle, Iterator[str]):
+class Generation(ClosableHandle, Iterator[str]):
     """A story, generated as it is iterated; nothing is computed before the first step.
 
     Yields pieces of text that never split a character. The prompt is not part of them:
@@ -128,12 +128,6 @@ class Generation(Handle, Iterator[str]):
         if self._turn.acquire(blocking=False):
             self._end("cancelled")
             self._turn.release()
-
-    def __enter__(self) -> Generation:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     @property
     def rng_state(self) -> int:
@@ -231,10 +225,10 @@ class Generation(Handle, Iterator[str]):
             self._session = session
         # The last token is computed even if it is cached: its logits choose the first new one.
         self._cached_tokens = start = min(session.cached(prompt), len(prompt) - 1)
-        for at in range(start, len(prompt), PREFILL_ROWS):
+        for at in range(start, len(prompt), session.max_rows):
             if self._cancelled:
                 return False
-            chunk = prompt[at : at + PREFILL_ROWS]
+            chunk = prompt[at : at + session.max_rows]
             session.feed(chunk, at, want_logits=int(at + len(chunk) == len(prompt)))
         self._sample(session)
         return True

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Collection, Iterable, Sequence
-from types import TracebackType
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from pyllama2c import validate
 from pyllama2c.errors import ClosedError, TokenizerError
-from pyllama2c.handle import Handle
+from pyllama2c.handle import ClosableHandle
 
 NONE = -1
-"""the id of a special token that a vocabulary does not have, as in SentencePiece"""
-
-_Self = TypeVar("_Self", bound="BaseTokenizer")
+"""the id of a special token that the vocabulary lacks, as in SentencePiece"""
 
 
 class Strips(NamedTuple):
-    """Ids of tokens that, where a text has theirs, take the white space beside it along."""
+    """Ids of tokens that absorb the white space next to them in a text."""
 
     left: Collection[int] = ()
     right: Collection[int] = ()
@@ -27,16 +24,16 @@ class Strips(NamedTuple):
 
 NO_STRIPS = Strips()
 _WHITE_SPACE = [*filter(str.isspace, map(chr, [*range(28), *range(32, 0x3001)]))]
-"""Unicode's: Python counts four control characters as well"""
+"""Unicode's; Python's isspace also counts four control characters"""
 
 
-class BaseTokenizer(Handle, ABC):
-    """What a model's tokenizer offers, wherever it is from."""
+class BaseTokenizer(ClosableHandle):
+    """The interface of every tokenizer, whatever file it was read from."""
 
     path: str
     vocab_size: int
     bos_id: int
-    """opens a text; -1 where the vocabulary has none, as for the others"""
+    """begins a text; -1 if the vocabulary has none, as for the ids below"""
     eos_id: int
     unk_id: int = NONE
     pad_id: int = NONE
@@ -44,13 +41,13 @@ class BaseTokenizer(Handle, ABC):
     cls_id: int = NONE
     mask_id: int = NONE
     add_bos: bool = True
-    """whether texts begin with BOS; a prompt then does"""
+    """whether texts, and so prompts, begin with BOS"""
     add_eos: bool = False
-    """whether texts end with EOS; a prompt, which is to go on, never does"""
+    """whether texts end with EOS; a prompt never does, as it is to be continued"""
     adds_space: bool = False
-    """whether `encode` puts a space before a text, which `decode` takes off again"""
+    """whether `encode` prepends a space, which `decode` removes"""
     ends: frozenset[int]
-    """ids that end a story: BOS (llama2.c's models end with it), EOS, the end of a chat's turn"""
+    """ids that end a story: BOS (llama2.c's models end with it), EOS, end of turn"""
 
     def __init__(
         self,
@@ -59,9 +56,9 @@ class BaseTokenizer(Handle, ABC):
         strips: Strips = NO_STRIPS,
     ):
         # A single character is text, whatever its type says.
-        self._special = _Texts((token for token in special if len(token[0]) > 1), strips)
-        self._user_defined = _Texts(user_defined, strips)
-        self._pieces: dict[int, bytes] = {}  # those seen so far
+        self._special = _TokenFinder((token for token in special if len(token[0]) > 1), strips)
+        self._user_defined = _TokenFinder(user_defined, strips)
+        self._pieces: dict[int, bytes] = {}  # a cache
         self._closed = False
 
     @abstractmethod
@@ -76,33 +73,34 @@ class BaseTokenizer(Handle, ABC):
     ) -> list[int]:
         """Token ids of `text`; BOS and EOS only where asked for.
 
-        `<s>`, `<|im_end|>` or `<0x41>` in it are just characters, unless `special` asks for control
-        tokens where their text stands: never ask for a text that others wrote. Bytes need not be
-        valid UTF-8. TokenizerError for lone surrogates in a str, and for characters that a
-        vocabulary has no tokens for, nor an <unk>.
+        `<s>`, `<|im_end|>` or `<0x41>` in it are just characters. With `special`, the text of a
+        control token becomes that token: never use it on untrusted text. Bytes need not be valid
+        UTF-8. TokenizerError for lone surrogates in a str, and for characters without a token in a
+        vocabulary without <unk>.
         """
         for name, value in (("bos", bos), ("eos", eos), ("special", special)):
             validate.flag(name, value)
         parts = self.split(text) if special else [_as_text(text)]
-        first = [self._asked_for(self.bos_id, "BOS")] if bos else []
-        last = [self._asked_for(self.eos_id, "EOS")] if eos else []
+        first = [self._required(self.bos_id, "BOS")] if bos else []
+        last = [self._required(self.eos_id, "EOS")] if eos else []
         return first + self.encode_parts(parts) + last
 
     def encode_prompt(self, text: str | bytes) -> list[int]:
-        """Token ids of a text that is to be continued: BOS first where `add_bos` says so, or where
-        there is nothing else to begin with."""
+        """Token ids of a text that is to be continued: BOS first if `add_bos` is set, or if there
+        is nothing else to begin with."""
         return self.encode(text, bos=self.add_bos or (not text and self.bos_id != NONE))
 
     def split(self, text: str | bytes) -> list[str | int]:
-        """The text cut at the texts of control tokens, which become their ids."""
-        return self._special.cut([_as_text(text)])
+        """The text split at control tokens, which become ids."""
+        return self._special.split([_as_text(text)])
 
     def encode_parts(self, parts: Sequence[str | int], inside: bool = False) -> list[int]:
-        """Ids of what `split` made; `inside` another text no space is put before the first."""
+        """Ids of the parts that `split` made. `inside`: they continue a text, so the first gets no
+        space."""
         self._check_open()
         ids: list[int] = []
         after_token = not inside
-        for i, part in enumerate(self._user_defined.cut(parts)):
+        for i, part in enumerate(self._user_defined.split(parts)):
             if isinstance(part, int):
                 ids.append(part)
             elif part:
@@ -112,11 +110,11 @@ class BaseTokenizer(Handle, ABC):
         return ids
 
     def _space_before(self, text: str, opens: bool) -> bool:
-        """Whether a space is put before a text that follows a token, or `opens` all."""
+        """Whether a space is prepended to a text that follows a token or, with `opens`, nothing."""
         return self.adds_space
 
     def piece(self, token: int) -> bytes:
-        """The bytes that one token stands for: none for a control token, maybe half a character."""
+        """The bytes of one token: none for a control token, perhaps part of a character."""
         self._check_open()
         if type(token) is not int:
             (token,) = validate.token_ids("token", [token], self.vocab_size)
@@ -129,7 +127,7 @@ class BaseTokenizer(Handle, ABC):
         return piece
 
     def decode_bytes(self, tokens: Sequence[int]) -> bytes:
-        """The bytes that `tokens` stand for, without the space that `encode` put in front."""
+        """The bytes of `tokens`, without the space that `encode` prepended."""
         parts: list[bytes] = []
         at_start = self.adds_space
         for token in validate.values("tokens", tokens, "a sequence of integers: token ids"):
@@ -140,7 +138,7 @@ class BaseTokenizer(Handle, ABC):
         return b"".join(parts)
 
     def opening(self, token: int) -> bytes:
-        """The bytes of a token that begins a text, before which `encode` put a space."""
+        """The bytes of a text's first token, without the space that `encode` prepended."""
         return self.piece(token).removeprefix(b" ")
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -158,7 +156,7 @@ class BaseTokenizer(Handle, ABC):
         """Control tokens by their text."""
         return dict(self._special.tokens)
 
-    def _asked_for(self, token: int, name: str) -> int:
+    def _required(self, token: int, name: str) -> int:
         if token == NONE:
             raise TokenizerError(f"{self.path}: the vocabulary has no {name}")
         return token
@@ -170,17 +168,6 @@ class BaseTokenizer(Handle, ABC):
     def close(self) -> None:
         """Frees the tokenizer; further use raises ClosedError."""
         self._closed = True
-
-    def __enter__(self: _Self) -> _Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.path!r}, vocab_size={self.vocab_size})"
@@ -198,26 +185,26 @@ def _as_text(text: str | bytes) -> str:
     return text
 
 
-class _Texts:
-    """Texts of tokens, which are looked for in other texts: from the left, the longest first."""
+class _TokenFinder:
+    """Finds tokens by their text in other texts: from the left, the longest first."""
 
     def __init__(self, tokens: Iterable[tuple[str, int]], strips: Strips):
         self._strips = strips
         self.tokens = sorted(tokens, key=lambda token: -len(token[0]))
         self._ids = dict(reversed(self.tokens))
-        self._pattern: re.Pattern[str] | None = None  # made when it is needed
+        self._pattern: re.Pattern[str] | None = None  # compiled on first use
 
-    def cut(self, parts: Sequence[str | int]) -> list[str | int]:
-        """Texts among the parts cut where they have a token's text, which becomes its id."""
+    def split(self, parts: Sequence[str | int]) -> list[str | int]:
+        """The parts, with each token found in a text replaced by its id."""
         if not self._ids:
             return list(parts)
         if self._pattern is None:
             texts = [re.escape(text) for text, _ in self.tokens]
             self._pattern = re.compile("|".join(texts))
-        cut: list[str | int] = []
+        out: list[str | int] = []
         for part in parts:
             if isinstance(part, int):
-                cut.append(part)
+                out.append(part)
                 continue
             at = 0
             for match in self._pattern.finditer(part):
@@ -228,10 +215,10 @@ class _Texts:
                     while part[end : end + 1] in _WHITE_SPACE:
                         end += 1
                 if at < start:
-                    cut.append(part[at:start])
-                if start < end:  # else the token before has taken it along
-                    cut.append(number)
+                    out.append(part[at:start])
+                if start < end:  # else the previous token absorbed it
+                    out.append(number)
                 at = end
             if at < len(part):
-                cut.append(part[at:])
-        return cut
+                out.append(part[at:])
+        return out

@@ -1,6 +1,6 @@
-"""Byte-level BPE, as GPT-2 introduced it: every byte is a character, so that every text has ids.
+"""Byte-level BPE, as in GPT-2: every byte is written as a character, so any text can be encoded.
 
-Joining is done by the `tokenizers` package (`pip install 'pyllama2c[gguf]'`).
+The `tokenizers` package (`pip install 'pyllama2c[gguf]'`) does the merging.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def _byte_characters() -> list[str]:
-    """A visible character for each byte: its own in Latin-1 where that has one (GPT-2's table)."""
+    """GPT-2's table: a visible character for each byte, its Latin-1 one if that is visible."""
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in visible]
     table = {byte: chr(byte) for byte in visible}
@@ -33,7 +33,7 @@ CHARACTERS = _byte_characters()
 _BYTES = {character: byte for byte, character in enumerate(CHARACTERS)}
 _RUNS = re.compile(r"\s+|\w+")
 _LONGEST_RUN = 5_000_000
-"""characters: beyond 10 million steps back in one match, the package panics"""
+"""characters; the package panics when one match backtracks 10 million steps"""
 _ESCAPED = re.compile("([\udc80-\udcff])")
 
 
@@ -51,12 +51,12 @@ class ByteLevelTokenizer(BaseTokenizer):
         normal = _normal_pieces(v)
         self._byte_ids = [normal.get(character) for character in CHARACTERS]
         self._missing = [byte for byte, number in enumerate(self._byte_ids) if number is None]
-        self._join = _bpe(v, normal)
+        self._bpe = _bpe(v, normal)
 
     def _encode_text(self, text: str, space_first: bool) -> list[int]:
         self._check_runs(text)
         ids: list[int] = []
-        # What is not UTF-8 is in no piece: such bytes have tokens of their own.
+        # Bytes that are not UTF-8 are in no longer piece: each is a token of its own.
         for part in _ESCAPED.split(text):
             data = part.encode("utf-8", "surrogateescape")
             for byte in self._missing:
@@ -68,7 +68,7 @@ class ByteLevelTokenizer(BaseTokenizer):
             if _ESCAPED.fullmatch(part):
                 ids.append(self._byte_ids[data[0]] or 0)
             elif part:
-                ids += self._join(part)
+                ids += self._bpe(part)
         return ids
 
     def _check_runs(self, text: str) -> None:
@@ -78,8 +78,8 @@ class ByteLevelTokenizer(BaseTokenizer):
             n = run.end() - run.start()
             if n > _LONGEST_RUN:
                 raise TokenizerError(
-                    f"{self.path}: the text has {n} {run[0][0]!r} and the like in a row; at most "
-                    f"{_LONGEST_RUN} can be split"
+                    f"{self.path}: the text has a run of {n} characters like {run[0][0]!r}; the "
+                    f"limit is {_LONGEST_RUN}"
                 )
 
     def _piece(self, token: int) -> bytes:
@@ -100,24 +100,9 @@ def _normal_pieces(v: Vocabulary) -> dict[str, int]:
             raise TokenizerError(f"{v.path}: pieces {pieces[text]} and {i} are the same")
         pieces[text] = i
     for i, (text, kind) in enumerate(zip(v.pieces, v.types, strict=True)):
-        if text in _BYTES and kind != UNUSED:  # texts need it, whatever else it is
+        if text in _BYTES and kind != UNUSED:  # every byte needs a token, whatever its type
             pieces.setdefault(text, i)
     return pieces
-
-
-def _merges(v: Vocabulary, normal: dict[str, int]) -> list[tuple[str, str]]:
-    """Those that join text. A token that is found before text is looked at is never joined."""
-    known, merges = set(v.pieces), []
-    for i, merge in enumerate(v.merges()):
-        left, _, right = merge.partition(" ")
-        for text in (left, right, left + right):
-            if text not in known:
-                raise TokenizerError(
-                    f"{v.path}: merge {i} ({merge!r:.80}) is not of two pieces that make a third"
-                )
-        if left in normal and right in normal and left + right in normal:
-            merges.append((left, right))
-    return merges
 
 
 def _bpe(v: Vocabulary, normal: dict[str, int]) -> Callable[[str], list[int]]:
@@ -134,12 +119,12 @@ def _bpe(v: Vocabulary, normal: dict[str, int]) -> Callable[[str], list[int]]:
         ) from error
     steps: list[Any] = [pre_tokenizers.Split(Regex(e), "isolated") for e in pre.expressions]
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
-    model = models.BPE(vocab=normal, merges=_merges(v, normal), ignore_merges=pre.ignore_merges)
-    bpe = Tokenizer(model)
+    merges = list(v.pairs(v.merges(), normal))
+    bpe = Tokenizer(models.BPE(vocab=normal, merges=merges, ignore_merges=pre.ignore_merges))
     bpe.pre_tokenizer = pre_tokenizers.Sequence(steps)
 
-    def join(text: str) -> list[int]:
+    def encode(text: str) -> list[int]:
         ids: list[int] = bpe.encode(text, add_special_tokens=False).ids
         return ids
 
-    return join
+    return encode

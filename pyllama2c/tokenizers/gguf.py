@@ -1,23 +1,31 @@
-"""The tokenizer that a GGUF file holds: lists of pieces, and keys that say how to use them.
+"""The tokenizer inside a GGUF file: lists of pieces, and keys that say how to use them.
 
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#tokenizer
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from pyllama2c._ffi import ffi, lib, new_error
 from pyllama2c.errors import TokenizerError, UnsupportedError
 from pyllama2c.files.gguf import Gguf
 from pyllama2c.tokenizers.base import NONE, BaseTokenizer, Strips
-from pyllama2c.tokenizers.control_tokens import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, settle
+from pyllama2c.tokenizers.control_tokens import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    USER_DEFINED,
+    classify,
+)
 from pyllama2c.tokenizers.llama2c import Tokenizer
 from pyllama2c.tokenizers.pre_tokenizers import PRE_TOKENIZERS
 
 SCHEMES = ("every", "always", "first", "never")
-"""where the `tokenizers` package puts a space: before every stretch of text between added tokens,
-before those that begin with none, before the first if it begins with none, never"""
+"""where the `tokenizers` package adds a space: before every stretch of text between added tokens;
+before those that do not begin with one; before the first, if it does not; never"""
 
 UNKNOWN_TEXT = " \N{DOUBLE QUESTION MARK} "
 """what SentencePiece decodes <unk> to, unless a model says otherwise"""
@@ -25,10 +33,10 @@ UNKNOWN_TEXT = " \N{DOUBLE QUESTION MARK} "
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 
 _DEFAULTS = {"llama": {"bos": 1, "eos": 2, "unknown": 0}, "gpt2": {"bos": 11, "eos": 11}}
-"""ids where keys are missing, as in llama.cpp"""
+"""ids for missing keys, as in llama.cpp"""
 
 END_IDS = "pyllama2c.end_token_ids"
-"""our key: further ids that end an answer, where `eos`, `eot` and `eom` are not enough"""
+"""our own key: ids that end an answer besides `eos`, `eot` and `eom`"""
 
 
 def has_tokenizer(gguf: Gguf) -> bool:
@@ -38,8 +46,8 @@ def has_tokenizer(gguf: Gguf) -> bool:
 def read_tokenizer(gguf: Gguf, vocab_size: int) -> BaseTokenizer:
     """The tokenizer of a file that has one, for a model of `vocab_size` ids.
 
-    TokenizerError for lists that are damaged or do not fit the model, UnsupportedError for a kind
-    of tokenizer that is not known, or whose package is not installed.
+    TokenizerError for lists that are damaged or do not fit the model, UnsupportedError for an
+    unknown kind of tokenizer, or one whose package is not installed.
     """
     kind = Vocabulary.field(gguf, "model", str)
     v = Vocabulary(gguf, kind, vocab_size)
@@ -51,7 +59,7 @@ def read_tokenizer(gguf: Gguf, vocab_size: int) -> BaseTokenizer:
 
 
 class Vocabulary:
-    """What the keys say, checked."""
+    """The tokenizer keys of a file, checked."""
 
     def __init__(self, gguf: Gguf, kind: str, vocab_size: int):
         if kind not in _DEFAULTS:
@@ -69,7 +77,7 @@ class Vocabulary:
             self._named(name) for name in ("padding", "seperator", "cls", "mask")
         )
         template = gguf.get("tokenizer.chat_template")
-        self.types, self.ends = settle(
+        self.types, self.ends = classify(
             self.pieces,
             self._types(),
             template=template if isinstance(template, str) else None,
@@ -90,7 +98,7 @@ class Vocabulary:
         if type(value) is not kind:
             what = "is missing" if value is None else f"is {value!r:.50}"
             raise TokenizerError(
-                f"{gguf.path}: tokenizer.ggml.{name} {what}; it must be a {kind.__name__}"
+                f"{gguf.path}: tokenizer.ggml.{name} {what}; it must be of type {kind.__name__}"
             )
         return value
 
@@ -106,7 +114,7 @@ class Vocabulary:
     def of(self, name: str, values: list[Any], kind: type) -> list[Any]:
         if any(type(value) is not kind for value in values):
             raise TokenizerError(
-                f"{self.path}: tokenizer.ggml.{name} holds something else than {kind.__name__}"
+                f"{self.path}: the values of tokenizer.ggml.{name} must be of type {kind.__name__}"
             )
         return values
 
@@ -116,16 +124,16 @@ class Vocabulary:
         number: int = self.field(self._gguf, key, int, self._default(name))
         if 0 <= number < self.size:
             return number
-        # Files spell "none" as -1, which as an unsigned number is 2^32 - 1.
+        # Files write "none" as -1 or, unsigned, as 2^32 - 1.
         if given and number not in (NONE, 2**32 - 1):
             raise TokenizerError(
-                f"{self.path}: tokenizer.ggml.{key} is {number}; the model knows 0 to "
+                f"{self.path}: tokenizer.ggml.{key} is {number}; the model's ids are 0 to "
                 f"{self.size - 1}"
             )
         return NONE
 
     def _default(self, name: str) -> int:
-        """The id where a key is missing: none where that token is something else."""
+        """The id for a missing key; NONE if that token is something else."""
         number = _DEFAULTS[self.kind].get(name, NONE)
         given = [self._gguf.get(f"tokenizer.ggml.{other}_token_id") for other in _DEFAULTS["llama"]]
         if number in given:
@@ -136,7 +144,7 @@ class Vocabulary:
         return number if kind == (UNKNOWN if name == "unknown" else CONTROL) else NONE
 
     def _named(self, name: str) -> int:
-        """Only templates ask for it, so an id that the model does not know is none."""
+        """Only templates use it, so an id out of range counts as none."""
         number = self._gguf.get(f"tokenizer.ggml.{name}_token_id")
         return number if type(number) is int and 0 <= number < self.size else NONE
 
@@ -156,7 +164,7 @@ class Vocabulary:
             types = self._list("token_type", int)
             for i, kind in enumerate(types):
                 if not NORMAL <= kind <= BYTE:
-                    raise TokenizerError(f"{self.path}: piece {i}: its type is {kind}, not 1 to 6")
+                    raise TokenizerError(f"{self.path}: piece {i} has type {kind}, not 1 to 6")
         else:
             types = [NORMAL] * self.size
         if self.unknown != NONE and types[self.unknown] == NORMAL:
@@ -164,7 +172,7 @@ class Vocabulary:
         return types
 
     def of_type(self, *kinds: int) -> list[tuple[str, int]]:
-        """Text and id of the pieces of some types, those without text excepted."""
+        """(text, id) of the pieces of these types, except empty ones."""
         return [
             (self.pieces[i], i) for i, t in enumerate(self.types) if t in kinds and self.pieces[i]
         ]
@@ -173,25 +181,40 @@ class Vocabulary:
         return self._list("scores", float)
 
     def merges(self) -> list[str]:
-        # Writers leave empty lists out.
+        # Writers omit empty lists.
         return self.of("merges", self.field(self._gguf, "merges", list, []), str)
 
+    def pairs(self, merges: list[str], normal: Collection[str]) -> Iterator[tuple[str, str]]:
+        """The two pieces of each merge. Merges of, or into, pieces that are not `normal` are left
+        out: text never becomes a control token, and user-defined ones are matched before merging.
+        """
+        known = set(self.pieces)
+        for i, merge in enumerate(merges):
+            left, _, right = merge.partition(" ")
+            texts = (left, right, left + right)
+            if not known.issuperset(texts):
+                raise TokenizerError(
+                    f"{self.path}: merge {i} ({merge!r:.80}) does not join two pieces into a third"
+                )
+            if all(text in normal for text in texts):
+                yield left, right
+
     def own(self, name: str, kind: type, default: Any) -> Any:
-        """What a key of ours says, which `convert` writes where GGUF has no words for it."""
+        """The value of one of our own keys, which `convert` writes where GGUF has none."""
         key = f"pyllama2c.tokenizer.{name}"
         value = self._gguf.get(key, default)
         if value is not default and type(value) is not kind:
             raise TokenizerError(
-                f"{self.path}: {key} is {value!r:.50}; it must be a {kind.__name__}"
+                f"{self.path}: {key} is {value!r:.50}; it must be of type {kind.__name__}"
             )
         return value
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """`tokenizer.ggml.model` "llama": the engine's tokenizer, from lists.
+    """`tokenizer.ggml.model` "llama": the engine's tokenizer, made from lists.
 
-    Where the vocabulary is of a tokenizer.json, keys of ours say how the `tokenizers` package
-    uses it: it looks for user-defined tokens before spaces are put, SentencePiece afterwards.
+    For a vocabulary from a tokenizer.json, our own keys say how the `tokenizers` package uses it:
+    it matches user-defined tokens before it adds spaces, SentencePiece afterwards.
     """
 
     def __init__(self, v: Vocabulary):
@@ -209,7 +232,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.add_bos, self.add_eos = v.add_bos, v.add_eos
         self.adds_space = self._scheme != "never" if self._scheme else v.add_space
         unknown = v.own("unk_surface", str, UNKNOWN_TEXT).encode()
-        self._said = {i: b"" if kind == CONTROL else unknown for i, kind in enumerate(v.types)
+        self._decoded = {i: b"" if kind == CONTROL else unknown for i, kind in enumerate(v.types)
                       if kind in (CONTROL, UNKNOWN)}  # fmt: skip
         self._as_is = frozenset(i for i, kind in enumerate(v.types) if kind in (UNKNOWN, BYTE))
         out, err = ffi.new("l2c_tokenizer **"), new_error()
@@ -224,15 +247,15 @@ class SentencePieceTokenizer(Tokenizer):
         return (opens or self._scheme == "always") and not text.startswith((" ", _SPACE))
 
     def _piece(self, token: int) -> bytes:
-        said = self._said.get(token)
-        return super()._piece(token) if said is None else said
+        decoded = self._decoded.get(token)
+        return super()._piece(token) if decoded is None else decoded
 
     def opening(self, token: int) -> bytes:
         return self.piece(token) if token in self._as_is else super().opening(token)
 
 
 def _engine_vocabulary(v: Vocabulary, scheme: str | None) -> tuple[Any, Any]:
-    """The vocabulary as the engine takes it, and the lists that it points at."""
+    """An l2c_vocabulary, and the arrays that it points to."""
     merges = v.own("merges", list, None)
     types = _engine_types(v, scheme, merges is not None)
     texts = [piece.replace(_SPACE, " ").encode() for piece in v.pieces]
@@ -260,11 +283,11 @@ def _engine_vocabulary(v: Vocabulary, scheme: str | None) -> tuple[Any, Any]:
 
 
 def _engine_types(v: Vocabulary, scheme: str | None, has_merges: bool) -> list[int]:
-    """What the engine is to do with the pieces; no text becomes an UNKNOWN one."""
+    """The pieces' types for the engine, which never makes an UNKNOWN piece of a text."""
     types, known = list(v.types), set(v.pieces)
     for i, (text, kind) in enumerate(zip(v.pieces, v.types, strict=True)):
         if kind == USER_DEFINED and scheme is not None:
-            # It is cut out of a text before the engine sees that; merges may make it all the same.
+            # Matched before the engine sees the text, but merges may still produce it.
             types[i] = NORMAL if has_merges else UNKNOWN
         # A space in a text is looked up as U+2581.
         if " " in text and (types[i] == NORMAL or text.replace(" ", _SPACE) in known):
@@ -273,16 +296,6 @@ def _engine_types(v: Vocabulary, scheme: str | None, has_merges: bool) -> list[i
 
 
 def _pairs(v: Vocabulary, merges: list[str], types: list[int]) -> list[int]:
-    """Ids, two a merge; those that make a control token are left out: no text becomes one."""
+    """The two ids of each merge."""
     ids = {piece: i for i, piece in enumerate(v.pieces) if types[i] == NORMAL}
-    known, pairs = set(v.pieces), []
-    for i, merge in enumerate(v.of("merges", merges, str)):
-        left, _, right = merge.partition(" ")
-        names = (left, right, left + right)
-        if not known.issuperset(names):
-            raise TokenizerError(
-                f"{v.path}: merge {i} ({merge!r:.80}) is not of two pieces that make a third"
-            )
-        if all(name in ids for name in names):
-            pairs += [ids[left], ids[right]]
-    return pairs
+    return [ids[text] for pair in v.pairs(v.of("merges", merges, str), ids) for text in pair]

@@ -16,12 +16,12 @@ class Tokenizer(BaseTokenizer):
     """Byte-pair encoding as SentencePiece does it, with byte fallback.
 
     `path` is a tokenizer.bin as llama2.c's tokenizer.py writes it. `vocab_size`, where given, is
-    how many pieces the model needs; a file with another number is refused. The ids are
-    SentencePiece's: a space is put before a text unless it is empty, and characters outside the
+    how many pieces the model needs; a file with a different number is refused. The ids are
+    SentencePiece's: a space is prepended to a text unless it is empty, and characters outside the
     vocabulary become byte tokens. The file is read into memory: it may change afterwards.
 
-    Raises TokenizerError (a ValueError) for a damaged or unfitting file; where it cannot be read,
-    one that is an OSError as well.
+    Raises TokenizerError (a ValueError) for a file that is damaged or does not fit the model; for
+    one that cannot be read, a TokenizerError that is an OSError as well.
     """
 
     adds_space = True
@@ -39,7 +39,7 @@ class Tokenizer(BaseTokenizer):
         self.ends = frozenset((self.bos_id, self.eos_id))
 
     def _take(self, status: int, out: Any, err: Any) -> None:
-        """Owns what was opened, unless opening it failed."""
+        """Takes ownership of the handle, unless opening failed."""
         check(status, err, self.path, TOKENIZER)
         self._handle: Any = ffi.gc(out[0], lib.l2c_tokenizer_free)
         self.vocab_size: int = lib.l2c_tokenizer_vocab_size(self._handle)

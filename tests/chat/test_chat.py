@@ -114,7 +114,7 @@ def test_what_no_chat_is(template: str | None) -> None:
     """Refused in the same words, whichever format would say it."""
     with Llama.from_buffer(chat_model(sentencepiece_keys(), template).build()) as llama:
         for messages, words in (
-            ([], "the last message must be by 'user'; it is missing"),
+            ([], "there are no messages; the last must be by 'user'"),
             ("hello", "messages is 'hello'; it must be a list of dicts"),
             ({"role": "user"}, "messages is {'role': 'user'}; it must be a list of dicts"),
             (["hello"], "message 0 is not a dict with a role and a content"),

@@ -323,7 +323,7 @@ def test_a_message_whose_control_tokens_a_template_acts_on() -> None:
 
 def test_messages_that_cannot_be_marked() -> None:
     every = "".join(map(chr, range(0x2801, 0x2900)))
-    with pytest.raises(ValueError, match="every one of the characters"):
+    with pytest.raises(ValueError, match="every character from"):
         parts(TEMPLATE, [{"role": "user", "content": every}])
     with pytest.raises(ValueError, match="dicts of text, numbers and lists"):
         parts(TEMPLATE, [{"role": "user", "content": object()}])
@@ -351,7 +351,7 @@ HOSTILE = [
     ("{{ 'x' * 20000000 }}", "its text has 20000000 characters"),
     ("{% if %}", "TemplateSyntaxError"),
     ("{{ none_such.x }}", "UndefinedError"),
-    ("x" * 300000, "has 300000 characters; at most 262144"),
+    ("x" * 300000, "has 300000 characters; the limit is 262144"),
 ]
 
 
@@ -372,7 +372,7 @@ def test_hostile_templates(source: str, message: str) -> None:
 )
 def test_templates_that_take_for_ever(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_template, "_SECONDS", 1)
-    with pytest.raises(ChatTemplateError, match="more than 1 seconds of the processor"):
+    with pytest.raises(ChatTemplateError, match="more than 1 seconds of CPU time"):
         parts(source)
 
 

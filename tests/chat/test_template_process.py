@@ -61,7 +61,7 @@ def test_one_process_for_many_renderings(count: Callable[[], int]) -> None:
         ("{{ 'a' * 10**10 }}", "more than 512 MB"),
         ("{% macro f(x) %}{{ f(x) }}{{ f(x) }}{% endmacro %}{{ f(1) }}", "nested too deeply"),
         ("{{ 'x' * 20000000 }}", "its text has 20000000 characters"),
-        ("{{ (7**(10**9)) % 10 }}", "more than 1 seconds of the processor"),
+        ("{{ (7**(10**9)) % 10 }}", "more than 1 seconds of CPU time"),
     ],
 )
 def test_a_new_one_after_a_limit(
@@ -96,11 +96,11 @@ def test_limits_are_each_renderings_own(
     assert count() == 1
 
 
-def test_patience_by_the_clock(count: Callable[[], int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timeout(count: Callable[[], int], monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that does nothing uses no processor time, and is waited for no longer than that."""
     assert said("a") == ["a"]
     os.kill(worker(), signal.SIGSTOP)
-    monkeypatch.setattr(chat_template, "_PATIENCE", 0.1)
+    monkeypatch.setattr(chat_template, "_TIMEOUT", 0.1)
     with pytest.raises(ChatTemplateError, match=r"it takes more than 0.1 seconds"):
         said("b")
     monkeypatch.undo()

@@ -82,7 +82,7 @@ def test_prompts_that_are_not_utf8(tiny_path: Path) -> None:
         (["-t", "warm"], 2, "invalid float value"),
         (["bench", "--tokens", "many"], 2, "invalid int value"),
         (["-m", "sing"], 2, "invalid choice"),
-        (["no-such-model"], 1, "no file and no known model is called 'no-such-model'"),
+        (["no-such-model"], 1, "'no-such-model' is neither a file nor a known model"),
         (["./no-such.bin"], 1, "error: no-such.bin: No such file or directory"),
         (["/"], 1, "checkpoint is a directory"),
         (["--temperature", "-1"], 1, "temperature is -1.0; it must be 0 to 3.4e+38"),
@@ -94,7 +94,7 @@ def test_prompts_that_are_not_utf8(tiny_path: Path) -> None:
         (["bench", "--synthetic", "gpt"], 1, "unknown shape 'gpt'; known: stories15M"),
         (["bench", "--tokens", "1"], 1, "--tokens is 1; it must be 2 or more"),
         (["bench", "--tokens", "9999"], 1, "the context is 512"),
-        (["download", "gpt"], 1, "no known model is called 'gpt'"),
+        (["download", "gpt"], 1, "'gpt' is not a known model"),
     ],
 )
 def test_mistakes_get_one_line(arguments: list[str], status: int, message: str) -> None:

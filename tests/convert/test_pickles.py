@@ -328,7 +328,7 @@ def test_two_members_of_one_name(tmp_path: Path) -> None:
         archive.writestr("archive/data.pkl", pickled(b"}"))
         with pytest.warns(UserWarning, match="Duplicate"):
             archive.writestr("archive/data.pkl", pickled(b"}"))
-    with pytest.raises(CheckpointError, match="two members of one name"):
+    with pytest.raises(CheckpointError, match="two members of the same name"):
         open_state_dict(path)
 
 

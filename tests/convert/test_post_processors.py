@@ -91,8 +91,8 @@ def test_as_tokenizers(post_processor: Any, settings: dict[str, Any], tmp_path: 
     [
         (template("<s> <x> $"), NAMED, "puts '<s>', '<x>' before a text"),
         (template("<s> <x> $"), {}, "puts '<s>', '<x>' before a text"),
-        (template("<x> $"), NAMED, "puts '<x>' before a text, where GGUF has BOS or nothing"),
-        (template("<s> $ <x>"), NAMED, "puts '<x>' behind a text, where GGUF has EOS or nothing"),
+        (template("<x> $"), NAMED, "puts '<x>' before a text; GGUF only has BOS there"),
+        (template("<s> $ <x>"), NAMED, "puts '<x>' after a text; GGUF only has EOS there"),
         (like("Bert"), {"bos_token": "<x>"}, "puts '<s>' before a text"),
     ],
 )

@@ -92,7 +92,7 @@ def test_trained_by_sentencepiece(tmp_path: Path) -> None:
         read_sentencepiece(tmp_path / "m.model", 300)
     options["vocab_size"] = 280
     package.SentencePieceTrainer.train(**options, model_type="unigram", hard_vocab_limit=False)
-    with pytest.raises(UnsupportedError, match="another kind than BPE"):
+    with pytest.raises(UnsupportedError, match="not of type BPE"):
         read_sentencepiece(tmp_path / "m.model", 300)
 
 
@@ -224,7 +224,7 @@ def test_tokens_beyond_the_embedding_of_byte_level(folder: Path) -> None:
 def test_text_beyond_the_embedding(folder: Path) -> None:
     """A piece of text that the model has no row for is no padding."""
     (folder / "tokenizer.model").write_bytes(sentencepiece(filled(VOCAB + 1)))
-    with pytest.raises(TokenizerError, match="'p341' has id 600; the model knows 0 to 599"):
+    with pytest.raises(TokenizerError, match="'p341' has id 600; the model's ids are 0 to 599"):
         converted(folder)
 
 
@@ -290,9 +290,9 @@ def test_llama_3(folder: Path) -> None:
         ({"model": byte_level()["model"] | {"type": "Unigram"}}, "of type Unigram"),
         ({"model": byte_level()["model"] | {"ignore_merges": True}}, "ignore_merges"),
         ({"model": byte_level()["model"] | {"merges": ["a b c"]}}, "is not two pieces"),
-        ({"model": byte_level()["model"] | {"merges": [["a b", "c"]]}}, "has a space"),
+        ({"model": byte_level()["model"] | {"merges": [["a b", "c"]]}}, "contains a space"),
         ({"model": byte_level()["model"] | {"merges": [3]}}, "is not two pieces"),
-        ({"model": byte_level()["model"] | {"vocab": {"a": 0, "b": 0}}}, "have one id"),
+        ({"model": byte_level()["model"] | {"vocab": {"a": 0, "b": 0}}}, "have the same id"),
         ({"model": byte_level()["model"] | {"vocab": {"a": VOCAB}}}, "has id 600"),
         ({"model": byte_level()["model"] | {"vocab": {"a": -1}}}, "has id -1"),
         ({"model": byte_level()["model"] | {"vocab": {"a": "0"}}}, "has id 0"),
@@ -378,9 +378,9 @@ def with_added(**flags: bool) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (like_sentencepiece(MERGES, normalizer=None), "no spaces as SentencePiece"),
+        (like_sentencepiece(MERGES, normalizer=None), "not SentencePiece's spaces"),
         (like_sentencepiece(["a" * 400 + " " + "b" * 400]), "more than 512 characters"),
-        (like_sentencepiece(MERGES, normalizer={"type": "NFC"}), "no spaces as SentencePiece"),
+        (like_sentencepiece(MERGES, normalizer={"type": "NFC"}), "not SentencePiece's spaces"),
         (
             like_sentencepiece(
                 MERGES,
@@ -389,7 +389,7 @@ def with_added(**flags: bool) -> dict[str, Any]:
             ),
             "normalizes or splits text by .'Lowercase'",
         ),
-        (with_model(ignore_merges=True), "takes words without merging"),
+        (with_model(ignore_merges=True), "leaves whole words unmerged"),
         (with_model(end_of_word_suffix="</w>"), "model.end_of_word_suffix is '</w>'"),
         (with_model(byte_fallback=False), "fuse_unk is false"),
         (with_added(single_word=True), "the added token 'x' is single_word"),

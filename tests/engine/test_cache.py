@@ -14,7 +14,8 @@ from tiny import MATRICES, Shape, TinyLlama
 
 from pyllama2c import CacheFileError, Llama
 from pyllama2c._ffi import check
-from pyllama2c.engine.engine import Engine, open_buffer
+from pyllama2c.engine.engine import open_buffer
+from pyllama2c.engine.options import Options
 
 
 def test_a_second_prompt_computes_the_rest(llama: Llama) -> None:
@@ -124,8 +125,8 @@ SMALL = Shape(dim=32, hidden_dim=64, n_layers=2, n_heads=4, n_kv_heads=2, vocab_
 
 
 def fingerprint(data: bytes, dtype: str = "auto", isa: str | None = None, threads: int = 1) -> int:
-    opened = open_buffer(bytearray(data), dtype, None, "float32", threads, isa)
-    engine = Engine(opened, False)
+    options = Options(dtype=dtype, speculative=False, threads=threads, isa=isa)
+    engine = open_buffer(bytearray(data), options)
     try:
         return engine.fingerprint
     finally:

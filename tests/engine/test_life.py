@@ -250,13 +250,14 @@ def test_sessions_commit_memory_as_it_is_used(resident_kilobytes: Callable[[], i
     shape = Shape(dim=256, n_layers=2, seq_len=2048, n_heads=2, n_kv_heads=2)
     with Llama.from_buffer(TinyLlama.random(shape).v0(), threads=1) as llama:
         engine = llama._engine
+        arguments = (engine.model, engine.pool, engine.session_options)
         for _ in range(4):
-            sessions = [Session(engine.model, engine.pool, engine.options) for _ in range(3)]
+            sessions = [Session(*arguments) for _ in range(3)]
             for session in sessions:
                 session.feed([5] * 8, 0)
         del sessions, session
         before = resident_kilobytes()
-        kept = [Session(engine.model, engine.pool, engine.options) for _ in range(8)]
+        kept = [Session(*arguments) for _ in range(8)]
         assert resident_kilobytes() - before < 1024
         del kept
 

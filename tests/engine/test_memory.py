@@ -15,6 +15,7 @@ from tiny import Shape, TinyLlama
 from pyllama2c import Llama, OutOfMemoryError, UnsupportedError
 from pyllama2c._ffi import DTYPES, KV_DTYPES, lib
 from pyllama2c.engine.memory import limits
+from pyllama2c.engine.options import Options
 from pyllama2c.engine.plan import plan_file
 
 WIDE = Shape(dim=64, hidden_dim=96, n_layers=2, n_heads=4, n_kv_heads=2)
@@ -47,7 +48,7 @@ def files(folder: Path) -> list[Path]:
 def test_a_plan_is_what_opening_takes(tmp_path: Path) -> None:
     compared = 0
     for path in files(tmp_path):
-        plan = plan_file(str(path), threads=1)
+        plan = plan_file(str(path), Options(threads=1))
         for dtype in DTYPES:
             if (dtype, "float32") not in plan.needs:
                 with pytest.raises(UnsupportedError):
@@ -241,7 +242,7 @@ def hundred_megabytes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("dtype", ["float32", "int8", "int4"])
 def test_opening_never_holds_the_file_twice(dtype: str, hundred_megabytes: Path) -> None:
     """Packed parts of the file leave memory again: the peak is what the plan says."""
-    needs = plan_file(str(hundred_megabytes)).needs[dtype, "float32"]
+    needs = plan_file(str(hundred_megabytes), Options()).needs[dtype, "float32"]
     done = run_python("-c", PEAK, str(hundred_megabytes), dtype)
     assert done.returncode == 0, done.stderr
     resident, peak = json.loads(done.stdout)
@@ -257,9 +258,10 @@ def test_a_draft_needs_room(hundred_megabytes: Path) -> None:
         "from pathlib import Path\n"
         "from pyllama2c import Llama, OutOfMemoryError\n"
         "from pyllama2c.engine.memory import _fields\n"
+        "from pyllama2c.engine.options import Options\n"
         "from pyllama2c.engine.plan import plan_file\n"
         "os.environ['PYLLAMA2C_THREADS'] = '1'\n"  # stacks of workers would count too
-        "needs = plan_file(sys.argv[1]).needs['float32', 'float32']\n"
+        "needs = plan_file(sys.argv[1], Options()).needs['float32', 'float32']\n"
         "room = needs.address_space + (24 << 20)\n"
         "used = _fields(Path('/proc/self/status'), 1024)['VmSize']\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + room,) * 2)\n"

@@ -13,6 +13,7 @@ from tiny import Shape, TinyLlama, tokenizer_file
 from pyllama2c import CheckpointError, Llama, UnsupportedError
 from pyllama2c.cli.info import describe
 from pyllama2c.convert.quantize import quantize_file, quantize_groups
+from pyllama2c.engine.options import Options
 
 # dims that fill groups and blocks, that do not, and grouped queries
 SHAPES = [
@@ -204,6 +205,6 @@ def test_runq_kernels_refuse_what_runq_c_does_not_read(
         Llama(int8, dtype="int4")
     with pytest.raises(ValueError, match="kv_dtype is 'float16'; isa='runq'"):
         Llama(int8, kv_dtype="float16")
-    assert describe(str(int8))["kernels"] == "runq"
+    assert describe(str(int8), Options())["kernels"] == "runq"
     with pytest.raises(UnsupportedError, match="isa='runq'"):
-        describe(str(float32))
+        describe(str(float32), Options())

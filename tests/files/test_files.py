@@ -221,7 +221,7 @@ def test_a_source_is_not_its_own_target(tmp_path: Path) -> None:
     before = source.read_bytes()
     link.symlink_to(source)
     for target in (source, link):
-        with pytest.raises(FileExistsError, match="the file that is quantized; name another"):
+        with pytest.raises(FileExistsError, match="is the source itself; name another file"):
             quantize_file(source, target)
     assert source.read_bytes() == before and names(tmp_path) == ["link.bin", "model.bin"]
     for package in ("gguf", "safetensors", "ml_dtypes"):
@@ -233,7 +233,7 @@ def test_a_source_is_not_its_own_target(tmp_path: Path) -> None:
     before = weights.read_bytes()
     outside.symlink_to(weights)
     for target in (weights, folder / "config.json", outside):
-        with pytest.raises(FileExistsError, match="is a file of the model's folder"):
+        with pytest.raises(FileExistsError, match="is one of the source files"):
             convert(folder, target, tokenizer=False)
     assert weights.read_bytes() == before
     for _ in range(2):  # beside them, and again
@@ -268,7 +268,7 @@ def test_the_command_names_files_without_noise(tmp_path: Path) -> None:
     for arguments, message in (
         (["quantize", str(source), str(missing)], f"{missing}: No such file or directory"),
         (["quantize", str(source), str(tmp_path)], f"{tmp_path}: is a folder; name the file to"),
-        (["generate", str(source)], f"{source}: no tokenizer for its 300 pieces: name one with"),
+        (["generate", str(source)], f"{source}: no tokenizer for its 300 pieces: pass one with"),
         (["generate", str(source), "-z", str(missing)], f"{missing}: No such file or directory"),
         (["eval", str(missing), "-M", str(source)], f"{missing}: No such file or directory"),
     ):

@@ -183,7 +183,7 @@ def test_a_proxy_that_is_not_there(registry: hub.Registry, monkeypatch: pytest.M
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     file = registry.files["tiny.bin"]._replace(url="http://name.invalid/x")
     registry.files["tiny.bin"] = file
-    with pytest.raises(DownloadError, match=r"the proxy gives no connection to name\.invalid"):
+    with pytest.raises(DownloadError, match=r"no connection to name\.invalid through the proxy"):
         registry.fetch("tiny.bin")
 
 
@@ -231,7 +231,7 @@ def test_models_by_name(registry: hub.Registry, monkeypatch: pytest.MonkeyPatch)
         assert Handler.requests == ["/model.bin"]  # the tokenizer only when it is needed
         assert len(llama.generate("ab", seed=1, max_tokens=3).tokens) == 0
         assert Handler.requests == ["/model.bin", "/tokenizer.bin"]
-    with pytest.raises(UnknownModelError, match="'huge'; known: tiny"):
+    with pytest.raises(UnknownModelError, match=r"'huge' is neither .* known: tiny"):
         Llama("huge")
     with pytest.raises(UnknownModelError, match="known: tiny"):
         hub.download_model("huge")

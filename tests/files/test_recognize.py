@@ -125,11 +125,11 @@ def refused(error: type[Llama2cError], message: str, function: Callable[[], obje
 def test_a_model_that_is_something_else(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     for kind, message in (
-        (Kind.LFS_POINTER, "is a Git LFS pointer, not the file itself; `git lfs pull`"),
+        (Kind.LFS_POINTER, "is a Git LFS pointer, not the file itself; run `git lfs pull`"),
         (Kind.WEB_PAGE, "is a web page, not the file itself; download it again"),
-        (Kind.SAFETENSORS, "is a safetensors file; `pyllama2c convert"),
-        (Kind.ZIP, "is a zip archive, as PyTorch saves weights; `pyllama2c convert"),
-        (Kind.TOKENIZER_BIN, "is a llama2.c tokenizer.bin; name it as the tokenizer"),
+        (Kind.SAFETENSORS, "is a safetensors file; convert the model's folder"),
+        (Kind.ZIP, "is a zip archive, as PyTorch saves weights; convert the model's folder"),
+        (Kind.TOKENIZER_BIN, "is a llama2.c tokenizer.bin; pass it as the tokenizer"),
         (Kind.TEXT, "is text; download"),
         (Kind.EMPTY, "is empty"),
     ):
@@ -146,7 +146,7 @@ def test_a_model_that_is_something_else(name: str, tmp_path: Path) -> None:
     refused(CheckpointError, "Git LFS pointer", lambda: Gguf(path))
     for command in ("generate", "info", "bench"):
         shown = run_python("-m", "pyllama2c", command, str(path))
-        assert shown.returncode == 1 and "`git lfs pull` fetches that" in shown.stderr
+        assert shown.returncode == 1 and "run `git lfs pull`" in shown.stderr
 
 
 def test_a_tokenizer_that_is_something_else(tmp_path: Path) -> None:
@@ -154,10 +154,10 @@ def test_a_tokenizer_that_is_something_else(tmp_path: Path) -> None:
     for kind, message in (
         (Kind.LFS_POINTER, "git lfs pull"),
         (Kind.WEB_PAGE, "a web page"),
-        (Kind.SENTENCEPIECE, "a SentencePiece model; `pyllama2c convert"),
+        (Kind.SENTENCEPIECE, "a SentencePiece model; convert the model's folder"),
         (Kind.JSON, "is JSON"),
-        (Kind.LLAMA2C, "a llama2.c checkpoint; name it as the model"),
-        (Kind.GGUF, "a GGUF file; name it as the model"),
+        (Kind.LLAMA2C, "a llama2.c checkpoint; pass it as the model"),
+        (Kind.GGUF, "a GGUF file; pass it as the model"),
     ):
         path.write_bytes(SAMPLES[kind][0])
         refused(TokenizerError, message, lambda: Tokenizer(path))

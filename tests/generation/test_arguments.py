@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tiny import Shape, TinyLlama
 from pyllama2c import CheckpointError, Llama, Tokenizer
 from pyllama2c.convert import convert
 from pyllama2c.convert.quantize import quantize_file
+from pyllama2c.engine.options import Options
 from pyllama2c.files.gguf import Gguf
 
 HUGE = 10**5000
@@ -47,6 +49,10 @@ OF_A_MODEL: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "threads": (NO_INTEGERS, (0, -1, 257)),
     "speculative": ((1, 0, None, [], np.array([1, 2])), ("yes", "")),
 }
+
+
+def test_every_option_of_a_model_is_tested() -> None:
+    assert OF_A_MODEL.keys() == {"tokenizer", *(field.name for field in fields(Options))}
 
 
 def cases(table: dict[str, Any]) -> list[Any]:

@@ -318,7 +318,7 @@ def test_logprobs_are_those_of_score(llama: Llama, isa: str) -> None:
     engine = llama._engine
     out, err = ffi.new("l2c_batch **"), ffi.new("l2c_error *")
     arguments = (engine.model, engine.pool, 3, 96, lib.L2C_KV_FLOAT32)
-    assert lib.l2c_batch_create(*arguments, engine.options.isa, out, err) == lib.L2C_OK
+    assert lib.l2c_batch_create(*arguments, engine.session_options.isa, out, err) == lib.L2C_OK
     batch = ffi.gc(out[0], lib.l2c_batch_free)
     request = make_request([1, 9, 5], 96, seed=3, temperature=1.5, repetition_penalty=1.4)
     prompt = ffi.new("int32_t[]", request.prompt_tokens)

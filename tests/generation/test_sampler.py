@@ -32,7 +32,8 @@ def sampler(seed: int = 1, **options: Any) -> Any:
 def new_session(vocab_size: int) -> Session:
     shape = Shape(dim=4, hidden_dim=4, n_layers=1, n_heads=1, n_kv_heads=1, vocab_size=vocab_size)
     llama = Llama.from_buffer(TinyLlama.random(shape).v0())
-    return Session(llama._engine.model, llama._engine.pool, llama._engine.options)
+    engine = llama._engine
+    return Session(engine.model, engine.pool, engine.session_options)
 
 
 def picker(vocab_size: int) -> Pick:

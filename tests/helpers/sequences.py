@@ -19,7 +19,8 @@ class Sequences:
 
     def __init__(self, llama: Llama, n_sequences: int, context: int = 0):
         engine = llama._engine
-        self.handle = new_session(engine.model, engine.pool, engine.options, n_sequences, context)
+        options = engine.session_options
+        self.handle = new_session(engine.model, engine.pool, options, n_sequences, context)
         self.vocab_size = llama.config.vocab_size
 
     def feed(self, rows: list[Row]) -> np.ndarray:

@@ -21,7 +21,7 @@ from tokenizer_keys import (
 
 from pyllama2c import CheckpointWarning, Llama, TokenizerError
 from pyllama2c.chat.conversation import chat_tokens
-from pyllama2c.tokenizers.control_tokens import settle
+from pyllama2c.tokenizers.control_tokens import classify
 
 pytest.importorskip("tokenizers", reason="byte-level tokenizers need the tokenizers package")
 
@@ -95,7 +95,7 @@ END_TEXTS = (
 @pytest.mark.parametrize("text", END_TEXTS.split())
 @pytest.mark.parametrize("type_", [NORMAL, CONTROL, USER_DEFINED])
 def test_texts_that_end_an_answer(text: str, type_: int) -> None:
-    assert settle(["a", text], [NORMAL, type_], template=None, named=[]) == (
+    assert classify(["a", text], [NORMAL, type_], template=None, named=[]) == (
         [NORMAL, CONTROL],
         {1},
     )
@@ -116,11 +116,11 @@ def test_texts_that_end_an_answer(text: str, type_: int) -> None:
 )
 def test_texts_that_end_nothing_beside_others(texts: str, ends: list[int]) -> None:
     pieces = texts.split()
-    types, found = settle(pieces, [USER_DEFINED] * len(pieces), template=None, named=[])
+    types, found = classify(pieces, [USER_DEFINED] * len(pieces), template=None, named=[])
     assert sorted(found) == ends
     assert [i for i, type_ in enumerate(types) if type_ == CONTROL] == ends
     # what the file names is an end in any case
-    assert 0 in settle(pieces, [CONTROL] * len(pieces), template=None, named=[0])[1]
+    assert 0 in classify(pieces, [CONTROL] * len(pieces), template=None, named=[0])[1]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_texts_that_end_nothing_beside_others(texts: str, ends: list[int]) -> No
 @pytest.mark.parametrize("type_", [NORMAL, USER_DEFINED])
 def test_forms_of_control_tokens(text: str, type_: int) -> None:
     def types(template: str | None) -> list[int]:
-        return settle([text], [type_], template=template, named=[])[0]
+        return classify([text], [type_], template=template, named=[])[0]
 
     assert types("{{ '" + text + "' }}") == [CONTROL]
     assert types("{{ x }}") == types(None) == [type_]
@@ -138,7 +138,7 @@ def test_forms_of_control_tokens(text: str, type_: int) -> None:
 
 @pytest.mark.parametrize("text", ["<think>", "<sep>", "    ", "user", "[a]", "<|>", "||", "<tool>"])
 def test_what_stays_text(text: str) -> None:
-    types, ends = settle([text], [USER_DEFINED], template=text, named=[])
+    types, ends = classify([text], [USER_DEFINED], template=text, named=[])
     assert types == [USER_DEFINED] and not ends
 
 

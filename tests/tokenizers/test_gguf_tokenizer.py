@@ -188,17 +188,23 @@ def with_entry(keys: list[Key], name: str, i: int, value: Any) -> list[Key]:
 
 SPM, BPE = sentencepiece_keys, byte_level_keys
 HOSTILE = [
-    (changed(SPM(), "tokens"), "tokens is missing; it must be a list"),
+    (changed(SPM(), "tokens"), "tokens is missing; it must be of type list"),
     (changed(SPM(), "tokens", ["a"]), "tokens has 1 entries; the model's vocab_size is 300"),
-    (changed(SPM(), "tokens", [1] * 300, INT32), "tokens holds something else than str"),
-    (changed(SPM(), "tokens", "text"), "tokens is 'text'; it must be a list"),
+    (
+        changed(SPM(), "tokens", [1] * 300, INT32),
+        "tokens must be of type str",
+    ),
+    (changed(SPM(), "tokens", "text"), "tokens is 'text'; it must be of type list"),
     (changed(SPM(), "scores"), "scores is missing"),
     (changed(SPM(), "token_type"), "token_type is missing"),
-    (changed(SPM(), "scores", [1] * 300, INT32), "scores holds something else than float"),
-    (changed(SPM(), "bos_token_id", 300), "bos_token_id is 300; the model knows 0 to 299"),
-    (changed(SPM(), "bos_token_id", "x", STRING), "bos_token_id is 'x'; it must be a int"),
-    (with_entry(SPM(), "token_type", 260, 7), "piece 260: its type is 7, not 1 to 6"),
-    (with_entry(SPM(), "token_type", 260, -1), "piece 260: its type is -1"),
+    (
+        changed(SPM(), "scores", [1] * 300, INT32),
+        "scores must be of type float",
+    ),
+    (changed(SPM(), "bos_token_id", 300), "bos_token_id is 300; the model's ids are 0 to 299"),
+    (changed(SPM(), "bos_token_id", "x", STRING), "bos_token_id is 'x'; it must be of type int"),
+    (with_entry(SPM(), "token_type", 260, 7), "piece 260 has type 7, not 1 to 6"),
+    (with_entry(SPM(), "token_type", 260, -1), "piece 260 has type -1"),
     (with_entry(SPM(), "scores", 260, math.nan), "piece 260: score is NaN"),
     (with_entry(SPM(), "tokens", 260, ""), "piece 260: length is 0"),
     (
@@ -211,11 +217,14 @@ HOSTILE = [
     (with_entry(BPE(), "tokens", 260, "日"), r"piece 260 \('日'\) is not byte-level text"),
     (with_entry(BPE(), "tokens", 260, ""), r"piece 260 \(''\) is not byte-level text"),
     (with_entry(BPE(), "tokens", 262, "he"), "pieces 259 and 262 are the same"),
-    (with_entry(BPE(), "merges", 0, "h"), "merge 0 .* is not of two pieces that make a third"),
-    (with_entry(BPE(), "merges", 0, "h x"), "merge 0 .* is not of two pieces that make a third"),
-    (changed(BPE(), "merges", [1], INT32), "merges holds something else than str"),
+    (with_entry(BPE(), "merges", 0, "h"), "merge 0 .* does not join two pieces into a third"),
+    (with_entry(BPE(), "merges", 0, "h x"), "merge 0 .* does not join two pieces into a third"),
+    (
+        changed(BPE(), "merges", [1], INT32),
+        "merges must be of type str",
+    ),
     (changed(BPE(), "model", "t5"), "tokenizer.ggml.model is 't5'; known: llama, gpt2"),
-    (changed(BPE(), "model", 1, UINT32), "tokenizer.ggml.model is 1; it must be a str"),
+    (changed(BPE(), "model", 1, UINT32), "tokenizer.ggml.model is 1; it must be of type str"),
 ]
 
 
@@ -294,5 +303,7 @@ def test_a_newline_that_ends_a_text(kind: str) -> None:
 )
 def test_a_run_that_is_too_long_to_be_split(pre: str, character: str) -> None:
     tokenizer = read(byte_level_keys(pre=pre))
-    with pytest.raises(TokenizerError, match=r"11000000 .* in a row; at most 5000000 can be split"):
+    with pytest.raises(
+        TokenizerError, match=r"run of 11000000 characters like .*; the limit is 5000000"
+    ):
         tokenizer.encode("a." + character * 11_000_000 + "!")

@@ -1,4 +1,4 @@
-"""What belongs to a model beside its weights: its tokenizer and its chat template."""
+"""Where a model's tokenizer and chat template come from, and how they are read."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from pyllama2c.files.gguf import Gguf
 
 
-class Companions:
-    """Reads them on first use: a model that is fed ids needs neither.
+class TokenizerSource:
+    """A model's tokenizer and chat template, read on first use: a model fed ids needs neither.
 
-    tokenizer: the path of a tokenizer.bin, which is opened at once. Else a GGUF file has its own,
-    and for other files `find` knows the path. Only GGUF files, which `open_gguf` opens, have chat
-    templates.
+    tokenizer: the path of a tokenizer.bin, which is opened at once. Without one, the tokenizer is
+    the GGUF file's own, or the one at the path that `find` returns for a vocab_size. Only GGUF
+    files, opened by `open_gguf`, have chat templates.
     """
 
     def __init__(
