@@ -126,21 +126,20 @@ DEVICE float2 pair_of(const int *at) { return float2{(float)at[0], (float)at[1]}
 
 /* ---- Few rows: a warp a strip ---------------------------------------------------------------------------- */
 
-/* What packed_strip reads of x: a tile of up to 8 rows, the first n of which exist. WHOLE: there are 8 in memory. */
+/* What packed_strip reads of x: a tile of up to 8 rows, the first n of which exist. WHOLE: there are 8 in memory. In place
+ * of a row that does not exist another one is read, and its results are of no use. */
 template <bool WHOLE> struct tile_reader {
     const uint2 *rows;
     const float *scales;
     const int *sums;
-    int n, tile;
+    int tile;
 
-    DEVICE_METHOD tile_reader(const l2c_gpu_quantized &x, int n) : n(n), tile(WHOLE ? TOKENS : x.tile) {
-        rows = (const uint2 *)x.q + threadIdx.x % WARP;
+    DEVICE_METHOD tile_reader(const l2c_gpu_quantized &x, int n) : tile(WHOLE ? TOKENS : x.tile) {
+        int r = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+        rows = (const uint2 *)x.q + (r < n ? r : n - 1) * 4 + t;
         scales = x.scales, sums = x.sums;
     }
-    /* A row that does not exist is zeros. */
-    DEVICE_METHOD uint2 fragment(int step) const {
-        return (int)threadIdx.x % WARP / 4 < n ? rows[(size_t)step * tile * 4] : uint2{0, 0};
-    }
+    DEVICE_METHOD uint2 fragment(int step) const { return rows[(size_t)step * tile * 4]; }
     /* Of rows 2 t and 2 t + 1. */
     template <class T> DEVICE_METHOD float2 pair(const T *of, int group) const {
         int r = threadIdx.x % 4 * 2;
