@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# Builds the tests of kernels into a folder: build.sh FOLDER. Programs: check (the sources, compiled by g++).
+# Builds the tests of kernels: build.sh FOLDER. Makes FOLDER/check, in which the emulator runs csrc/cuda as g++ compiles it.
 set -euo pipefail
-folder=$(mkdir -p "$1" && cd "$1" && pwd)
+mkdir -p "$1"
+folder=$(cd "$1" && pwd)
 cd "$(dirname "$0")/../.."
-common=(-O2 -g -ffp-contract=off -fno-math-errno -Icsrc -Itests/cuda -Wall -Werror -pthread)
-for source in $(find csrc -name '*.c') tests/cuda/oracle.c; do
-    object=$folder/$(basename "$source" .c).o
-    [[ $object -nt $source && -z ${REBUILD:-} ]] || echo "gcc -std=c11 ${common[*]} -c $source -o $object"
-done >"$folder/commands"
-for source in tests/cuda/*.cpp; do
-    echo "g++ -std=c++17 ${common[*]} -c $source -o $folder/$(basename "$source" .cpp)_cpp.o"
-done >>"$folder/commands"
-xargs -P 2 -I{} sh -c '{}' <"$folder/commands"
+common=(-g -ffp-contract=off -fno-math-errno -Icsrc -Itests/cuda -Wall -Werror -pthread)
+{
+    # Other instruction sets than the scalar one are linked, not used: unrolled, they would take long to compile.
+    for source in $(find csrc -name '*.c') tests/cuda/oracle.c; do
+        echo "gcc -std=c11 -O1 -DUNROLL= ${common[*]} -c $source -o $folder/$(basename "$source" .c).o"
+    done
+    for source in tests/cuda/*.cpp; do
+        echo "g++ -std=c++17 -O2 ${common[*]} -c $source -o $folder/$(basename "$source" .cpp)_cpp.o"
+    done
+} | xargs -P 2 -I{} sh -c '{}'
 g++ "$folder"/*.o -o "$folder/check" -lm -pthread

@@ -87,26 +87,40 @@ void start(fiber &f, unsigned char *stack) {
     f.stack_pointer = top;
 }
 
+uint64_t next_random(uint64_t &seed) {
+    seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
+    return seed >> 20;
+}
+
 /* 0 to n - 1, shuffled unless the seed is 0. */
 std::vector<uint32_t> order_of(size_t n, uint64_t &seed) {
     std::vector<uint32_t> order(n);
     for (size_t i = 0; i < n; i++) order[i] = (uint32_t)i;
-    for (size_t i = n; seed != 0 && i > 1; i--) {
-        seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
-        std::swap(order[i - 1], order[(seed >> 20) % i]);
-    }
+    for (size_t i = n; seed != 0 && i > 1; i--) std::swap(order[i - 1], order[next_random(seed) % i]);
     return order;
 }
 
-/* Runs fibers, in turns, until all are done. */
+bool ready(const fiber &f) { return !f.done && (f.waits_for == nullptr || *f.waits_for > f.past); }
+
+/* Runs fibers, in turns, until all are done. With a seed, half of the warps stand still for some turns, others then: so
+ * that some are far ahead of what they do not wait for. */
 status run_fibers(std::vector<fiber> &fibers, uint64_t &seed) {
     std::vector<uint32_t> order = order_of(fibers.size(), seed);
+    std::vector<char> still(fibers.size() / WARP, 0);
     size_t left = fibers.size();
-    for (int looks = 0; left > 0;) {
-        size_t ran = 0, looked = 0;
+    for (int looks = 0, turns = 0; left > 0; turns--) {
+        if (seed != 0 && turns <= 0) {
+            turns = 1 + (int)(next_random(seed) % 200);
+            for (char &warp : still) warp = (char)(next_random(seed) & 1);
+        }
+        size_t ran = 0, looked = 0, stood = 0;
         for (uint32_t i : order) {
             fiber &f = fibers[i];
-            if (f.done || (f.waits_for != nullptr && *f.waits_for <= f.past)) continue;
+            if (!ready(f)) continue;
+            if (still[i / WARP]) {
+                stood++;
+                continue;
+            }
             f.waits_for = nullptr;
             f.looks = false;
             current = &f;
@@ -116,8 +130,9 @@ status run_fibers(std::vector<fiber> &fibers, uint64_t &seed) {
             looked += f.looks;
             left -= f.done;
         }
-        looks = ran > looked ? 0 : looks + 1;
-        if (ran == 0 || looks > LOOKS) return left > 0 ? DEADLOCK : OK;
+        if (ran == looked && stood > 0) turns = 0; /* let those go on who can */
+        looks = ran > looked || stood > 0 ? 0 : looks + 1;
+        if (left > 0 && stood == 0 && (ran == 0 || looks > LOOKS)) return DEADLOCK;
     }
     return OK;
 }

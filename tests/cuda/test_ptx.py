@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import cuda_build
 import pytest
@@ -71,7 +75,7 @@ def test_it_is_for_old_drivers_and_holds_every_kernel(
     ],
 )
 def test_other_arithmetic_would_be_found(statement: str) -> None:
-    assert len(list(build_ptx.faults(f"\t{statement}\n" if statement[0] != "." else statement))) == 1
+    assert len(list(build_ptx.faults(statement))) == 1
 
 
 @pytest.mark.parametrize(
@@ -90,3 +94,14 @@ def test_other_arithmetic_would_be_found(statement: str) -> None:
 )
 def test_the_cpus_arithmetic_is_let_through(statement: str) -> None:
     assert list(build_ptx.faults(statement)) == []
+
+
+def test_an_installation_without_nvcc_says_what_is_missing(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYLLAMA2C_CUDA": "1", "CUDA_HOME": str(tmp_path)}
+    command = [sys.executable, "setup.py", "-q", "build_py", "-d", str(tmp_path / "built")]
+    done = subprocess.run(
+        command, env=environment, cwd=cuda_build.ROOT, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "no nvcc: install the CUDA toolkit, or name its folder in CUDA_HOME" in done.stderr
+    assert "Traceback" not in done.stderr

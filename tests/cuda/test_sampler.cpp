@@ -25,7 +25,7 @@ void fill(float *x, int n) {
 
 l2c_sampler pick_sampler() {
     const float temperatures[] = {0.0f, 1.0f, 1.0f, 0.7f, 0.1f, 1e-3f, 1e-30f, 2.5f};
-    const float top_ps[] = {0.0f, 1.0f, 0.9f, 0.9f, 0.5f, 0.01f, 0.999f, 1e-9f};
+    const float top_ps[] = {0.0f, 1.0f, 0.9f, 0.9f, 0.5f, 0.01f, 0.99999994f, 1e-9f};
     const int top_ks[] = {0, 0, 0, 1, 5, 40, 900, 100000};
     const float min_ps[] = {0.0f, 0.0f, 0.0f, 0.05f, 0.5f, 1.0f, 1e-6f, 0.0f};
     l2c_sampler s;
@@ -65,6 +65,43 @@ void check_draws() {
     }
 }
 
+/* A sampler whose next coin is the largest there is: xorshift64*, undone. */
+l2c_sampler sampler_with_the_last_coin() {
+    uint64_t inverse = 1, factor = 0x2545F4914F6CDD1Dull, state;
+    for (int i = 0; i < 6; i++) inverse *= 2 - factor * inverse; /* of an odd number, by Newton */
+    state = (0xFFFFFFFF00000000ull | (random_next(&random_state) & 0xFFFFFFFF)) * inverse;
+    state ^= state >> 27 ^ state >> 54;
+    state ^= state << 25 ^ state << 50;
+    state ^= state >> 12 ^ state >> 24 ^ state >> 36 ^ state >> 48 ^ state >> 60;
+    l2c_sampler s;
+    l2c_sampler_init(&s, 1);
+    s.rng_state = state;
+    s.top_p = 1.0f;
+    return s;
+}
+
+/* Where the running sum falls short of the coin, the last token is taken that is possible at all: not one whose exp is so
+ * small that it counts as 0. */
+void check_the_last_coin() {
+    int vocab = between(2, 600);
+    l2c_sampler s = sampler_with_the_last_coin();
+    buffer<float> logits((size_t)vocab);
+    for (int i = 0; i < vocab; i++) logits[i] = wild();
+    int most = between(0, vocab - 1);
+    logits[most] = 9.0f;
+    for (int i = vocab - between(0, 3) < 0 ? 0 : vocab - between(0, 3); i < vocab; i++)
+        if (i != most) logits[i] = 9.0f - 88.0f - 0.1f * (float)between(0, 100);
+    buffer<l2c_gpu_draw> draw(1);
+    draw[0] = l2c_gpu_draw{0, 1.0f, 1.0f, 0.0f, 0, oracle_coin(&s), -7, 0};
+    l2c_gpu_sample p = {logits.begin(), draw.begin(), vocab, 1};
+    start(l2c_gpu_sample_launch(&p), p);
+    finish();
+    std::vector<float> used(logits.begin(), logits.begin() + vocab);
+    int32_t token = -1;
+    if (draw[0].coin != 1.0f - 0x1p-24f || oracle_pick(&s, used.data(), vocab, &token) != L2C_OK) failures++;
+    check_bytes("token of the last coin", &draw[0].token, &token, sizeof token);
+}
+
 void check_log_totals() {
     int vocab = between(1, 3000), n = between(1, 4);
     buffer<float> logits((size_t)n * vocab);
@@ -89,5 +126,6 @@ void check_log_totals() {
 
 void test_sampler() {
     for (int i = 0; i < 20; i++) check_draws();
+    for (int i = 0; i < 4; i++) check_the_last_coin();
     for (int i = 0; i < 4; i++) check_log_totals();
 }

@@ -1,5 +1,5 @@
-"""Compiles what tests/cuda is made of; objects are kept in build/cuda, each under a hash of all that
-it is made of."""
+"""Compiles what tests/cuda is made of. Objects are kept in build/cuda, each under a hash of all
+that it comes from."""
 
 from __future__ import annotations
 
@@ -93,10 +93,11 @@ def compile_objects(sources: Iterable[tuple[Path, tuple[str, ...]]]) -> list[Pat
 
 
 def link(name: str, objects: list[Path], *flags: str) -> Path:
-    """A program or library of this file name, in a folder of its own."""
-    made = BUILD / f"{name}-{digest(sorted(objects), *flags)}" / name
+    """A program or library; name: its folder, without a hash, and file."""
+    folder, _, file = name.partition("/")
+    made = BUILD / f"{folder}-{digest(sorted(objects), *flags)}" / file
     if not made.exists():
-        made.parent.mkdir(exist_ok=True)
+        made.parent.mkdir(parents=True, exist_ok=True)
         unfinished = made.with_name(f"{os.getpid()}")
         subprocess.run(["g++", *flags, "-o", unfinished, *objects, "-lm", "-pthread"], check=True)
         unfinished.replace(made)
@@ -114,21 +115,26 @@ def engine() -> Iterator[Path]:
     yield SOURCES / "oracle.c"
 
 
-def checks(kernels: str) -> Path:
-    """The program that compares kernels with the CPU's: "sources", compiled by g++, or "75" or "80",
-    those of the PTX for compute capability 7.5 or 8.0."""
+def check_objects() -> list[Path]:
+    """The tests of kernels and what they stand on, without kernels."""
     # Unrolled, the engine would take minutes to compile.
     sources = [(path, ("-DUNROLL=",)) for path in engine()]
     sources += [(path, STRICT) for path in SOURCES.glob("*.cpp") if path.stem != "source_kernels"]
+    return compile_objects(sources)
+
+
+def checks(kernels: str) -> Path:
+    """The program that compares kernels with the CPU's. "sources": compiled by g++; "75", "80":
+    those of the PTX for compute capability 7.5 or 8.0."""
     if kernels == "sources":
-        sources.append((SOURCES / "source_kernels.cpp", STRICT))
+        sources = [(SOURCES / "source_kernels.cpp", STRICT)]
     else:
         ptx = script("tests/cuda/translate_ptx.py")
         table = ptx.write_table(int(kernels), ptx.shipped()[int(kernels)], BUILD / "ptx")
         needed = set(re.findall(r"void (\w+)\(", table.read_text()))
-        sources.append((table, STRICT))
+        sources = [(table, STRICT)]
         sources += [(path, ("-w",)) for path in translated()[1:] if path.stem in needed]
-    return link(f"check_{kernels}", compile_objects(sources))
+    return link(f"check_{kernels}/check", [*compile_objects(sources), *check_objects()])
 
 
 if __name__ == "__main__":

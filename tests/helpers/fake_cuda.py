@@ -1,8 +1,8 @@
 """Builds tests/cuda's fake libcuda.so.1 (fake/fake_cuda.h says what it is) and finds it again.
 
-    python tests/helpers/fake_cuda.py source    over csrc/cuda/kernels.cu as g++ compiles it
-    python tests/helpers/fake_cuda.py ptx       over the shipped PTX, translated to C++
-    python tests/helpers/fake_cuda.py trial     over the small kernels of fake/trial.cpp
+python tests/helpers/fake_cuda.py source    over csrc/cuda/kernels.cu as g++ compiles it
+python tests/helpers/fake_cuda.py ptx       over the shipped PTX, translated to C++
+python tests/helpers/fake_cuda.py trial     over the small kernels of fake/trial.cpp
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def build(kernels: str) -> Path:
     else:
         sources.append((SOURCES / "fake" / f"{kernels}.cpp", STRICT))
     flags = ("-shared", "-Wl,-z,defs", "-Wl,-soname,libcuda.so.1")
-    return link("libcuda.so.1", compile_objects(sources), *flags)
+    return link(f"fake_{kernels}/libcuda.so.1", compile_objects(sources), *flags)
 
 
 def symbols(*, real_header: bool) -> set[str]:
