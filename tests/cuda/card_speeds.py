@@ -71,7 +71,7 @@ def barrier() -> Result:
             model = Path(folder) / f"{layers}.bin"
             shape = Shape(dim=16, hidden_dim=16, n_layers=layers, n_heads=1, n_kv_heads=1)
             model.write_bytes(TinyLlama.random(shape).v0())
-            done = decode_launches(model, 1, max(2, scaled(64)), scaled(200))
+            done = decode_launches(model, 1, max(2, scaled(64)), max(2, scaled(200)))
             if not done.stdout.startswith("{"):
                 return {"ok": False, "summary": done.stderr.strip()[-200:]}
             times[layers] = json.loads(done.stdout)["us_per_step"]
@@ -97,8 +97,8 @@ def measure(llama: Llama, prompt: int, tokens: int, batches: tuple[int, ...]) ->
     """Tokens a second, sampled: of one story, of a prompt up to its first new token, of many
     stories together."""
     rng, vocab = np.random.default_rng(7), llama.config.vocab_size
-    prompt, tokens = max(2, min(prompt, scaled(prompt * 4))), max(4, min(tokens, scaled(tokens)))
-    rates = []
+    prompt, tokens = max(2, min(prompt, scaled(prompt * 4))), max(4, scaled(tokens))
+    length, rates = min(64, tokens), []
 
     def tell(number: int) -> None:
         story = llama.generate([1, 270], max_tokens=tokens, seed=number + 1, stop_tokens=())
@@ -107,10 +107,11 @@ def measure(llama: Llama, prompt: int, tokens: int, batches: tuple[int, ...]) ->
 
     def read(number: int) -> None:
         del number
-        next(llama.generate(rng.integers(3, vocab, prompt).tolist(), max_tokens=1, seed=1))
+        ids = rng.integers(3, vocab, prompt).tolist()
+        llama.generate(ids, max_tokens=1, seed=1, stop_tokens=()).read()
 
     def together(n: int, number: int) -> None:
-        options: dict[str, Any] = {"max_tokens": 64 if tokens >= 64 else tokens, "stop_tokens": ()}
+        options: dict[str, Any] = {"max_tokens": length, "stop_tokens": ()}
         told = llama.generate_batch([[1, 270]], n=n, max_batch=n, seed=number + 1, **options)
         errors = [story.error for story in told if story.error]
         if errors:
@@ -126,8 +127,7 @@ def measure(llama: Llama, prompt: int, tokens: int, batches: tuple[int, ...]) ->
         "prefill": prefill,
         "prefill_tera_operations": 2 * llama.n_parameters * prefill / 1e12,
     }
-    length = 64 if tokens >= 64 else tokens
-    for n in batches:
+    for n in map(scaled, batches):
         found[f"batch {n}"] = per_second(n * length, partial(together, n))
     return found
 

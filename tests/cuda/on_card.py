@@ -1,4 +1,4 @@
-"""Runs the items of card_checks or card_speeds, each in a process and under a time limit of its own.
+"""Runs the items of card_checks or card_speeds, each in a process with a time limit of its own.
 
     python tests/cuda/on_card.py check|speed [ITEM ...]
 
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,10 +70,8 @@ def attempt(command: str, name: str, limit: float) -> Result:
             except subprocess.TimeoutExpired:
                 ended = f"still running after {limit:.0f} s"
             finally:
-                try:  # with whatever it started
-                    os.killpg(child.pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
+                with suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)  # with whatever it started
                 child.wait()
         tail = log.read_text(errors="replace")[-1500:]
         if answer.is_file():
@@ -85,10 +84,10 @@ def attempt(command: str, name: str, limit: float) -> Result:
 def run_all(command: str, wanted: list[str]) -> int:
     out = Path(os.environ.get("OUT", "on_card"))
     out.mkdir(parents=True, exist_ok=True)
-    ITEMS, left = items(command)
+    known, left = items(command)
     found: dict[str, Result] = {}
-    for name in wanted or ITEMS:
-        limit = min(ITEMS[name].limit, left)
+    for name in wanted or known:
+        limit = min(known[name].limit, left)
         started = time.monotonic()
         if limit < 2:
             found[name] = {"ok": False, "summary": "no time was left"}
