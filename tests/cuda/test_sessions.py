@@ -143,7 +143,9 @@ def test_choices_that_the_card_leaves_to_the_host(tmp_path: Path) -> None:
                 session.feed([1], 0, want_logits=0)
                 ready: list[tuple[int, int]] = []
                 while len(ready) < 8:
-                    ready += session.decode(sampler, history, 2 + len(ready), 4, ffi.new("int[0]"))
+                    ready += session.decode(
+                        sampler, history, 2 + len(ready), 4, ffi.new("int32_t[]", 0)
+                    )
             tokens.append(ready[:8])
         assert tokens[0] == tokens[1]
 
