@@ -159,21 +159,21 @@ static size_t heads_of(const l2c_cpu_session *s) {
     return (size_t)s->model->config.n_layers * (size_t)s->model->config.n_kv_heads;
 }
 
-static l2c_status cache_read(l2c_session *session, int32_t sequence, size_t n, void *state, l2c_error *err) {
+static l2c_status cache_read(l2c_session *session, int32_t sequence, size_t n, void *data, l2c_error *err) {
     (void)err;
     const l2c_cpu_session *s = session->state;
     size_t heads = heads_of(s), head = (size_t)s->model->config.head_size * s->kv_bytes;
     for (size_t i = 0; i < 2 * heads; i++)
-        memcpy((unsigned char *)state + i * n * head, context_of(s, sequence, i, heads, head), n * head);
+        memcpy((unsigned char *)data + i * n * head, context_of(s, sequence, i, heads, head), n * head);
     return L2C_OK;
 }
 
-static l2c_status cache_write(l2c_session *session, int32_t sequence, size_t n, const void *state, l2c_error *err) {
+static l2c_status cache_write(l2c_session *session, int32_t sequence, size_t n, const void *data, l2c_error *err) {
     (void)err;
     const l2c_cpu_session *s = session->state;
     size_t heads = heads_of(s), head = (size_t)s->model->config.head_size * s->kv_bytes;
     for (size_t i = 0; i < 2 * heads; i++)
-        memcpy(context_of(s, sequence, i, heads, head), (const unsigned char *)state + i * n * head, n * head);
+        memcpy(context_of(s, sequence, i, heads, head), (const unsigned char *)data + i * n * head, n * head);
     return L2C_OK;
 }
 

@@ -324,7 +324,7 @@ typedef struct {
 
 l2c_log_total l2c_logprob_total(const l2c_kernels *kernels, const float *logits, size_t n);
 
-/* Of the token that has this logit; NaN where the row holds NaN or infinity. */
+/* Of the token that has this logit; NaN where the row holds NaN or +infinity, or nothing but -infinity. */
 static inline double l2c_logprob_of(l2c_log_total total, float logit) {
     return (double)logit - total.largest - total.log_sum;
 }

@@ -264,7 +264,7 @@ class Llama(ClosableHandle):
             return 0  # ids need no tokenizer; only bits per byte do
 
     def save_cache(self, path: str | os.PathLike[str], prompt: str | bytes | Sequence[int]) -> None:
-        """Writes a prompt's keys and values to a file, which replaces no file but another such.
+        """Writes a prompt's keys and values to a file; it overwrites nothing but such a file.
         The first save or load reads all weights, for their fingerprint (0.1 s per gigabyte)."""
         validate.file_path("path", path)
         tokens, engine = self._tokens(prompt), self._engine
@@ -272,7 +272,8 @@ class Llama(ClosableHandle):
             cache_file.save(path, session, len(tokens), self.config, engine.fingerprint)
 
     def load_cache(self, path: str | os.PathLike[str]) -> list[int]:
-        """Reads such a file and returns its tokens: a prompt that begins with them starts sooner.
+        """Reads `save_cache`'s file and returns its tokens: a prompt that begins with them starts
+        sooner.
 
         CacheFileError for a file that is damaged or was made by another model.
         """
