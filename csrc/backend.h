@@ -25,7 +25,8 @@ struct l2c_backend {
      * bits. */
     uint64_t (*session_bytes)(const l2c_model *model, const l2c_session_options *options, int32_t n_threads);
 
-    /* open makes session->state. close frees it, and must not look at the model, which may already be freed. */
+    /* open makes session->state and says how many rows a call may have. close frees what there is of it, and must not
+     * look at the model, which may already be freed. */
     l2c_status (*session_open)(l2c_session *session, const l2c_session_options *options, l2c_error *err);
     void (*session_close)(l2c_session *session);
 
@@ -33,23 +34,35 @@ struct l2c_backend {
      * l2c_session_stopping(session). */
     l2c_status (*forward)(l2c_session *session, const l2c_row *rows, size_t n_rows, l2c_error *err);
 
-    /* The i-th row of logits, on the host. */
+    /* The i-th row of logits, on the host, where a change to it counts; all rows lie one behind the other. NULL where it
+     * cannot be had. */
     float *(*logits)(l2c_session *session, size_t i);
 
     /* Fills token and status of draws from different rows. options: one for each draw, or NULL for none. err, which may
-     * be NULL, is that of a draw alone. */
-    void (*sample)(l2c_session *session, l2c_draw *draws, l2c_draw_options *options, size_t n, l2c_error *err);
+     * be NULL, is that of a draw alone. Fails as a whole only where a device does. */
+    l2c_status (*sample)(l2c_session *session, l2c_draw *draws, l2c_draw_options *options, size_t n, l2c_error *err);
+
+    /* NULL, or: feeds row and draws the token after it, feeds that, and so on, up to n_steps times or until one of ends:
+     * n_new tokens, the sampler's state after each, n_fed positions in the cache. Without history and penalty.
+     * L2C_UNSUPPORTED: not this time, and nothing was done. */
+    l2c_status (*decode)(l2c_session *session, const l2c_row *row, l2c_sampler *sampler, size_t n_steps,
+                         const int32_t *ends, size_t n_ends, int32_t *tokens, uint64_t *rng_states, size_t *n_new,
+                         size_t *n_fed, l2c_error *err);
+
+    /* NULL, or called, from any thread or signal handler, when the session has been asked to stop. */
+    void (*cancel)(l2c_session *session);
 
     /* log p of a token under row i; NaN where the logits are not finite */
-    double (*logprob)(l2c_session *session, size_t i, int32_t token);
+    l2c_status (*logprob)(l2c_session *session, size_t i, int32_t token, double *value, l2c_error *err);
 
     /* The cache of a sequence's first n positions: (n_layers, n_kv_heads, n, head_size) keys, then values. */
-    void (*cache_read)(l2c_session *session, int32_t sequence, size_t n, void *state);
-    void (*cache_write)(l2c_session *session, int32_t sequence, size_t n, const void *state);
-    void (*cache_copy)(l2c_session *session, int32_t from, int32_t to, size_t n);
+    l2c_status (*cache_read)(l2c_session *session, int32_t sequence, size_t n, void *state, l2c_error *err);
+    l2c_status (*cache_write)(l2c_session *session, int32_t sequence, size_t n, const void *state, l2c_error *err);
+    l2c_status (*cache_copy)(l2c_session *session, int32_t from, int32_t to, size_t n, l2c_error *err);
 };
 
 extern const l2c_backend l2c_backend_cpu;
+extern const l2c_backend l2c_backend_cuda; /* of models whose weights are on a card */
 
 /* session.c: l2c_session_create on a backend. */
 l2c_status l2c_session_create_on(const l2c_backend *backend, const l2c_model *model, const l2c_session_options *options,

@@ -19,6 +19,7 @@ static uint64_t lay_out(l2c_batch *b, unsigned char *memory) {
     b->draws = l2c_arena_part(&a, n * sizeof *b->draws, 0);
     b->draw_options = l2c_arena_part(&a, n * sizeof *b->draw_options, 0);
     b->events = l2c_arena_part(&a, 4 * n * sizeof *b->events, 0);
+    b->rows = l2c_arena_part(&a, (uint64_t)b->session->max_rows * sizeof *b->rows, 0);
     for (size_t i = 0; i < n; i++) {
         story unplaced, *s = memory != NULL ? &b->stories[i] : &unplaced;
         s->tokens = l2c_arena_part(&a, ((uint64_t)b->n_ctx + 1) * sizeof *s->tokens, 0);
@@ -32,11 +33,17 @@ static uint64_t lay_out(l2c_batch *b, unsigned char *memory) {
 
 l2c_status l2c_batch_create(const l2c_model *model, l2c_pool *pool, int32_t n_sequences, int32_t n_ctx, l2c_kv kv,
                             l2c_isa isa, l2c_batch **batch, l2c_error *err) {
-    if (n_sequences < 1 || n_sequences > L2C_MAX_ROWS)
-        return l2c_fail(err, L2C_ARG, "%d sequences; a batch has 1 to %d", n_sequences, L2C_MAX_ROWS);
+    int32_t most = model->placed != NULL ? L2C_MAX_DEVICE_ROWS : L2C_MAX_ROWS;
+    if (n_sequences < 1 || n_sequences > most)
+        return l2c_fail(err, L2C_ARG, "%d sequences; a batch has 1 to %d", n_sequences, most);
     l2c_session *session;
     l2c_status status = l2c_session_create(model, pool, n_sequences, n_ctx, kv, isa, &session, err);
-    return status == L2C_OK ? l2c_batch_create_on(session, batch, err) : status;
+    if (status != L2C_OK) return status;
+    if (n_sequences <= session->max_rows) return l2c_batch_create_on(session, batch, err);
+    status = l2c_fail(err, L2C_NOMEM, "the card has room for %d rows at a time; a batch of %d needs as many",
+                      session->max_rows, n_sequences);
+    l2c_session_free(session);
+    return status;
 }
 
 l2c_status l2c_batch_create_on(l2c_session *session, l2c_batch **batch, l2c_error *err) {

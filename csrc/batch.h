@@ -54,7 +54,7 @@ struct l2c_batch {
     size_t turn;                    /* index of the story whose prompt gets rows first in the next sweep */
     int64_t n_added, clock;
     l2c_batch_counts counts;
-    l2c_row rows[L2C_MAX_ROWS];
+    l2c_row *rows;                  /* (session->max_rows) */
     atomic_int busy;
     void *memory; /* one block, of which the arrays of batch and stories are parts (batch.c) */
 };
@@ -101,7 +101,7 @@ static inline void end_dropped(l2c_batch *b, story *s, stage then) {
 
 static inline int is_dropped(const story *s) { return under_way(s) && atomic_load(&s->dropped) == s->id; }
 
-/* l2c_batch_create with a session of at most L2C_MAX_ROWS sequences, which it owns from here on, also when it fails. */
+/* l2c_batch_create with a session of at most max_rows sequences, which it owns from here on, also when it fails. */
 l2c_status l2c_batch_create_on(l2c_session *session, l2c_batch **batch, l2c_error *err);
 
 /* Goes on with stories that waited for one that has read so far, or is no longer there. */

@@ -2,7 +2,6 @@
  * cpu_session.c - the CPU as a backend: a session's memory, and what is made of its logits. The forward pass
  * is in forward.c.
  */
-#include <math.h>
 #include <string.h>
 
 #include "cpu_session.h"
@@ -105,6 +104,7 @@ static l2c_status session_open(l2c_session *session, const l2c_session_options *
     s->kv_bytes = o->kv == L2C_KV_FLOAT16 ? sizeof(uint16_t) : sizeof(float);
     s->n_ctx = (size_t)o->n_ctx;
     session->state = s;
+    session->max_rows = L2C_MAX_ROWS;
     return L2C_OK;
 }
 
@@ -130,54 +130,21 @@ static float *logits(l2c_session *session, size_t i) {
     return s->logits + i * (size_t)s->model->config.vocab_size;
 }
 
-static void forbid(float *x, const uint32_t *mask, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        if (!(mask[i / 32] >> (i % 32) & 1)) x[i] = -INFINITY;
+static l2c_status sample(l2c_session *session, l2c_draw *draws, l2c_draw_options *options, size_t n, l2c_error *err) {
+    const l2c_cpu_session *s = session->state;
+    const l2c_chooser chooser = {.kernels = s->kernels, .pool = s->pool, .vocab_size = (size_t)s->model->config.vocab_size,
+                                 .logits = s->logits, .candidates = s->candidates, .seen = s->seen};
+    l2c_choose(&chooser, draws, options, NULL, n, err);
+    return L2C_OK;
 }
 
-static void tell_logprobs(const l2c_kernels *kernels, l2c_draw_options *options, int32_t token, size_t n) {
-    l2c_log_total total = l2c_logprob_total(kernels, options->logits, n);
-    options->logprob = l2c_logprob_of(total, options->logits[token]);
-    l2c_logprob_top(kernels, total, options->logits, n, options->top, options->n_top);
-}
-
-typedef struct {
-    l2c_session *session;
-    l2c_draw *draws;
-    l2c_draw_options *options;
-    size_t n;
-    l2c_error *err; /* of a single draw */
-} drawing;
-
-static void draw_on_thread(void *arg, int thread, int n_threads) {
-    const drawing *d = arg;
-    const l2c_cpu_session *s = d->session->state;
-    size_t vocab = (size_t)s->model->config.vocab_size;
-    l2c_candidate *candidates = s->candidates + (size_t)thread * 2 * vocab;
-    unsigned char *seen = s->seen + (size_t)thread * vocab;
-    for (size_t i = (size_t)thread; i < d->n; i += (size_t)n_threads) {
-        l2c_draw *draw = &d->draws[i];
-        l2c_draw_options none = {.mask = NULL}, *options = d->options != NULL ? &d->options[i] : &none;
-        float *x = logits(d->session, draw->row);
-        if (options->logits != NULL && !options->logits_are_kept) memcpy(options->logits, x, vocab * sizeof *x);
-        if (options->mask != NULL) forbid(x, options->mask, vocab);
-        draw->status = l2c_sampler_pick(draw->sampler, s->kernels, x, (int32_t)vocab, draw->history, draw->n_history,
-                                        candidates, seen, &draw->token, d->err);
-        if (options->logits != NULL && draw->status == L2C_OK) tell_logprobs(s->kernels, options, draw->token, vocab);
-    }
-}
-
-static void sample(l2c_session *session, l2c_draw *draws, l2c_draw_options *options, size_t n, l2c_error *err) {
-    drawing d = {session, draws, options, n, n == 1 ? err : NULL};
-    if (n == 1) draw_on_thread(&d, 0, 1);
-    else l2c_pool_run(((l2c_cpu_session *)session->state)->pool, draw_on_thread, &d);
-}
-
-static double logprob(l2c_session *session, size_t i, int32_t token) {
+static l2c_status logprob(l2c_session *session, size_t i, int32_t token, double *value, l2c_error *err) {
+    (void)err;
     const l2c_cpu_session *s = session->state;
     const float *x = logits(session, i);
     size_t n = (size_t)s->model->config.vocab_size;
-    return l2c_logprob_of(l2c_logprob_total(s->kernels, x, n), x[token]);
+    *value = l2c_logprob_of(l2c_logprob_total(s->kernels, x, n), x[token]);
+    return L2C_OK;
 }
 
 /* ---- The cache as data ---------------------------------------------------------------------------------- */
@@ -192,25 +159,31 @@ static size_t heads_of(const l2c_cpu_session *s) {
     return (size_t)s->model->config.n_layers * (size_t)s->model->config.n_kv_heads;
 }
 
-static void cache_read(l2c_session *session, int32_t sequence, size_t n, void *state) {
+static l2c_status cache_read(l2c_session *session, int32_t sequence, size_t n, void *state, l2c_error *err) {
+    (void)err;
     const l2c_cpu_session *s = session->state;
     size_t heads = heads_of(s), head = (size_t)s->model->config.head_size * s->kv_bytes;
     for (size_t i = 0; i < 2 * heads; i++)
         memcpy((unsigned char *)state + i * n * head, context_of(s, sequence, i, heads, head), n * head);
+    return L2C_OK;
 }
 
-static void cache_write(l2c_session *session, int32_t sequence, size_t n, const void *state) {
+static l2c_status cache_write(l2c_session *session, int32_t sequence, size_t n, const void *state, l2c_error *err) {
+    (void)err;
     const l2c_cpu_session *s = session->state;
     size_t heads = heads_of(s), head = (size_t)s->model->config.head_size * s->kv_bytes;
     for (size_t i = 0; i < 2 * heads; i++)
         memcpy(context_of(s, sequence, i, heads, head), (const unsigned char *)state + i * n * head, n * head);
+    return L2C_OK;
 }
 
-static void cache_copy(l2c_session *session, int32_t from, int32_t to, size_t n) {
+static l2c_status cache_copy(l2c_session *session, int32_t from, int32_t to, size_t n, l2c_error *err) {
+    (void)err;
     const l2c_cpu_session *s = session->state;
     size_t heads = heads_of(s), head = (size_t)s->model->config.head_size * s->kv_bytes;
     for (size_t i = 0; i < 2 * heads; i++)
         memcpy(context_of(s, to, i, heads, head), context_of(s, from, i, heads, head), n * head);
+    return L2C_OK;
 }
 
 const l2c_backend l2c_backend_cpu = {

@@ -10,7 +10,7 @@
 
 #include "internal.h"
 
-enum { LANES = 4, WORD = 8 };
+enum { LANES = L2C_FINGERPRINT_LANES, WORD = 8 };
 
 static uint64_t step(uint64_t state, uint64_t word) {
     state = (state ^ word) * 0x9e3779b97f4a7c15u; /* 2^64 divided by the golden ratio, odd */
@@ -31,40 +31,51 @@ static void add(uint64_t lanes[LANES], const void *data, size_t size) {
     for (size_t i = 0; i < LANES; i++) lanes[i] = step(lanes[i], words[i]);
 }
 
-static void add_matrix(uint64_t lanes[LANES], const l2c_matrix *m) {
+void l2c_fingerprint_add(l2c_fingerprint *f, const l2c_matrix *m) {
     const uint64_t shape[] = {(uint64_t)m->type, m->rows, m->cols, m->group};
-    add(lanes, shape, sizeof shape);
+    add(f->lanes, shape, sizeof shape);
     if (m->type != L2C_WEIGHTS_FILE) {
-        add(lanes, m->data, l2c_matrix_bytes(m));
+        add(f->lanes, m->data, l2c_matrix_bytes(m));
         return;
     }
-    add(lanes, m->data, m->rows * m->cols);
-    add(lanes, m->scales, m->rows * m->cols / m->group * sizeof(float));
+    add(f->lanes, m->data, m->rows * m->cols);
+    add(f->lanes, m->scales, m->rows * m->cols / m->group * sizeof(float));
 }
 
-uint64_t l2c_model_fingerprint(const l2c_model *model) {
+l2c_fingerprint l2c_fingerprint_begin(const l2c_model *model) {
     const l2c_config *c = &model->config;
     size_t norm = (size_t)c->dim * sizeof(float);
-    uint64_t lanes[LANES] = {1, 2, 3, 4}, whole = 0;
-    if (model->layers == NULL) return 0; /* only the header was read */
+    l2c_fingerprint f = {{1, 2, 3, 4}};
     /* Without what changes no number: the context's length, and which format the file has. */
     const int32_t shape[] = {c->dim, c->hidden_dim, c->n_layers, c->n_heads, c->n_kv_heads,
                              c->head_size, c->vocab_size, c->shared_classifier};
-    add(lanes, shape, sizeof shape);
-    add(lanes, &c->rope_theta, sizeof c->rope_theta);
-    add(lanes, &c->norm_eps, sizeof c->norm_eps);
+    add(f.lanes, shape, sizeof shape);
+    add(f.lanes, &c->rope_theta, sizeof c->rope_theta);
+    add(f.lanes, &c->norm_eps, sizeof c->norm_eps);
     for (size_t j = 0; j < (size_t)c->head_size / 2; j++) {
         double divisor = model->rope_divisors == NULL ? 1.0 : model->rope_divisors[j];
-        add(lanes, &divisor, sizeof divisor);
+        add(f.lanes, &divisor, sizeof divisor);
     }
     for (int32_t l = 0; l < c->n_layers; l++) {
-        add(lanes, model->layers[l].attention_norm, norm);
-        add(lanes, model->layers[l].ffn_norm, norm);
+        add(f.lanes, model->layers[l].attention_norm, norm);
+        add(f.lanes, model->layers[l].ffn_norm, norm);
     }
-    add(lanes, model->final_norm, norm);
-#define ADD(m) add_matrix(lanes, m)
+    add(f.lanes, model->final_norm, norm);
+    return f;
+}
+
+uint64_t l2c_fingerprint_end(const l2c_fingerprint *f) {
+    uint64_t whole = 0;
+    for (size_t i = 0; i < LANES; i++) whole = step(whole, f->lanes[i]);
+    return whole;
+}
+
+uint64_t l2c_model_fingerprint(const l2c_model *model) {
+    if (model->layers == NULL) return 0; /* only the header was read */
+    if (model->placed != NULL) return model->fingerprint;
+    l2c_fingerprint f = l2c_fingerprint_begin(model);
+#define ADD(m) l2c_fingerprint_add(&f, m)
     EACH_MATRIX(model, ADD);
 #undef ADD
-    for (size_t i = 0; i < LANES; i++) whole = step(whole, lanes[i]);
-    return whole;
+    return l2c_fingerprint_end(&f);
 }

@@ -72,6 +72,11 @@ typedef struct {
  * pages save most of the page faults and of the misses in address translation. */
 void *l2c_arena_part(l2c_arena *arena, uint64_t bytes, int huge);
 
+/* A shared library by its name or path, which stays until the process ends; NULL, with the loader's words in
+ * why (size), where it cannot be loaded. A symbol of it, or NULL. */
+void *l2c_library_open(const char *name, char *why, size_t size);
+void *l2c_library_symbol(void *library, const char *name);
+
 /* ---- system/threads.c ------------------------------------------------------------------------------- */
 
 /* Runs task(arg, thread, n_threads) once on each thread of the pool; the caller is thread 0. */
@@ -83,6 +88,9 @@ void l2c_pool_barrier(l2c_pool *pool, int thread);
 
 /* Threads the pool was made for. */
 int l2c_pool_size(const l2c_pool *pool);
+
+/* Another number in every process that fork() makes. */
+unsigned l2c_fork_generation(void);
 
 /* ---- system/cpu.c ------------------------------------------------------------------------------------- */
 
@@ -109,7 +117,10 @@ typedef struct {
     uint64_t sweep;   /* bytes that decoding a token reads, norms included */
     uint64_t packed;  /* bytes of the memory that they are packed into; 0: they stay as they lie in the file */
     uint64_t largest; /* bytes of the largest one in the file */
+    uint64_t on_card; /* bytes of card memory that they would take, at most */
 } l2c_matrices;
+
+typedef struct l2c_placed l2c_placed; /* weights on a card (cuda/cuda_model.h) */
 
 struct l2c_model {
     l2c_config config;
@@ -125,6 +136,8 @@ struct l2c_model {
     size_t tensors_start;       /* where they begin in the file */
     l2c_mapping mapping;        /* the file; nothing once the weights are packed */
     l2c_mapping packed;         /* packed weights and the norms, or nothing */
+    l2c_placed *placed;         /* they are on a card, and matrices and norms here have no data; or NULL */
+    uint64_t fingerprint;       /* of a placed model */
 };
 
 /* L2C_ARG, for what needs the weights of a model that was opened for its header. */
@@ -163,6 +176,12 @@ l2c_status l2c_model_plan(l2c_model *model, l2c_dtype dtype, l2c_error *err);
  * they are. Uses the pool's threads, or this one if pool is NULL. Plans anew, and fails as l2c_model_plan does. */
 l2c_status l2c_model_pack(l2c_model *model, l2c_dtype dtype, l2c_pool *pool, l2c_error *err);
 
+/* The same without keeping anything: hands each matrix, as it is to be computed with, to `take`, in the order of
+ * EACH_MATRIX; it is there for that call only. Leaves the model's matrices without data, the norms where they were. */
+typedef l2c_status l2c_matrix_taker(void *arg, const l2c_matrix *matrix, l2c_error *err);
+l2c_status l2c_model_hand_over(l2c_model *model, l2c_dtype dtype, l2c_pool *pool, l2c_matrix_taker *take, void *arg,
+                               l2c_error *err);
+
 /* Calls visit for every matrix of the model; a shared classifier is the embedding. */
 #define EACH_MATRIX(m, visit)                                              \
     do {                                                                   \
@@ -174,6 +193,18 @@ l2c_status l2c_model_pack(l2c_model *model, l2c_dtype dtype, l2c_pool *pool, l2c
         }                                                                  \
         if (!(m)->config.shared_classifier) visit(&(m)->classifier);       \
     } while (0)
+
+/* ---- fingerprint.c ----------------------------------------------------------------------------------------- */
+
+/* l2c_model_fingerprint in steps: the shape and norms, the matrices in the order of EACH_MATRIX, the end. */
+enum { L2C_FINGERPRINT_LANES = 4 };
+typedef struct {
+    uint64_t lanes[L2C_FINGERPRINT_LANES];
+} l2c_fingerprint;
+
+l2c_fingerprint l2c_fingerprint_begin(const l2c_model *model);
+void l2c_fingerprint_add(l2c_fingerprint *fingerprint, const l2c_matrix *matrix);
+uint64_t l2c_fingerprint_end(const l2c_fingerprint *fingerprint);
 
 /* ---- files/quantize.c -------------------------------------------------------------------------------------- */
 
@@ -198,12 +229,13 @@ struct l2c_session {
     const l2c_backend *backend;
     void *state; /* the backend's own: threads, caches, scratch, logits */
     int32_t n_sequences, n_ctx;
+    int32_t max_rows; /* of a call; the backend's */
 
     int32_t *lengths; /* (n_sequences) positions that are in the cache */
     int32_t *next;    /* (n_sequences) scratch of the checks on rows */
 
-    size_t n_logits;                  /* rows of the last call that have logits */
-    unsigned char used[L2C_MAX_ROWS]; /* of those, the ones that were sampled, and are logits no more */
+    size_t n_logits;     /* rows of the last call that have logits */
+    unsigned char *used; /* (max_rows) of those, the ones that were sampled, and are logits no more */
 
     atomic_int busy;
     atomic_int cancel;    /* asked to stop, and no call has yet */
@@ -261,6 +293,27 @@ l2c_status l2c_sampler_pick(l2c_sampler *sampler, const l2c_kernels *kernels, fl
                             int32_t n, const int32_t *history, size_t n_history,
                             l2c_candidate *candidates, unsigned char *seen, int32_t *token,
                             l2c_error *err);
+
+/* The coin, in [0, 1), that such a choice tosses; L2C_NONFINITE for logits that nothing can be picked from. */
+float l2c_sampler_coin(l2c_sampler *sampler);
+l2c_status l2c_sampler_fail_unusable(l2c_error *err);
+
+/* ---- draws.c ----------------------------------------------------------------------------------------- */
+
+/* Logits in this process's memory, and what choosing from them needs. */
+typedef struct {
+    const l2c_kernels *kernels;
+    l2c_pool *pool;
+    size_t vocab_size;
+    float *logits;             /* (rows, vocab_size) */
+    l2c_candidate *candidates; /* (threads, 2, vocab_size) scratch */
+    unsigned char *seen;       /* (threads, vocab_size) 0 between calls */
+} l2c_chooser;
+
+/* Fills token and status of n draws, those that `which` names or, with NULL, the first, and what their options want.
+ * err is that of a draw alone. */
+void l2c_choose(const l2c_chooser *chooser, l2c_draw *draws, l2c_draw_options *options, const size_t *which, size_t n,
+                l2c_error *err);
 
 /* ---- logprob.c --------------------------------------------------------------------------------------- */
 

@@ -81,7 +81,8 @@ typedef enum {
     L2C_UNSUPPORTED, /* valid, but not by this build or machine */
     L2C_CANCELLED,   /* l2c_session_cancel was called */
     L2C_NONFINITE,   /* the logits hold NaN or infinity, so there is nothing to sample from */
-    L2C_FULL         /* a batch has no sequence left for another story */
+    L2C_FULL,        /* a batch has no sequence left for another story */
+    L2C_DEVICE       /* a graphics card or its driver failed, or was used after fork() */
 } l2c_status;
 
 /* Owned by the caller; message is one line without a final newline. */
@@ -111,6 +112,55 @@ l2c_status l2c_isa_resolve(l2c_isa wanted, l2c_isa *isa, l2c_error *err);
 
 /* Writes the CPU features that the choice looks at, space separated, NUL terminated. */
 void l2c_cpu_features(char *text, size_t size);
+
+/* ---- Graphics cards: NVIDIA's, through the driver that is installed; any number of threads ---- */
+
+typedef struct {
+    char name[128];
+    char pci[32];       /* address on the bus: "0000:3b:00.0" */
+    int32_t number;     /* among those that the driver shows this process */
+    int32_t driver;     /* the newest CUDA that the driver knows: 12040 is 12.4 */
+    int32_t capability; /* compute capability: 89 is 8.9 */
+    int32_t processors; /* streaming multiprocessors */
+    int32_t exclusive;  /* 1: one process at a time may use it; 2: none may */
+    uint64_t memory;    /* bytes */
+} l2c_device_info;
+
+/* Loads the driver (`library`, or NULL for the system's) and counts the cards that it shows this process.
+ * L2C_UNSUPPORTED where there is no driver, or one too old; L2C_DEVICE where it does not work. */
+l2c_status l2c_device_count(const char *library, int32_t *driver, int32_t *count, l2c_error *err);
+
+/* What a card is; takes none of its memory. */
+l2c_status l2c_device_describe(const char *library, int32_t number, l2c_device_info *info, l2c_error *err);
+
+typedef struct l2c_device l2c_device;
+
+/*
+ * Opens a card: takes part in the process's primary context on it, which PyTorch and others share. Models, sessions and
+ * the caller each keep it open. L2C_UNSUPPORTED for a card below compute capability 7.5. After an L2C_DEVICE that ends
+ * the context ("a kernel failed"), all that is on the card is lost: every call says so, and all can still be freed. A
+ * child of fork() cannot use its parent's cards (L2C_DEVICE).
+ */
+l2c_status l2c_device_open(const char *library, int32_t number, l2c_device **device, l2c_error *err);
+
+const l2c_device_info *l2c_device_about(const l2c_device *device);
+
+/* Bytes of its memory that are free just now, for any process. */
+l2c_status l2c_device_free_memory(l2c_device *device, uint64_t *bytes, l2c_error *err);
+
+/* Compiles kernels, PTX with a NUL behind its `size` bytes, for this card, which takes seconds: *image, which belongs to
+ * the device until the next call, can be kept and loaded by this driver on cards of this capability. */
+l2c_status l2c_device_compile(l2c_device *device, const void *ptx, size_t size, const void **image, size_t *image_size,
+                              l2c_error *err);
+
+/* Loads the kernels, once, before a model is opened on the device: what l2c_device_compile made, or PTX. L2C_DEVICE
+ * for what is neither, or lacks a kernel. */
+l2c_status l2c_device_load(l2c_device *device, const void *image, l2c_error *err);
+
+/* Bytes of weights that went to the card so far, for a look from another thread at how far a model is. */
+uint64_t l2c_device_uploaded(const l2c_device *device);
+
+void l2c_device_free(l2c_device *device);
 
 /* ---- Models: immutable after open, shared by any number of threads ------------------------- */
 
@@ -190,6 +240,17 @@ l2c_status l2c_model_open_header(const char *path, l2c_dtype dtype, l2c_model **
 l2c_status l2c_model_open_header_memory(const void *data, size_t size, l2c_dtype dtype, l2c_model **model,
                                         l2c_error *err);
 
+/*
+ * The same with the weights on a card, where the model's sessions then are. They go there matrix by matrix and are not
+ * kept here. What holds float16 or bfloat16 values only is kept in 16 bits there; the results are the bits of float32.
+ * Computed as llama2.c's runq does (L2C_DTYPE_FILE, and int8 groups that are not packed): L2C_UNSUPPORTED. L2C_NOMEM
+ * where the card has no room.
+ */
+l2c_status l2c_model_open_on(l2c_device *device, const char *path, l2c_dtype dtype, l2c_pool *pool, l2c_model **model,
+                             l2c_error *err);
+l2c_status l2c_model_open_memory_on(l2c_device *device, const void *data, size_t size, l2c_dtype dtype, l2c_pool *pool,
+                                    l2c_model **model, l2c_error *err);
+
 /* The same model with int8 or int4 weights, quantized from a float32 one, which it does not keep. */
 l2c_status l2c_model_quantize(const l2c_model *from, l2c_dtype dtype, l2c_pool *pool, l2c_model **model,
                               l2c_error *err);
@@ -205,6 +266,9 @@ uint64_t l2c_model_fingerprint(const l2c_model *model);
 uint64_t l2c_model_parameters(const l2c_model *model);
 uint64_t l2c_model_bytes(const l2c_model *model);
 uint64_t l2c_model_sweep_bytes(const l2c_model *model);
+
+/* Bytes of card memory that the weights would take on a card, at most, or take. */
+uint64_t l2c_model_device_bytes(const l2c_model *model);
 
 /* Bytes of the file; the most of it that is held in memory, besides the weights, at any time during opening. */
 uint64_t l2c_model_file_bytes(const l2c_model *model);
@@ -309,7 +373,7 @@ void l2c_sampler_init(l2c_sampler *sampler, uint64_t seed);
 
 /* ---- Sessions: KV cache, scratch, logits; one thread at a time ------------------------------- */
 
-enum { L2C_MAX_ROWS = 256 }; /* rows of one forward call */
+enum { L2C_MAX_ROWS = 256, L2C_MAX_DEVICE_ROWS = 1024 }; /* rows of one forward call; on a graphics card */
 
 /* One token at one position of one sequence. */
 typedef struct {
@@ -338,8 +402,17 @@ l2c_status l2c_session_create(const l2c_model *model, l2c_pool *pool, int32_t n_
  * makes no sense. Parts of a session begin on cache lines: of 64 positions each takes as much as of any other 64. */
 uint64_t l2c_session_bytes(const l2c_model *model, int32_t n_sequences, int32_t n_ctx, l2c_kv kv, int32_t n_threads);
 
+/* Bytes of card memory that a session of such a model would take there, with room for n_rows rows a call (0: the least
+ * that it makes do with); a little more than on most cards. Of 64 positions each takes as much as of any other 64;
+ * UINT64_MAX as above. */
+uint64_t l2c_session_device_bytes(const l2c_model *model, int32_t n_sequences, int32_t n_ctx, l2c_kv kv, int32_t n_rows);
+
+/* How many rows a forward call of this session may have: L2C_MAX_ROWS; on a card up to L2C_MAX_DEVICE_ROWS, fewer where
+ * its memory is short, but 64 at least. */
+int32_t l2c_session_max_rows(const l2c_session *session);
+
 /*
- * The forward pass: feeds 1 to L2C_MAX_ROWS rows through the model in one sweep over the weights.
+ * The forward pass: feeds 1 to l2c_session_max_rows rows through the model in one sweep over the weights.
  * Rows of one sequence must be in rising order of position, without gaps. A row's result is the
  * same bits whatever the other rows, the number of threads and the instruction set.
  * L2C_CANCELLED, after l2c_session_cancel: what the call would have overwritten is no longer cached.
@@ -348,7 +421,7 @@ l2c_status l2c_session_forward(l2c_session *session, const l2c_row *rows, size_t
                                l2c_error *err);
 
 /* Logits (vocab_size) of the i-th row of the last forward call that wanted them; NULL if there is
- * no such row, or it is used up. The caller may change them before sampling; valid until the next
+ * no such row, it is used up, or the card that it is on is lost. Rows lie one behind the other. The caller may change them before sampling; valid until the next
  * forward call, or the row is sampled. */
 float *l2c_session_logits(l2c_session *session, size_t i);
 
@@ -374,6 +447,18 @@ typedef struct {
 /* Picks n tokens from different rows, on all threads of the pool. Fails as a whole, and uses up nothing, only
  * for a row that is not there, is used up, or comes twice (L2C_ARG), and with L2C_BUSY. */
 l2c_status l2c_session_sample_many(l2c_session *session, l2c_draw *draws, size_t n, l2c_error *err);
+
+enum { L2C_MAX_STEPS = 32 };
+
+/*
+ * Decodes sequence 0 by up to n_steps tokens, on a card in one launch: the same tokens as by l2c_session_forward and
+ * l2c_session_sample in turn. tokens holds the n tokens so far, of which n - 1 have been fed, and has room for n_steps
+ * more; *n_new of them are appended, 1 or more; rng_states[i] is the sampler's state after the i-th. Stops after any of
+ * the n_ends ids in ends, and where it likes: call it again. What the newest tokens are is fed or not, as
+ * l2c_session_length says.
+ */
+l2c_status l2c_session_decode(l2c_session *session, l2c_sampler *sampler, int32_t *tokens, size_t n, size_t n_steps,
+                              const int32_t *ends, size_t n_ends, uint64_t *rng_states, size_t *n_new, l2c_error *err);
 
 /* Natural logarithm of the probability of a token under logits row i: logit - largest - log(sum), where
  * the sum is of the kernels' float32 exps, in double. The same bits on every instruction set. */
@@ -505,7 +590,7 @@ typedef struct {
     uint64_t cached_prompt_tokens; /* of those, found */
 } l2c_batch_counts;
 
-/* A batch with a session of its own: n_sequences (1 to L2C_MAX_ROWS) stories at a time. The rest is as for
+/* A batch with a session of its own: n_sequences (1 to a call's rows) stories at a time. The rest is as for
  * l2c_session_create. All memory is taken here. */
 l2c_status l2c_batch_create(const l2c_model *model, l2c_pool *pool, int32_t n_sequences, int32_t n_ctx, l2c_kv kv,
                             l2c_isa isa, l2c_batch **batch, l2c_error *err);

@@ -22,7 +22,8 @@ l2c_status l2c_session_sample_held(l2c_session *s, size_t i, l2c_sampler *sample
     l2c_status status = check_row(s, i, err);
     if (status != L2C_OK) return status;
     l2c_draw draw = {.row = i, .sampler = sampler, .history = history, .n_history = n_history};
-    s->backend->sample(s, &draw, NULL, 1, err);
+    status = s->backend->sample(s, &draw, NULL, 1, err);
+    if (status != L2C_OK) return status;
     s->used[i] = draw.status != L2C_ARG;
     if (draw.status == L2C_OK) *token = draw.token;
     return draw.status;
@@ -57,8 +58,8 @@ l2c_status l2c_session_sample_with(l2c_session *s, l2c_draw *draws, l2c_draw_opt
     l2c_float_env env = l2c_float_enter();
     l2c_status status = take_rows(s, draws, n, err);
     if (status == L2C_OK && n > 0) {
-        s->backend->sample(s, draws, options, n, NULL);
-        for (size_t i = 0; i < n; i++) s->used[draws[i].row] = draws[i].status != L2C_ARG;
+        status = s->backend->sample(s, draws, options, n, err);
+        for (size_t i = 0; i < n; i++) s->used[draws[i].row] = status == L2C_OK && draws[i].status != L2C_ARG;
     }
     l2c_float_leave(env);
     l2c_session_leave(s);
@@ -74,7 +75,9 @@ static l2c_status logprob_of(l2c_session *s, size_t i, int32_t token, double *lo
     if (status != L2C_OK) return status;
     int32_t n = s->model->config.vocab_size;
     if (token < 0 || token >= n) return l2c_fail(err, L2C_ARG, "token is %d; the vocabulary has %d", token, n);
-    double value = s->backend->logprob(s, i, token);
+    double value;
+    status = s->backend->logprob(s, i, token, &value, err);
+    if (status != L2C_OK) return status;
     if (isnan(value)) return l2c_fail(err, L2C_NONFINITE, "the logits hold NaN or infinity");
     *logprob = value;
     return L2C_OK;

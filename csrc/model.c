@@ -6,6 +6,7 @@
  */
 #include <string.h>
 
+#include "cuda/cuda_model.h"
 #include "files/gguf.h"
 #include "internal.h"
 #include "system/float_env.h"
@@ -67,9 +68,21 @@ static void drop_weights(l2c_model *m) {
     m->mapping = (l2c_mapping){0};
 }
 
+/* How a model is opened. */
+typedef struct {
+    l2c_dtype dtype;
+    l2c_pool *pool;
+    l2c_device *device; /* NULL: the processor computes */
+    int only_header;
+} opening;
+
+static l2c_status send_weights(l2c_model *m, const opening *o, l2c_error *err) {
+    l2c_status status = l2c_placed_create(m, o->dtype, o->pool, o->device, err);
+    return status == L2C_OK ? l2c_rope_create(m, err) : status;
+}
+
 /* Owns the mapping from here on, whatever becomes of it. */
-static l2c_status open_mapping(l2c_mapping mapping, l2c_dtype dtype, int only_header, l2c_pool *pool, l2c_model **model,
-                               l2c_error *err) {
+static l2c_status open_mapping(l2c_mapping mapping, const opening *o, l2c_model **model, l2c_error *err) {
     l2c_model *m = new_model(err);
     if (m == NULL) {
         l2c_file_unmap(&mapping);
@@ -78,9 +91,10 @@ static l2c_status open_mapping(l2c_mapping mapping, l2c_dtype dtype, int only_he
     m->mapping = mapping;
     l2c_float_env env = l2c_float_enter();
     l2c_status status = load(m, err);
-    if (status == L2C_OK) status = l2c_model_plan(m, dtype, err);
-    if (status == L2C_OK && only_header) drop_weights(m);
-    else if (status == L2C_OK) status = place_weights(m, dtype, pool, err);
+    if (status == L2C_OK) status = l2c_model_plan(m, o->dtype, err);
+    if (status == L2C_OK && o->only_header) drop_weights(m);
+    else if (status == L2C_OK && o->device != NULL) status = send_weights(m, o, err);
+    else if (status == L2C_OK) status = place_weights(m, o->dtype, o->pool, err);
     l2c_float_leave(env);
     if (status != L2C_OK) l2c_model_free(m);
     else *model = m;
@@ -92,39 +106,47 @@ static l2c_status check_dtype(l2c_dtype dtype, l2c_error *err) {
     return l2c_fail(err, L2C_ARG, "unknown dtype number %d", (int)dtype);
 }
 
-static l2c_status open_path(const char *path, l2c_dtype dtype, int only_header, l2c_pool *pool, l2c_model **model,
-                            l2c_error *err) {
+static l2c_status open_path(const char *path, opening o, l2c_model **model, l2c_error *err) {
     l2c_mapping mapping = {0};
-    l2c_status status = check_dtype(dtype, err);
+    l2c_status status = check_dtype(o.dtype, err);
     if (status == L2C_OK) status = l2c_file_map(path, "checkpoint", &mapping, err);
-    return status == L2C_OK ? open_mapping(mapping, dtype, only_header, pool, model, err) : status;
+    return status == L2C_OK ? open_mapping(mapping, &o, model, err) : status;
 }
 
-static l2c_status open_data(const void *data, size_t size, l2c_dtype dtype, int only_header, l2c_pool *pool,
-                            l2c_model **model, l2c_error *err) {
-    l2c_status status = check_dtype(dtype, err);
+static l2c_status open_data(const void *data, size_t size, opening o, l2c_model **model, l2c_error *err) {
+    l2c_status status = check_dtype(o.dtype, err);
     if (status != L2C_OK) return status;
     if ((uintptr_t)data % sizeof(float) != 0)
         return l2c_fail(err, L2C_ARG, "checkpoint memory must be aligned to 4 bytes");
-    return open_mapping((l2c_mapping){.data = data, .size = size}, dtype, only_header, pool, model, err);
+    return open_mapping((l2c_mapping){.data = data, .size = size}, &o, model, err);
 }
 
 l2c_status l2c_model_open(const char *path, l2c_dtype dtype, l2c_pool *pool, l2c_model **model, l2c_error *err) {
-    return open_path(path, dtype, 0, pool, model, err);
+    return open_path(path, (opening){.dtype = dtype, .pool = pool}, model, err);
 }
 
 l2c_status l2c_model_open_memory(const void *data, size_t size, l2c_dtype dtype, l2c_pool *pool, l2c_model **model,
                                  l2c_error *err) {
-    return open_data(data, size, dtype, 0, pool, model, err);
+    return open_data(data, size, (opening){.dtype = dtype, .pool = pool}, model, err);
 }
 
 l2c_status l2c_model_open_header(const char *path, l2c_dtype dtype, l2c_model **model, l2c_error *err) {
-    return open_path(path, dtype, 1, NULL, model, err);
+    return open_path(path, (opening){.dtype = dtype, .only_header = 1}, model, err);
 }
 
 l2c_status l2c_model_open_header_memory(const void *data, size_t size, l2c_dtype dtype, l2c_model **model,
                                         l2c_error *err) {
-    return open_data(data, size, dtype, 1, NULL, model, err);
+    return open_data(data, size, (opening){.dtype = dtype, .only_header = 1}, model, err);
+}
+
+l2c_status l2c_model_open_on(l2c_device *device, const char *path, l2c_dtype dtype, l2c_pool *pool, l2c_model **model,
+                             l2c_error *err) {
+    return open_path(path, (opening){.dtype = dtype, .pool = pool, .device = device}, model, err);
+}
+
+l2c_status l2c_model_open_memory_on(l2c_device *device, const void *data, size_t size, l2c_dtype dtype, l2c_pool *pool,
+                                    l2c_model **model, l2c_error *err) {
+    return open_data(data, size, (opening){.dtype = dtype, .pool = pool, .device = device}, model, err);
 }
 
 l2c_status l2c_model_fail_no_weights(l2c_error *err) {
@@ -134,6 +156,7 @@ l2c_status l2c_model_fail_no_weights(l2c_error *err) {
 l2c_status l2c_model_quantize(const l2c_model *from, l2c_dtype dtype, l2c_pool *pool, l2c_model **model,
                               l2c_error *err) {
     if (from->layers == NULL) return l2c_model_fail_no_weights(err);
+    if (from->placed != NULL) return l2c_fail(err, L2C_ARG, "the weights are on a card: quantize them as they are opened");
     if (from->config.dtype != L2C_DTYPE_FLOAT32 || (dtype != L2C_DTYPE_INT8 && dtype != L2C_DTYPE_INT4))
         return l2c_fail(err, L2C_ARG, "only float32 weights can be quantized, and to int8 or int4");
     l2c_model *m = new_model(err);
@@ -160,6 +183,7 @@ l2c_status l2c_model_quantize(const l2c_model *from, l2c_dtype dtype, l2c_pool *
 
 void l2c_model_free(l2c_model *model) {
     if (model == NULL) return;
+    l2c_placed_free(model->placed);
     l2c_rope_free(model);
     l2c_memory_free(model->layers);
     l2c_memory_free(model->rope_divisors);
@@ -191,9 +215,15 @@ uint64_t l2c_model_bytes(const l2c_model *model) {
 
 uint64_t l2c_model_sweep_bytes(const l2c_model *model) { return model->matrices.sweep; }
 
+uint64_t l2c_model_device_bytes(const l2c_model *model) {
+    return model->placed != NULL ? model->placed->bytes : l2c_placed_bytes(model);
+}
+
 uint64_t l2c_model_file_bytes(const l2c_model *model) { return model->file_bytes; }
 
-int l2c_model_is_mapped(const l2c_model *model) { return model->matrices.packed == 0 && !model->moved; }
+int l2c_model_is_mapped(const l2c_model *model) {
+    return model->matrices.packed == 0 && !model->moved && model->placed == NULL;
+}
 
 uint64_t l2c_model_opening_bytes(const l2c_model *model) {
     if (model->matrices.packed > 0) return model->matrices.largest;

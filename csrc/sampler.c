@@ -25,6 +25,8 @@ static uint32_t random_u32(uint64_t *state) {
 /* in [0, 1), a multiple of 2^-24 */
 static float random_f32(uint64_t *state) { return (float)(random_u32(state) >> 8) / 16777216.0f; }
 
+float l2c_sampler_coin(l2c_sampler *sampler) { return random_f32(&sampler->rng_state); }
+
 void l2c_sampler_init(l2c_sampler *sampler, uint64_t seed) {
     *sampler = (l2c_sampler){
         .temperature = 1.0f,
@@ -78,7 +80,7 @@ static void penalize(float *logits, int32_t n, const int32_t *history, size_t n_
         if (history[i] >= 0 && history[i] < n) seen[history[i]] = 0;
 }
 
-static l2c_status fail_unusable(l2c_error *err) {
+l2c_status l2c_sampler_fail_unusable(l2c_error *err) {
     return l2c_fail(err, L2C_NONFINITE, "the logits hold NaN or infinity (or forbid every token)");
 }
 
@@ -273,16 +275,16 @@ l2c_status l2c_sampler_pick(l2c_sampler *s, const l2c_kernels *kernels, float *l
     float largest = kernels->max(logits, (size_t)n);
     int greedy = s->temperature == 0.0f || !isfinite(largest / s->temperature); /* or as good as */
     if (greedy) {
-        if (!usable(logits, n)) return fail_unusable(err);
-        if (s->temperature > 0.0f) random_f32(&s->rng_state); /* one coin a token, needed or not */
+        if (!usable(logits, n)) return l2c_sampler_fail_unusable(err);
+        if (s->temperature > 0.0f) l2c_sampler_coin(s); /* one coin a token, needed or not */
         *token = first_largest(logits, n, largest);
         return L2C_OK;
     }
     if (s->temperature != 1.0f)
         for (int32_t i = 0; i < n; i++) logits[i] /= s->temperature;
     float sum = kernels->exp_sum(logits, (size_t)n);
-    if (!(sum >= 1.0f)) return fail_unusable(err); /* NaN, as exp_sum promises for unusable logits */
-    float coin = random_f32(&s->rng_state);
+    if (!(sum >= 1.0f)) return l2c_sampler_fail_unusable(err); /* NaN, as exp_sum promises for unusable logits */
+    float coin = l2c_sampler_coin(s);
     int whole = (s->top_p <= 0.0f || s->top_p >= 1.0f) && s->top_k == 0;
     *token = !whole          ? pick_prefix(s, kernels, logits, n, sum, coin, candidates)
            : s->min_p > 0.0f ? pick_likely(s, kernels, logits, n, sum, coin, candidates)

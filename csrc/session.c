@@ -14,11 +14,15 @@ static int32_t context_or_default(const l2c_model *model, int32_t n_ctx) {
     return n_ctx == 0 ? model->config.seq_len : n_ctx;
 }
 
+static const l2c_backend *backend_of(const l2c_model *model) {
+    return model->placed != NULL ? &l2c_backend_cuda : &l2c_backend_cpu;
+}
+
 uint64_t l2c_session_bytes(const l2c_model *model, int32_t n_sequences, int32_t n_ctx, l2c_kv kv, int32_t n_threads) {
     n_ctx = context_or_default(model, n_ctx);
     if (n_sequences < 1 || n_ctx < 1 || n_threads < 1) return UINT64_MAX;
     const l2c_session_options options = {.n_sequences = n_sequences, .n_ctx = n_ctx, .kv = kv};
-    uint64_t bytes = l2c_backend_cpu.session_bytes(model, &options, n_threads);
+    uint64_t bytes = backend_of(model)->session_bytes(model, &options, n_threads);
     uint64_t own = 2 * sizeof(int32_t) * (uint64_t)n_sequences; /* what is kept here */
     return bytes > UINT64_MAX - own ? UINT64_MAX : bytes + own;
 }
@@ -27,7 +31,7 @@ l2c_status l2c_session_create(const l2c_model *model, l2c_pool *pool, int32_t n_
                               l2c_isa isa, l2c_session **session, l2c_error *err) {
     const l2c_session_options options = {
         .n_sequences = n_sequences, .n_ctx = context_or_default(model, n_ctx), .kv = kv, .isa = isa, .pool = pool};
-    return l2c_session_create_on(&l2c_backend_cpu, model, &options, session, err);
+    return l2c_session_create_on(backend_of(model), model, &options, session, err);
 }
 
 l2c_status l2c_session_create_on(const l2c_backend *backend, const l2c_model *model, const l2c_session_options *o,
@@ -51,7 +55,8 @@ l2c_status l2c_session_create_on(const l2c_backend *backend, const l2c_model *mo
     if (status == L2C_OK) {
         s->lengths = l2c_memory_zeroed((size_t)o->n_sequences, sizeof *s->lengths);
         s->next = l2c_memory_zeroed((size_t)o->n_sequences, sizeof *s->next);
-        if (s->lengths == NULL || s->next == NULL)
+        s->used = l2c_memory_zeroed((size_t)s->max_rows, sizeof *s->used);
+        if (s->lengths == NULL || s->next == NULL || s->used == NULL)
             status = l2c_fail(err, L2C_NOMEM, "out of memory for %d sequences", o->n_sequences);
     }
     if (status != L2C_OK) l2c_session_free(s);
@@ -64,8 +69,11 @@ void l2c_session_free(l2c_session *session) {
     session->backend->session_close(session);
     l2c_memory_free(session->lengths);
     l2c_memory_free(session->next);
+    l2c_memory_free(session->used);
     l2c_memory_free(session);
 }
+
+int32_t l2c_session_max_rows(const l2c_session *session) { return session->max_rows; }
 
 /* ---- One thread at a time ------------------------------------------------------------------------- */
 
@@ -76,7 +84,10 @@ l2c_status l2c_session_fail_busy(l2c_error *err) {
     return l2c_fail(err, L2C_BUSY, "the session is being used by another thread");
 }
 
-void l2c_session_cancel(l2c_session *session) { atomic_store(&session->cancel, 1); }
+void l2c_session_cancel(l2c_session *session) {
+    atomic_store(&session->cancel, 1);
+    if (session->backend->cancel != NULL) session->backend->cancel(session);
+}
 
 void l2c_session_resume(l2c_session *session) { atomic_store(&session->cancel, 0); }
 
@@ -103,20 +114,26 @@ static l2c_status check_each(l2c_session *s, const l2c_row *rows, size_t n_rows,
 }
 
 static l2c_status check_rows(l2c_session *s, const l2c_row *rows, size_t n_rows, l2c_error *err) {
-    if (n_rows < 1 || n_rows > L2C_MAX_ROWS)
-        return l2c_fail(err, L2C_ARG, "%zu rows; a forward call takes 1 to %d", n_rows, L2C_MAX_ROWS);
+    if (n_rows < 1 || n_rows > (size_t)s->max_rows)
+        return l2c_fail(err, L2C_ARG, "%zu rows; a forward call takes 1 to %d", n_rows, s->max_rows);
     memset(s->next, 0, (size_t)s->n_sequences * sizeof *s->next);
     return check_each(s, rows, n_rows, err);
 }
 
-l2c_status l2c_session_forward_held(l2c_session *s, const l2c_row *rows, size_t n_rows, l2c_error *err) {
+/* What comes before any rows. */
+static l2c_status begin(l2c_session *s, const l2c_row *rows, size_t n_rows, l2c_error *err) {
     l2c_status status = check_rows(s, rows, n_rows, err);
     if (status != L2C_OK) return status;
     s->n_logits = 0;
     /* Until the call succeeds, what it overwrites is not cached. Last row first, so that a sequence's first row
      * decides. */
     for (size_t r = n_rows; r-- > 0;) s->lengths[rows[r].sequence] = rows[r].position;
-    if (l2c_session_stopping(s)) return l2c_session_fail_cancelled(err);
+    return l2c_session_stopping(s) ? l2c_session_fail_cancelled(err) : L2C_OK;
+}
+
+l2c_status l2c_session_forward_held(l2c_session *s, const l2c_row *rows, size_t n_rows, l2c_error *err) {
+    l2c_status status = begin(s, rows, n_rows, err);
+    if (status != L2C_OK) return status;
     status = s->backend->forward(s, rows, n_rows, err);
     if (status != L2C_OK) return status;
     for (size_t r = 0; r < n_rows; r++) {
@@ -132,6 +149,58 @@ l2c_status l2c_session_forward(l2c_session *s, const l2c_row *rows, size_t n_row
     l2c_float_env env = l2c_float_enter();
     l2c_status status = l2c_session_forward_held(s, rows, n_rows, err);
     /* this answers the request; speculate.c, which calls the held form itself, answers its own */
+    if (status == L2C_CANCELLED) l2c_session_resume(s);
+    l2c_float_leave(env);
+    l2c_session_leave(s);
+    return status;
+}
+
+/* ---- Decoding several tokens ------------------------------------------------------------------------ */
+
+/* By the backend, at once; L2C_UNSUPPORTED where it does not. */
+static l2c_status decode_at_once(l2c_session *s, l2c_sampler *sampler, int32_t *tokens, size_t n, size_t n_steps,
+                                 const int32_t *ends, size_t n_ends, uint64_t *rng_states, size_t *n_new, l2c_error *err) {
+    const l2c_row row = {0, (int32_t)n - 1, tokens[n - 1], 1};
+    size_t n_fed;
+    if (s->backend->decode == NULL || sampler->repetition_penalty != 1.0f) return L2C_UNSUPPORTED;
+    l2c_status status = l2c_sampler_check(sampler, err);
+    if (status == L2C_OK) status = begin(s, &row, 1, err);
+    if (status != L2C_OK) return status;
+    status = s->backend->decode(s, &row, sampler, n_steps, ends, n_ends, tokens + n, rng_states, n_new, &n_fed, err);
+    if (status == L2C_OK) s->lengths[0] = row.position + (int32_t)n_fed;
+    return status;
+}
+
+static int is_among(const int32_t *ids, size_t n, int32_t token) {
+    for (size_t i = 0; i < n; i++)
+        if (ids[i] == token) return 1;
+    return 0;
+}
+
+static l2c_status decode(l2c_session *s, l2c_sampler *sampler, int32_t *tokens, size_t n, size_t n_steps,
+                         const int32_t *ends, size_t n_ends, uint64_t *rng_states, size_t *n_new, l2c_error *err) {
+    l2c_status status = decode_at_once(s, sampler, tokens, n, n_steps, ends, n_ends, rng_states, n_new, err);
+    if (status != L2C_UNSUPPORTED) return status;
+    for (*n_new = 0; *n_new < n_steps;) {
+        int32_t *next = &tokens[n + *n_new];
+        const l2c_row row = {0, (int32_t)(n + *n_new) - 1, next[-1], 1};
+        status = l2c_session_forward_held(s, &row, 1, err);
+        if (status == L2C_OK) status = l2c_session_sample_held(s, 0, sampler, tokens, n + *n_new, next, err);
+        if (status != L2C_OK) break;
+        rng_states[(*n_new)++] = sampler->rng_state;
+        if (is_among(ends, n_ends, *next)) break;
+    }
+    return *n_new > 0 ? L2C_OK : status; /* what failed after a token fails again in the next call */
+}
+
+l2c_status l2c_session_decode(l2c_session *s, l2c_sampler *sampler, int32_t *tokens, size_t n, size_t n_steps,
+                              const int32_t *ends, size_t n_ends, uint64_t *rng_states, size_t *n_new, l2c_error *err) {
+    if (n < 1 || n_steps < 1 || n_steps > L2C_MAX_STEPS || n + n_steps - 1 > (size_t)s->n_ctx)
+        return l2c_fail(err, L2C_ARG, "%zu steps after %zu tokens; the context is %d, steps are at most %d", n_steps, n,
+                        s->n_ctx, L2C_MAX_STEPS);
+    if (!l2c_session_enter(s)) return l2c_session_fail_busy(err);
+    l2c_float_env env = l2c_float_enter();
+    l2c_status status = decode(s, sampler, tokens, n, n_steps, ends, n_ends, rng_states, n_new, err);
     if (status == L2C_CANCELLED) l2c_session_resume(s);
     l2c_float_leave(env);
     l2c_session_leave(s);
@@ -162,8 +231,9 @@ l2c_status l2c_session_copy(l2c_session *s, int32_t from, int32_t to, int32_t n,
     if (n < 0 || n > s->lengths[from]) {
         status = l2c_fail(err, L2C_RANGE, "cannot copy %d positions; sequence %d has %d", n, from, s->lengths[from]);
     } else {
-        s->backend->cache_copy(s, from, to, (size_t)n);
-        s->lengths[to] = n;
+        s->lengths[to] = 0; /* should it fail */
+        status = s->backend->cache_copy(s, from, to, (size_t)n, err);
+        if (status == L2C_OK) s->lengths[to] = n;
     }
     l2c_session_leave(s);
     return status;
@@ -174,7 +244,7 @@ l2c_status l2c_session_save(l2c_session *s, int32_t n, void *state, l2c_error *e
     l2c_status status = L2C_OK;
     if (n < 0 || n > s->lengths[0])
         status = l2c_fail(err, L2C_RANGE, "cannot save %d positions; the cache has %d", n, s->lengths[0]);
-    else s->backend->cache_read(s, 0, (size_t)n, state);
+    else status = s->backend->cache_read(s, 0, (size_t)n, state, err);
     l2c_session_leave(s);
     return status;
 }
@@ -185,9 +255,10 @@ l2c_status l2c_session_load(l2c_session *s, int32_t n, const void *state, l2c_er
     if (n < 0 || n > s->n_ctx) {
         status = l2c_fail(err, L2C_RANGE, "cannot load %d positions; the context has %d", n, s->n_ctx);
     } else {
-        s->backend->cache_write(s, 0, (size_t)n, state);
-        s->lengths[0] = n;
         s->n_logits = 0;
+        s->lengths[0] = 0;
+        status = s->backend->cache_write(s, 0, (size_t)n, state, err);
+        if (status == L2C_OK) s->lengths[0] = n;
     }
     l2c_session_leave(s);
     return status;

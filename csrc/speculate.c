@@ -90,6 +90,9 @@ l2c_status l2c_speculate(l2c_session *target, l2c_session *draft, l2c_sampler *s
     if (n < 1 || n_draft > MAX_DRAFT || n + n_draft > (size_t)target->n_ctx || n + n_draft > (size_t)draft->n_ctx)
         return l2c_fail(err, L2C_ARG, "%zu tokens and %zu drafts; the context is %d, drafts are at most %d", n,
                         n_draft, target->n_ctx, MAX_DRAFT);
+    if (target->model->config.vocab_size != draft->model->config.vocab_size)
+        return l2c_fail(err, L2C_ARG, "the draft has another vocabulary: %d tokens, not %d",
+                        draft->model->config.vocab_size, target->model->config.vocab_size);
     if (!l2c_session_enter(target)) return l2c_session_fail_busy(err);
     if (!l2c_session_enter(draft)) {
         l2c_session_leave(target);

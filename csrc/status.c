@@ -19,6 +19,7 @@ const char *l2c_status_text(l2c_status status) {
     case L2C_CANCELLED: return "cancelled";
     case L2C_NONFINITE: return "non-finite logits";
     case L2C_FULL: return "full";
+    case L2C_DEVICE: return "device error";
     }
     return "unknown status";
 }

@@ -11,17 +11,15 @@
 #include "batch.h"
 #include "system/float_env.h"
 
-enum {
-    PROMPT_ROWS = 128, /* rows of prompts in a sweep */
-    TURN = 8           /* of them, for one prompt before the next one has its turn */
-};
+enum { TURN = 8 }; /* rows of a sweep for one prompt before the next one has its turn */
 
 /* ---- Choosing -------------------------------------------------------------------------------------- */
 
 static int wants_logprobs(const story *s) { return (s->tell & L2C_TELL_LOGPROBS) != 0; }
 
 static void keep_logits(const l2c_batch *b, story *s) {
-    memcpy(s->logits, l2c_session_logits(b->session, s->row), b->vocab_size * sizeof(float));
+    const float *x = l2c_session_logits(b->session, s->row);
+    if (x != NULL) memcpy(s->logits, x, b->vocab_size * sizeof *x); /* else the card is lost, and the draw says so */
 }
 
 static void accept(l2c_batch *b, story *s, const l2c_draw *draw, double logprob) {
@@ -78,9 +76,9 @@ static l2c_status draw_waiting(l2c_batch *b, l2c_error *err) {
 /* ---- The sweep ------------------------------------------------------------------------------------- */
 
 static void share_rows(l2c_batch *b) {
-    size_t left = L2C_MAX_ROWS;
+    size_t left = (size_t)b->session->max_rows, of_prompts = left / 2;
     for (size_t i = 0; i < b->n_stories; i++) left -= b->stories[i].n_rows = b->stories[i].stage == DECODE;
-    left = min_size(left, PROMPT_ROWS);
+    left = min_size(left, of_prompts);
     for (size_t given = 1, first = b->turn; given > 0;) {
         given = 0;
         for (size_t i = 0; i < b->n_stories && left > 0; i++) {

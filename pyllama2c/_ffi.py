@@ -75,6 +75,7 @@ _BY_STATUS: dict[int, type[errors.Llama2cError]] = {
     lib.L2C_UNSUPPORTED: errors.UnsupportedError,
     lib.L2C_CANCELLED: errors.CancelledError,
     lib.L2C_NONFINITE: errors.NonFiniteLogitsError,
+    lib.L2C_DEVICE: errors.DeviceError,
 }
 
 # format error, file error, file not found

@@ -78,6 +78,13 @@ class UnsupportedError(Llama2cError, NotImplementedError):
     """Valid, but not supported on this machine or by this build."""
 
 
+class DeviceError(Llama2cError, RuntimeError):
+    """A graphics card or its driver failed, or was used in a child of the process that opened it.
+
+    After a failed computation every model on the card raises it, and can only be closed.
+    """
+
+
 class ClosedError(Llama2cError, ValueError):
     """The object was used after it was closed."""
 

@@ -13,7 +13,6 @@ from pyllama2c.engine import cache_file
 from pyllama2c.engine.config import warn_of_groups
 from pyllama2c.engine.engine import aligned, open_buffer, open_file
 from pyllama2c.engine.options import Options
-from pyllama2c.engine.session import MAX_ROWS
 from pyllama2c.errors import TokenizerNotFoundError
 from pyllama2c.files import hub
 from pyllama2c.files.gguf import Gguf
@@ -55,6 +54,8 @@ class Llama(ClosableHandle):
     processors); `isa` forces the kernels ("scalar", "avx2", "avx512", "neon"; default:
     $PYLLAMA2C_ISA, else the fastest). Neither changes a single bit of the result, save that "runq"
     computes llama2.c's version 2 files in runq.c's own order of operations: its stories, slowly.
+    `device` is where it computes: "cpu", "cuda" or "cuda:1" (an NVIDIA card; default:
+    $PYLLAMA2C_DEVICE, else "cpu"); the results are the same bits on all.
 
     One Llama may be used from many threads at once; forward passes take turns in its worker pool.
     """
@@ -70,8 +71,9 @@ class Llama(ClosableHandle):
         speculative: bool | str = "auto",
         threads: int | None = None,
         isa: str | None = None,
+        device: str | None = None,
     ):
-        options = Options(dtype, context, kv_dtype, speculative, threads, isa)
+        options = Options(dtype, context, kv_dtype, speculative, threads, isa, device)
         validate.file_path("tokenizer", tokenizer, optional=True)
         files = pretrained.find_model(model)
         self.path = str(files.checkpoint)
@@ -104,6 +106,7 @@ class Llama(ClosableHandle):
         speculative: bool | str = "auto",
         threads: int | None = None,
         isa: str | None = None,
+        device: str | None = None,
     ) -> Llama:
         """A model from a checkpoint in memory: any contiguous buffer, kept as long as the model, or
         copied where it does not begin at a multiple of 4 bytes.
@@ -111,7 +114,7 @@ class Llama(ClosableHandle):
         Without a tokenizer (this argument, or one inside the file) only `logits`, `score`,
         `score_batch`, `save_cache` and `load_cache` work, and only on token ids.
         """
-        options = Options(dtype, context, kv_dtype, speculative, threads, isa)
+        options = Options(dtype, context, kv_dtype, speculative, threads, isa, device)
         validate.file_path("tokenizer", tokenizer, optional=True)
         checkpoint = aligned(validate.contiguous("checkpoint", checkpoint))
         self = cls.__new__(cls)
@@ -128,7 +131,7 @@ class Llama(ClosableHandle):
         self.n_parameters = engine.n_parameters
         self.sweep_bytes = engine.sweep_bytes
         """bytes of weights that decoding one token reads"""
-        self.isa, self.threads = engine.isa, engine.threads
+        self.isa, self.threads, self.device = engine.isa, engine.threads, engine.device
         warn_of_groups(self.config, self.path, stacklevel=4)
 
     @property
@@ -209,8 +212,8 @@ class Llama(ClosableHandle):
         in_order: bool = False,
         **parameters: Any,
     ) -> Iterator[Completion]:
-        """`n` stories of each prompt, up to `max_batch` (1 to 256) at a time: the same stories as
-        one by one, and faster by far.
+        """`n` stories of each prompt, up to `max_batch` (1 to 256; on a card 1,024) at a time: the
+        same stories as one by one, and faster by far.
 
         Yields Completions as they end or, with `in_order`, in the order of the prompts (the n of a
         prompt side by side). Prompts are taken when there is room for their stories, so that they
@@ -220,7 +223,7 @@ class Llama(ClosableHandle):
         prompt that is wrong fails alone, as does a story whose logits_processor raises: its
         Completion has the `error`, and the finish reason "error". A wrong parameter raises at once.
         """
-        max_batch = validate.integer("max_batch", max_batch, 1, MAX_ROWS)
+        max_batch = validate.integer("max_batch", max_batch, 1, self._engine.max_batch)
         in_order = validate.flag("in_order", in_order)
         engine = self._engine
         requests = batch_requests(prompts, n, parameters, self._tokens, self.config.seq_len)

@@ -3,6 +3,7 @@
  */
 #include <string.h>
 
+#include "cuda/layout.h"
 #include "gguf.h"
 #include "internal.h"
 #include "kernels/quantized.h"
@@ -53,6 +54,11 @@ static l2c_dtype dtype_of(l2c_weights type) {
     }
 }
 
+/* Float16 or bfloat16, which a card keeps as they are. */
+static int is_16_bits(const l2c_matrix *m) {
+    return m->type == L2C_WEIGHTS_GGUF && m->blocks->values == 1 && m->blocks->bytes == 2;
+}
+
 /* What the matrices come to in a dtype; 0 where some of them cannot be packed for it. */
 static int measure(const l2c_model *model, l2c_dtype dtype, l2c_matrices *sum) {
     const l2c_config *c = &model->config;
@@ -70,6 +76,7 @@ static int measure(const l2c_model *model, l2c_dtype dtype, l2c_matrices *sum) {
         sum->as_file |= shape.type == L2C_WEIGHTS_FILE;                                                 \
         if ((m) != &model->token_embedding || c->shared_classifier) sum->sweep += bytes; /* else a row */ \
         sum->packed += whole_lines((size_t)bytes);                                                      \
+        sum->on_card += l2c_layout_bytes(&shape, is_16_bits(m));                                        \
         if (in_file > sum->largest) sum->largest = in_file;                                             \
         possible &= packable(m);                                                                        \
         needed |= shape.type != (m)->type;                                                              \
@@ -123,6 +130,47 @@ static l2c_status pack_matrix(l2c_pool *pool, l2c_matrix *to, unsigned char *mem
     if (atomic_load(&j.status) == L2C_OK) return L2C_OK;
     return l2c_fail(err, L2C_FORMAT, "a weight is NaN or infinite, or a group's scale beyond float16: int8 and int4 have "
                                      "no value for it");
+}
+
+/* Of the largest matrix that has to be packed. */
+static size_t scratch_bytes(const l2c_model *model, l2c_dtype dtype) {
+    size_t most = 0;
+#define COUNT(m)                                                                    \
+    do {                                                                            \
+        l2c_matrix to = packed_shape(m, dtype);                                     \
+        if (to.type != (m)->type && l2c_matrix_bytes(&to) > most) most = l2c_matrix_bytes(&to); \
+    } while (0)
+    EACH_MATRIX(model, COUNT);
+#undef COUNT
+    return most;
+}
+
+l2c_status l2c_model_hand_over(l2c_model *model, l2c_dtype dtype, l2c_pool *pool, l2c_matrix_taker *take, void *arg,
+                               l2c_error *err) {
+    l2c_status status = l2c_model_plan(model, dtype, err);
+    if (status != L2C_OK) return status;
+    size_t bytes = scratch_bytes(model, dtype);
+    l2c_mapping scratch = {0};
+    if (bytes > 0 && l2c_memory_map(bytes, &scratch) != L2C_OK)
+        return l2c_fail(err, L2C_NOMEM, "out of memory for a packed matrix of %zu bytes", bytes);
+    unsigned char *memory = (unsigned char *)(uintptr_t)scratch.data;
+#define HAND_OVER(m)                                                                          \
+    do {                                                                                      \
+        l2c_matrix to = packed_shape(m, dtype);                                               \
+        if (status == L2C_OK && to.type != (m)->type) {                                       \
+            memset(memory, 0, l2c_matrix_bytes(&to)); /* what fills up the last block */      \
+            status = pack_matrix(pool, &to, memory, m, err);                                  \
+        }                                                                                     \
+        if (status == L2C_OK) status = take(arg, &to, err);                                   \
+        l2c_file_forget(&model->mapping, (m)->data, l2c_matrix_bytes(m));                     \
+        to.data = to.scales = NULL;                                                           \
+        *(m) = to;                                                                            \
+    } while (0)
+    EACH_MATRIX(model, HAND_OVER);
+#undef HAND_OVER
+    if (model->config.shared_classifier) model->classifier = model->token_embedding;
+    l2c_file_unmap(&scratch);
+    return status;
 }
 
 static const float *copy_norm(unsigned char **at, const float *norm, size_t dim) {

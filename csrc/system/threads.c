@@ -90,6 +90,11 @@ static unsigned started(unsigned g) { return 2 * g + 1; }
 static void count_fork(void) { atomic_fetch_add(&generation, 1); }
 static void count_forks(void) { pthread_atfork(NULL, NULL, count_fork); }
 
+unsigned l2c_fork_generation(void) {
+    pthread_once(&counting, count_forks);
+    return atomic_load(&generation);
+}
+
 static int64_t nanoseconds(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -250,7 +255,7 @@ static void start_workers(l2c_pool *pool) {
 l2c_status l2c_pool_create(int32_t n_threads, l2c_pool **pool, l2c_error *err) {
     if (n_threads < 1 || n_threads > MAX_THREADS)
         return l2c_fail(err, L2C_ARG, "threads is %d; it must be 1 to %d", n_threads, MAX_THREADS);
-    pthread_once(&counting, count_forks);
+    l2c_fork_generation(); /* forks count from here on */
     l2c_pool *p = l2c_memory_zeroed(1, sizeof *p);
     worker *workers = calloc((size_t)n_threads, sizeof *workers);
     place *places = l2c_memory_zeroed((size_t)n_threads, sizeof *places);

@@ -107,8 +107,8 @@ def _add_model(parser: argparse._ActionsContainer, *name: str) -> None:
     parser.add_argument(
         *(name or ("model",)),
         nargs="?",
-        help="a GGUF file, a llama2.c checkpoint, a known model's name, or hf://owner/name[/file] "
-        "[the embedded one]",
+        help="a GGUF file, a llama2.c checkpoint, a known model's name, or hf://owner/name of the "
+        "Hugging Face hub [the embedded one]",
     )
     parser.add_argument("-z", "--tokenizer", metavar="PATH", help="tokenizer.bin of the model")
     parser.add_argument(
@@ -139,6 +139,11 @@ def _add_model(parser: argparse._ActionsContainer, *name: str) -> None:
         "--isa",
         choices=("auto", "scalar", "avx2", "avx512", "neon", "runq"),
         help="kernels; all compute the same bits, but runq, which rounds as runq.c does",
+    )
+    parser.add_argument(
+        "--device",
+        metavar="NAME",
+        help="cpu, cuda or cuda:N (an NVIDIA card): the story is the same [$PYLLAMA2C_DEVICE, cpu]",
     )
 
 
@@ -240,9 +245,6 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", action="store_true")
     info = commands.add_parser("info", help="what a model file is and what it needs")
     _add_model(info)
-    info.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="cuda: report GPU memory, too"
-    )
     info.add_argument("--json", action="store_true")
     download = commands.add_parser("download", help="fetch a model into the cache")
     download.add_argument("name", help="a known model, or hf://owner/name[@revision][/file]")

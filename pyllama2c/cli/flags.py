@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of Llama."""
     options = {name: getattr(arguments, name) for name in ("dtype", "context", "kv_dtype")}
-    options |= {"threads": arguments.threads, "isa": arguments.isa}
+    options |= {name: getattr(arguments, name) for name in ("threads", "isa", "device")}
     return options | {"speculative": False if arguments.no_speculative else "auto"}
 
 

@@ -87,12 +87,11 @@ def print_json(llama: Llama, arguments: argparse.Namespace) -> int:
 
 def tell_stories(llama: Llama, arguments: argparse.Namespace) -> int:
     from pyllama2c.cli.jsonl import write_stories
-    from pyllama2c.engine.session import MAX_ROWS
 
     if arguments.stories is None or arguments.jsonl is None:
         raise ValueError("-N and --jsonl belong together")
     validate.integer("-N", arguments.stories, 1, _MOST_STORIES)
-    validate.integer("--batch", arguments.batch, 1, MAX_ROWS)
+    validate.integer("--batch", arguments.batch, 1, llama._engine.max_batch)
     for name in ("json", "special", "logprobs"):
         if getattr(arguments, name):
             raise ValueError(f"--{name} is for one story, not for -N")

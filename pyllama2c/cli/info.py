@@ -9,14 +9,15 @@ from typing import Any
 
 from pyllama2c._ffi import cpu_features, isa_name, resolve_isa
 from pyllama2c.engine.config import Config, warn_of_groups
-from pyllama2c.engine.memory import Limit, cards, limits
+from pyllama2c.engine.device import Survey, survey
+from pyllama2c.engine.memory import Limit, limits
+from pyllama2c.engine.needs import RUNQ
 from pyllama2c.engine.options import Options
 from pyllama2c.engine.plan import (
-    RUNQ,
     Plan,
     alternatives,
     context_of,
-    needed_for,
+    dtype_key,
     plan_file,
     size,
     unavailable,
@@ -26,19 +27,20 @@ from pyllama2c.files.gguf import Gguf
 from pyllama2c.pretrained import find_model
 
 
-def describe(model: str | None, options: Options, device: str = "cpu") -> dict[str, Any]:
+def describe(model: str | None, options: Options) -> dict[str, Any]:
     """Facts as JSON types, from the file's header alone. Sizes are bytes."""
     path = str(find_model(model).checkpoint)
     plan = plan_file(path, options)
     c, context, kv_dtype = plan.config, context_of(plan, options), options.kv_dtype
     warn_of_groups(c, path, stacklevel=2)
     isa = resolve_isa(options.isa)
-    dtype = needed_for(plan, options, isa, path)
+    dtype = dtype_key(plan, options, isa, path)
     if (dtype, kv_dtype) not in plan.needs:
         raise unavailable(path, dtype)
-    needs, against = plan.needs[dtype, kv_dtype], limits()
+    needs, graphics = plan.needs[dtype, kv_dtype], survey(free_memory=options.card is not None)
+    against, trouble = _bounds(options.card, graphics)
     types = _tensor_types(path) if c.file == "gguf" else {}
-    fits = needs.obstacle(against, context) is None
+    fits = trouble is None and needs.obstacle(against, context) is None
     others = [] if fits else list(alternatives(plan, against, dtype, kv_dtype, context))
     return {
         "model": path,
@@ -60,13 +62,27 @@ def describe(model: str | None, options: Options, device: str = "cpu") -> dict[s
             "limits": [limit._asdict() for limit in against],
             "fits": fits,
             "recommended": None if fits else next(iter(others), None),
-            **({"cards": cards()} if device == "cuda" else {}),
         },
+        "device": "cpu" if options.card is None else f"cuda:{options.card}",
+        "cards": graphics.cards,
+        **({"trouble": trouble} if trouble else {}),
         "cpu": {"available": available_cpus(), "features": cpu_features()},
         "threads": default_threads(needs.sweep) if options.threads is None else options.threads,
         "dtype": needs.dtype,
         "kernels": isa_name(isa),
     }
+
+
+def _bounds(card: int | None, graphics: Survey) -> tuple[list[Limit], str | None]:
+    """What bounds the memory of the device, and why it cannot be used, where it cannot."""
+    if card is None:
+        return limits(), None
+    facts = graphics.card(card)
+    if facts is None:
+        shown = f"the driver shows this process {len(graphics.cards)} cards, counted from 0"
+        return [], graphics.trouble or f"there is no cuda:{card}; {shown}"
+    limit = Limit("memory", f"free on {facts['name']}", facts["free"])
+    return [limit], facts.get("trouble")
 
 
 def _row(
@@ -147,14 +163,17 @@ def to_text(facts: dict[str, Any]) -> str:
         ),
         (
             "computes with",
-            f"{facts['dtype']}, {facts['threads']} thread(s), {facts['kernels']} kernels",
+            f"{facts['dtype']}, {facts['threads']} thread(s), {facts['kernels']} kernels"
+            + ("" if facts["device"] == "cpu" else f"; on {facts['device']}"),
         ),
-        *_memory_rows(memory),
+        *_memory_rows(facts),
+        *_card_rows(facts),
     ]
     return "\n".join(f"{name:<14} {value}" for name, value in rows)
 
 
-def _memory_rows(memory: dict[str, Any]) -> list[tuple[str, str]]:
+def _memory_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    memory = facts["memory"]
     rows = [("memory for", f"{'weights':>10}{'cache':>10}{'scratch':>10}{'all':>10}")]
     shown = [
         plan
@@ -171,7 +190,9 @@ def _memory_rows(memory: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("  float16", f"{half:>10}" + " " * 30 + "  as a file; it is computed in float32"))
     rows.append(("cache", f"{memory['kv_dtype']}, {memory['context']:,} positions of one story"))
     rows += [("memory", f"{size(n['free'])} {n['name']}") for n in memory["limits"]]
-    if memory["fits"]:
+    if "trouble" in facts:
+        rows.append(("", f"{facts['device']} cannot be used: {facts['trouble']}"))
+    elif memory["fits"]:
         rows.append(("", "it fits"))
     elif memory["recommended"] is None:
         rows.append(("", "it does not fit, nor does anything smaller"))
@@ -179,10 +200,20 @@ def _memory_rows(memory: dict[str, Any]) -> list[tuple[str, str]]:
         options = memory["recommended"].items()
         flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options)
         rows.append(("", f"it does not fit; this would: {flags}"))
-    for card in memory.get("cards", ()):
-        free = f"{size(card['free'])} free of {size(card['total'])}"
-        rows.append(("card", f"{card['name']}: {free}"))
-    if "cards" in memory:
-        found = "" if memory["cards"] else "no card found (nvidia-smi did not answer); "
-        rows.append(("", f"{found}this build has no CUDA: it computes on the processor"))
+    return rows
+
+
+def _card_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    for card in facts["cards"]:
+        free = f"{size(card['free'])} free of " if "free" in card else ""
+        has = f"{free}{size(card['memory'])}, compute capability {card['capability']}"
+        part = ", a part of a card (MIG)" if "MIG" in card["name"] else ""
+        where = f"{card['pci']}, driver for CUDA {card['driver']}"
+        rows.append((card["device"], f"{card['name']}{part}: {has}, {where}"))
+        if "trouble" in card:
+            rows.append(("", card["trouble"]))
+    if facts["device"] != "cpu":
+        needed = "a card needs its driver only: no CUDA toolkit, cuDNN, NCCL or PyTorch"
+        rows.append(("", needed))
     return rows

@@ -68,7 +68,7 @@ def _info(arguments: argparse.Namespace) -> int:
     from pyllama2c.engine.options import Options
 
     options = Options(**model_options(arguments))
-    facts = info.describe(arguments.model, options, arguments.device)
+    facts = info.describe(arguments.model, options)
     show(info.to_json(facts) if arguments.json else info.to_text(facts))
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from pyllama2c._ffi import check, ffi, lib, new_error
@@ -15,12 +16,14 @@ WORTH_DRAFTING = 16 << 20
 class Draft:
     """Makes the int8 copy when the first story needs it, and lends its sessions.
 
-    Where it cannot be made (a weight is NaN, in a row that the story may never read), stories go
+    Where it cannot be made (a weight is NaN, in a row that the story may never read; for a card,
+    which reads the file again, there is none any more), stories go
     on without drafts.
     """
 
-    def __init__(self, model: Any, pool: Any, options: SessionOptions):
-        self._from: Any = (model, pool, options)
+    def __init__(self, make: Callable[[Any, Any], int], pool: Any, options: SessionOptions):
+        """`make` is called with l2c_model ** and l2c_error *."""
+        self._from: Any = (make, pool, options)
         self._sessions: Sessions | None = None
         self._impossible = False
         self._lock = threading.Lock()
@@ -31,10 +34,10 @@ class Draft:
             if self._impossible:
                 return None
             if self._sessions is None:
-                model, pool, options = self._from
+                make, pool, options = self._from
                 out, err = ffi.new("l2c_model **"), new_error()
-                status = lib.l2c_model_quantize(model, lib.L2C_DTYPE_INT8, pool, out, err)
-                if status == lib.L2C_FORMAT:
+                status = make(out, err)
+                if status in (lib.L2C_FORMAT, lib.L2C_IO):  # a card's copy is read from the file
                     self._impossible = True
                     return None
                 check(status, err)

@@ -103,23 +103,3 @@ def limits() -> list[Limit]:
     """All that bounds this process, on Linux; elsewhere what is known. Cached files do not count as
     used: the system drops them for whoever needs the memory."""
     return [*_machine(), *_groups(), *_process()]
-
-
-def cards() -> list[dict[str, str | int]]:
-    """NVIDIA GPUs as nvidia-smi reports them: name, total and free bytes; [] where it fails."""
-    import subprocess
-
-    query = [
-        "nvidia-smi",
-        "--query-gpu=name,memory.total,memory.free",
-        "--format=csv,noheader,nounits",
-    ]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
-        rows = [line.rsplit(",", 2) for line in done.stdout.splitlines() if line.strip()]
-        return [
-            {"name": name.strip(), "total": int(total) << 20, "free": int(free) << 20}
-            for name, total, free in rows
-        ]
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return []

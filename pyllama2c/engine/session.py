@@ -9,15 +9,21 @@ from typing import Any, NamedTuple
 from weakref import ref
 
 from pyllama2c._ffi import check, ffi, lib, new_error
-from pyllama2c.errors import ClosedError
+from pyllama2c.errors import ClosedError, DeviceError
 from pyllama2c.handle import Handle
 
 MAX_ROWS: int = lib.L2C_MAX_ROWS
 PREFILL_ROWS = 64
 """tokens of a prompt per call: enough to share the reading of weights, few enough to stop soon"""
 
+MAX_CARD_ROWS: int = lib.L2C_MAX_DEVICE_ROWS
+"""the same on a card, which stops between layers, and the most stories of a batch there"""
+
 MAX_DRAFT = 16
 """most tokens that a draft proposes at a time"""
+
+MAX_STEPS: int = lib.L2C_MAX_STEPS
+"""most tokens that a card decodes at a time"""
 
 _IDLE_SESSIONS = 2
 """kept for the next story, so that it finds its memory warm and its prefix cached"""
@@ -32,6 +38,10 @@ class SessionOptions(NamedTuple):
     """l2c_kv: the type of keys and values"""
     context: int
     """positions of a story"""
+    rows: int
+    """tokens of a prompt per call, at most"""
+    steps: int
+    """tokens of a story per call, at most"""
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
@@ -44,9 +54,14 @@ def new_session(
     model: Any, pool: Any, options: SessionOptions, n_sequences: int, context: int
 ) -> Any:
     """An l2c_session; model and pool must outlive it."""
-    out, err, (isa, kv, _) = ffi.new("l2c_session **"), new_error(), options
-    check(lib.l2c_session_create(model, pool, n_sequences, context, kv, isa, out, err), err)
+    out, err, o = ffi.new("l2c_session **"), new_error(), options
+    check(lib.l2c_session_create(model, pool, n_sequences, context, o.kv, o.isa, out, err), err)
     return ffi.gc(out[0], lib.l2c_session_free)
+
+
+def rows_of(session: Any, options: SessionOptions) -> int:
+    """Tokens of a prompt per call: a card short of memory takes fewer."""
+    return min(options.rows, int(lib.l2c_session_max_rows(session)))
 
 
 class Session(Handle):
@@ -57,10 +72,12 @@ class Session(Handle):
         self.kv = options.kv
         self._parents = (model, pool)  # they must outlive the handle
         self._error = new_error()
-        self._rows = ffi.new("l2c_row[]", PREFILL_ROWS)
+        self.max_rows = rows_of(self.handle, options)
+        self._rows = ffi.new("l2c_row[]", self.max_rows)
         self._token = ffi.new("int32_t *")
         self._count = ffi.new("size_t *")
-        self._states = ffi.new("uint64_t[]", MAX_DRAFT + 1)
+        self._states = ffi.new("uint64_t[]", max(MAX_DRAFT + 1, MAX_STEPS))
+        self.max_steps = options.steps
         self.fed: list[int] = []
         """tokens whose keys and values are cached, position by position"""
 
@@ -69,7 +86,7 @@ class Session(Handle):
         return common_prefix(self.fed, tokens)
 
     def feed(self, tokens: Sequence[int], position: int, want_logits: int = 1) -> None:
-        """One sweep: at most PREFILL_ROWS tokens from `position` on, logits of the last few.
+        """One sweep: at most max_rows tokens from `position` on, logits of the last few.
 
         The classifier is the largest matrix of a small model: rows that need no logits skip it.
         """
@@ -112,11 +129,30 @@ class Session(Handle):
         check(status, err)
         return list(zip(tokens[n:], states[0 : count[0]], strict=True))
 
+    def decode(
+        self, sampler: Any, history: Any, n: int, n_steps: int, ends: Any
+    ) -> list[tuple[int, int]]:
+        """The same without a draft: at least one token, at most `n_steps`."""
+        err, count, states = self._error, self._count, self._states
+        tokens = list(history[0:n])
+        status = lib.l2c_session_decode(
+            self.handle, sampler, history, n, n_steps, ends, len(ends), states, count, err
+        )
+        if status == lib.L2C_OK:
+            tokens = list(history[0 : n + count[0]])
+        self.fed = tokens[: lib.l2c_session_length(self.handle, 0)]
+        check(status, err)
+        return list(zip(tokens[n:], states[0 : count[0]], strict=True))
+
     def logits(self, n_rows: int, vocab_size: int) -> Any:
         """The last call's logits as a writable NumPy view (n_rows, vocab_size), float32."""
         import numpy as np  # here, because it is half of the start-up time
 
-        data = lib.l2c_session_logits(self.handle, 0)
+        # A card's logits come when they are asked for, row by row, and lie behind one another.
+        rows = [lib.l2c_session_logits(self.handle, i) for i in range(n_rows)]
+        if ffi.NULL in rows:
+            raise DeviceError("the card that computed the logits is lost")
+        data = rows[0]
         buffer = ffi.buffer(data, 4 * n_rows * vocab_size)
         return np.frombuffer(buffer, np.float32).reshape(n_rows, vocab_size)
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from pyllama2c.errors import UnknownModelError
 from pyllama2c.files.hub import File, Registry, cache_folder, sha256_of
 
 
@@ -58,15 +57,14 @@ def remove_models(names: Iterable[str], registry: Registry | None = None) -> Rem
     goes. UnknownModelError for a name that is not known, FileNotFoundError for a model that is not
     there; nothing is removed then.
     """
+    registry = registry or Registry()
     models = {model.name: model for model in known_models(registry)}
     chosen = set(names)
     kept = [m for m in models.values() if m.name not in chosen and m.checkpoint in m.cached]
     needed = {model.tokenizer for model in kept}
     files: set[File] = set()
     for name in chosen:
-        if name not in models:
-            known = ", ".join(models)
-            raise UnknownModelError(f"no known model is called {name!r}; known: {known}")
+        registry.entry(name, "not")
         own = set(models[name].cached) - needed
         if not own:
             raise FileNotFoundError(f"{name} is not in the cache, {cache_folder()}")

@@ -77,9 +77,9 @@ class Batch:
         n_sequences: int,
         context: int,
     ):
-        isa, kv, longest = options
+        isa, kv = options.isa, options.kv
         self._n_sequences = n_sequences
-        self._context = min(longest, context)
+        self._context = min(options.context, context)
         out, self._error = ffi.new("l2c_batch **"), new_error()
         status = lib.l2c_batch_create(
             model, pool, n_sequences, self._context, kv, isa, out, self._error

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyllama2c import validate
 from pyllama2c._ffi import check, ffi, lib, new_error
-from pyllama2c.engine.session import PREFILL_ROWS, SessionOptions, common_prefix, new_session
+from pyllama2c.engine.session import SessionOptions, common_prefix, new_session, rows_of
 from pyllama2c.errors import NonFiniteLogitsError
 from pyllama2c.generation.sampling import new_sampler
 
@@ -102,10 +102,10 @@ class _Reader:
         self._logprobs: list[float | None] = [None] * text.start
         self._greedy = True
 
-    def put(self, rows: Any, n_rows: int) -> tuple[int, list[int]]:
+    def put(self, rows: Any, n_rows: int, max_rows: int) -> tuple[int, list[int]]:
         """Adds what fits of the text after `n_rows` rows: how many, and the tokens to score."""
         tokens, start = self._text.tokens, self._text.start
-        begin, end = self._fed, min(len(tokens) - 1, self._fed + PREFILL_ROWS - n_rows)
+        begin, end = self._fed, min(len(tokens) - 1, self._fed + max_rows - n_rows)
         for position in range(begin, end):
             row = rows[n_rows + position - begin]
             row.sequence, row.position, row.token = self.sequence, position, tokens[position]
@@ -138,8 +138,9 @@ class _Scorer:
     ):
         self._handle = new_session(model, pool, options, n_sequences, context)
         self._parents, self._error = (model, pool), new_error()
-        self.rows = ffi.new("l2c_row[]", PREFILL_ROWS)
-        self._draws = ffi.new("l2c_draw[]", PREFILL_ROWS)
+        self.max_rows = rows_of(self._handle, options)
+        self.rows = ffi.new("l2c_row[]", self.max_rows)
+        self._draws = ffi.new("l2c_draw[]", self.max_rows)
         self._logprob = ffi.new("double *")
         self._sampler = new_sampler(
             temperature=0, top_p=0, top_k=0, min_p=0, repetition_penalty=1, seed=0
@@ -179,12 +180,12 @@ def _run(
     while waiting or readers:
         n_rows = 0
         scored: list[list[int]] = []  # of the first readers, as many as have rows
-        while n_rows < PREFILL_ROWS:
+        while n_rows < scorer.max_rows:
             if len(scored) == len(readers):
                 if not (waiting and free):
                     break
                 readers.append(_Reader(waiting.popleft(), free.pop()))
-            count, tokens = readers[len(scored)].put(scorer.rows, n_rows)
+            count, tokens = readers[len(scored)].put(scorer.rows, n_rows, scorer.max_rows)
             n_rows += count
             scored.append(tokens)
         scorer.forward(n_rows)

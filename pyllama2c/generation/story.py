@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pyllama2c._ffi import ffi
 from pyllama2c.engine.draft import Draft, DraftLength
-from pyllama2c.engine.session import PREFILL_ROWS, Session, Sessions
+from pyllama2c.engine.session import Session, Sessions
 from pyllama2c.errors import BusyError, CancelledError
 from pyllama2c.generation.request import Request, process_logits
 from pyllama2c.generation.text import StoryText
@@ -206,6 +206,11 @@ class Generation(ClosableHandle, Iterator[str]):
             self._draft_session = self._draft.lease(self.prompt_tokens, self)
             if self._draft_session is None:
                 self._draft = None
+        if self._draft_session is None and session.max_steps > 1 and self._logits_processor is None:
+            steps = min(session.max_steps, room + 1)
+            new = session.decode(self._sampler, self._history, n, steps, self._end_list)
+            self._ready.extend(new)
+            return True
         if self._draft_session is None or room < 1:
             session.feed(self.tokens[-1:], n - 1)
             self._sample(session)
@@ -225,10 +230,10 @@ class Generation(ClosableHandle, Iterator[str]):
             self._session = session
         # The last token is computed even if it is cached: its logits choose the first new one.
         self._cached_tokens = start = min(session.cached(prompt), len(prompt) - 1)
-        for at in range(start, len(prompt), PREFILL_ROWS):
+        for at in range(start, len(prompt), session.max_rows):
             if self._cancelled:
                 return False
-            chunk = prompt[at : at + PREFILL_ROWS]
+            chunk = prompt[at : at + session.max_rows]
             session.feed(chunk, at, want_logits=int(at + len(chunk) == len(prompt)))
         self._sample(session)
         return True

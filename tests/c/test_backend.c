@@ -29,6 +29,7 @@ static l2c_status session_open(l2c_session *session, const l2c_session_options *
     if (status != L2C_OK) return status;
     cpu->partner = session; /* who asks this one to stop means that one */
     session->state = cpu;
+    session->max_rows = cpu->max_rows;
     return L2C_OK;
 }
 
@@ -47,30 +48,30 @@ static float *logits(l2c_session *session, size_t i) {
     return l2c_backend_cpu.logits(inner(session), i);
 }
 
-static void sample(l2c_session *session, l2c_draw *draws, l2c_draw_options *options, size_t n, l2c_error *err) {
+static l2c_status sample(l2c_session *session, l2c_draw *draws, l2c_draw_options *options, size_t n, l2c_error *err) {
     counted.sample++;
     counted.draws += n;
-    l2c_backend_cpu.sample(inner(session), draws, options, n, err);
+    return l2c_backend_cpu.sample(inner(session), draws, options, n, err);
 }
 
-static double logprob(l2c_session *session, size_t i, int32_t token) {
+static l2c_status logprob(l2c_session *session, size_t i, int32_t token, double *value, l2c_error *err) {
     counted.logprob++;
-    return l2c_backend_cpu.logprob(inner(session), i, token);
+    return l2c_backend_cpu.logprob(inner(session), i, token, value, err);
 }
 
-static void cache_read(l2c_session *session, int32_t sequence, size_t n, void *state) {
+static l2c_status cache_read(l2c_session *session, int32_t sequence, size_t n, void *state, l2c_error *err) {
     counted.read++;
-    l2c_backend_cpu.cache_read(inner(session), sequence, n, state);
+    return l2c_backend_cpu.cache_read(inner(session), sequence, n, state, err);
 }
 
-static void cache_write(l2c_session *session, int32_t sequence, size_t n, const void *state) {
+static l2c_status cache_write(l2c_session *session, int32_t sequence, size_t n, const void *state, l2c_error *err) {
     counted.write++;
-    l2c_backend_cpu.cache_write(inner(session), sequence, n, state);
+    return l2c_backend_cpu.cache_write(inner(session), sequence, n, state, err);
 }
 
-static void cache_copy(l2c_session *session, int32_t from, int32_t to, size_t n) {
+static l2c_status cache_copy(l2c_session *session, int32_t from, int32_t to, size_t n, l2c_error *err) {
     counted.copy++;
-    l2c_backend_cpu.cache_copy(inner(session), from, to, n);
+    return l2c_backend_cpu.cache_copy(inner(session), from, to, n, err);
 }
 
 static const l2c_backend counting = {

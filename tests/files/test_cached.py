@@ -84,7 +84,7 @@ def test_a_tokenizer_goes_with_the_last_model_that_needs_it(
 def test_nothing_is_removed_where_a_name_is_wrong(cache: Path, registry: Registry) -> None:
     put(cache, *CONTENTS)
     for wrong in ("d", "a.bin", "../a", ""):
-        with pytest.raises(UnknownModelError, match="no known model is called"):
+        with pytest.raises(UnknownModelError, match="is not a known model; known: a, b, c"):
             remove_models(["a", wrong], registry)
     (cache / "own.bin").unlink()
     with pytest.raises(FileNotFoundError):

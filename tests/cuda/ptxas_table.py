@@ -1,0 +1,130 @@
+"""What ptxas makes of the shipped PTX for each architecture: registers and spills by kernel, and
+the instructions of the inner loops around the tensor cores' products.
+
+    python tests/cuda/ptxas_table.py [75 80 86 ...]
+
+prints docs/cuda.md's tables; its status is 1 where a limit is passed. ptxas is the toolkit's, so
+is nvdisasm, which `pip install nvidia-cuda-nvdisasm` has as well: without it there are no loops.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import translate_ptx
+
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+SPILLS_FORBIDDEN = re.compile(r"l2c_(decode|linear)_")
+MOST_SPILLED = 128
+"""bytes, in other kernels"""
+MOST_PER_IMMA = {"l2c_linear_q8_128": 20, "l2c_linear_q8_64": 24, "l2c_linear_q4_64": 26}
+"""instructions of the inner loop for each m16n8k32, on sm_80 and later"""
+
+
+def assemble(ptx: Path, architecture: int, cubin: Path) -> dict[str, tuple[int, int]]:
+    """Registers and bytes spilled (the larger of stores and loads) of each kernel."""
+    command = ["ptxas", "-v", f"-arch=sm_{architecture}", "-o", cubin, ptx]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"ptxas for sm_{architecture}: {done.stderr}")
+    found = re.findall(
+        r"Function properties for (\w+)\s.*?(\d+) bytes spill stores, (\d+) bytes spill loads"
+        r".*?Used (\d+) registers",
+        done.stderr,
+        re.S,
+    )
+    return {
+        name: (int(registers), max(int(stores), int(loads)))
+        for name, stores, loads, registers in found
+    }
+
+
+def functions(disassembly: str) -> Iterator[tuple[str, list[str]]]:
+    """Each kernel's labels (with their colon) and instructions."""
+    for part in re.split(r"^\.text\.", disassembly, flags=re.M)[1:]:
+        lines = []
+        for line in part.splitlines():
+            if label := re.match(r"\s*(\.L_x_\d+):", line):
+                lines.append(f"{label[1]}:")
+            elif instruction := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?);", line):
+                lines.append(instruction[1])
+        yield part.partition(":")[0], lines
+
+
+def innermost_loops(lines: list[str]) -> Iterator[list[str]]:
+    """The instructions of loops that hold no other."""
+    labels = {line[:-1]: at for at, line in enumerate(lines) if line.endswith(":")}
+    loops = []
+    for at, line in enumerate(lines):
+        target = re.search(r"\bBRA(?:\.\w+)*\b.*?(\.L_x_\d+)", line)
+        if target and labels.get(target[1], at) < at:
+            loops.append((labels[target[1]], at))
+    for begin, end in loops:
+        if not any(begin <= b and e <= end and (b, e) != (begin, end) for b, e in loops):
+            yield [line for line in lines[begin : end + 1] if not line.endswith(":")]
+
+
+def mnemonic(instruction: str) -> str:
+    return re.sub(r"^@!?U?P\w+\s+", "", instruction).split()[0].partition(".")[0]
+
+
+def per_imma(lines: list[str]) -> tuple[float, Counter[str]] | None:
+    """Instructions for each product in the loop that has most of them."""
+    counted = [Counter(map(mnemonic, loop)) for loop in innermost_loops(lines)]
+    counted = [loop for loop in counted if loop["IMMA"] > 0]
+    if not counted:
+        return None
+    best = max(counted, key=lambda loop: loop["IMMA"])
+    return best.total() / best["IMMA"], best
+
+
+def main(architectures: list[int]) -> int:
+    texts, over, disassembler = translate_ptx.shipped(), [], shutil.which("nvdisasm")
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        for least, text in texts.items():
+            (folder / f"{least}.ptx").write_bytes(text)
+
+        def one(a: int) -> dict[str, tuple[int, int]]:
+            least = max(least for least in texts if least <= a)
+            return assemble(folder / f"{least}.ptx", a, folder / f"{a}.cubin")
+
+        with ThreadPoolExecutor(2) as pool:
+            table = dict(zip(architectures, pool.map(one, architectures), strict=True))
+        print("| registers (bytes spilled) |" + "".join(f" sm_{a} |" for a in architectures))
+        print("|---|" + "---:|" * len(architectures))
+        for name in table[architectures[0]]:
+            cells = []
+            for a in architectures:
+                registers, spilled = table[a][name]
+                cells.append(f"{registers}{f' ({spilled})' if spilled else ''}")
+                if spilled > (0 if SPILLS_FORBIDDEN.match(name) else MOST_SPILLED):
+                    over.append(f"{name} spills {spilled} bytes on sm_{a}")
+            print(f"| {name.removeprefix('l2c_')} | {' | '.join(cells)} |")
+        for a in architectures if disassembler else []:
+            command = ["nvdisasm", "-c", folder / f"{a}.cubin"]
+            text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            for name, lines in functions(text):
+                found = per_imma(lines)
+                if found is None:
+                    continue
+                # Turing's product is a quarter of the others'.
+                each = found[0] * (4 if a == 75 else 1)
+                parts = ", ".join(f"{n} {what}" for what, n in found[1].most_common(12))
+                print(f"sm_{a} {name}: {each:.1f} instructions a product ({parts})")
+                if a >= 80 and each > MOST_PER_IMMA.get(name, each):
+                    over.append(f"{name} takes {each:.1f} instructions a product on sm_{a}")
+    print("\n".join(over), file=sys.stderr)
+    return bool(over)
+
+
+if __name__ == "__main__":
+    sys.exit(main([int(a) for a in sys.argv[1:]] or list(ARCHITECTURES)))

@@ -1,0 +1,25 @@
+"""The fake libcuda.so.1 as tests configure it; fake_cuda builds it."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+DEFAULTS = (
+    "cards=80,memory=4096,held=0,driver=13000,ptx=90,sms=2,seed=1,eager=0,init=0,retain=0,load=0,"
+    "mode=0,alloc_fails=0,pin_fails=0,launch_refused=0,launch_fails=0,lost=0,lost_error=46"
+)
+
+
+class Fake:
+    """A loaded libcuda.so.1 that runs the kernels on this processor."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._library = ctypes.CDLL(str(path))
+
+    def configure(self, settings: str) -> None:
+        self._library.fake_cuda_configure(settings.encode())
+
+    def count(self, name: str) -> int:
+        return int(self._library.fake_cuda_count(name.encode()))
