@@ -6,14 +6,14 @@ from __future__ import annotations
 GENERAL = (
     """\
 Runs Llama models on the processor: GGUF files (F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K and others),
-llama2.c's checkpoints, and models by name, known ones or hf://owner/name on the Hugging Face hub,
+llama2.c's checkpoints, known models by name and those of the Hugging Face hub by hf://owner/name,
 which are downloaded once. Without a command it generates; without a model it takes the small
 storyteller that comes with it.""",
     """\
   pyllama2c                                       # a story by the model that comes with it
   pyllama2c stories15M -i "Once upon a time"      # a known model, downloaded the first time
   pyllama2c model.gguf -t 0.8 --max-tokens 200    # any Llama model's GGUF file
-  pyllama2c hf://owner/name/model.gguf            # one on the hub: pip install 'pyllama2c[hub]'
+  pyllama2c chat hf://owner/name/model.gguf       # one of the Hugging Face hub
   pyllama2c chat model.gguf                       # a conversation
   pyllama2c help generate                         # everything about a command""",
 )

@@ -1,5 +1,5 @@
 /*
- * check.cpp - runs rounds of random cases: ./check [first seed] [number of seeds] [test].
+ * check.cpp - runs rounds of random cases: check [first seed] [number of seeds] [test].
  */
 #include "check.h"
 
@@ -126,7 +126,8 @@ int main(int argc, char **argv) {
     const struct {
         const char *name;
         void (*run)();
-    } tests[] = {{"products", test_products},
+    } tests[] = {{"emulator", test_emulator},
+                 {"products", test_products},
                  {"rows", test_rows},
                  {"attention", test_attention},
                  {"sampler", test_sampler},

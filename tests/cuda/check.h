@@ -86,6 +86,7 @@ void check_bytes(const char *what, const void *is, const void *should_be, size_t
 void check_rows(const char *what, const float *is, const float *should_be, int n, int pitch);
 
 /* The tests, by file; each does a round of random cases. */
+void test_emulator();
 void test_products();
 void test_rows();
 void test_attention();
