@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from fake_driver import DEFAULTS, Fake
 
 @pytest.fixture(scope="session")
 def fake_library() -> Path:
-    return fake_cuda.build("source")
+    """Over the sources, or with FAKE_KERNELS=ptx over the shipped PTX."""
+    return fake_cuda.build(os.environ.get("FAKE_KERNELS", "source"))
 
 
 @pytest.fixture
