@@ -42,6 +42,16 @@ struct l2c_backend {
      * be NULL, is that of a draw alone. Fails as a whole only where a device does. */
     l2c_status (*sample)(l2c_session *session, l2c_draw *draws, l2c_draw_options *options, size_t n, l2c_error *err);
 
+    /* NULL, or: feeds row and draws the token after it, feeds that, and so on, up to n_steps times or until one of ends:
+     * n_new tokens, the sampler's state after each, n_fed positions in the cache. Without history and penalty.
+     * L2C_UNSUPPORTED: not this time, and nothing was done. */
+    l2c_status (*decode)(l2c_session *session, const l2c_row *row, l2c_sampler *sampler, size_t n_steps,
+                         const int32_t *ends, size_t n_ends, int32_t *tokens, uint64_t *rng_states, size_t *n_new,
+                         size_t *n_fed, l2c_error *err);
+
+    /* NULL, or called, from any thread or signal handler, when the session has been asked to stop. */
+    void (*cancel)(l2c_session *session);
+
     /* log p of a token under row i; NaN where the logits are not finite */
     l2c_status (*logprob)(l2c_session *session, size_t i, int32_t token, double *value, l2c_error *err);
 

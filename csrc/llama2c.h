@@ -448,6 +448,18 @@ typedef struct {
  * for a row that is not there, is used up, or comes twice (L2C_ARG), and with L2C_BUSY. */
 l2c_status l2c_session_sample_many(l2c_session *session, l2c_draw *draws, size_t n, l2c_error *err);
 
+enum { L2C_MAX_STEPS = 32 };
+
+/*
+ * Decodes sequence 0 by up to n_steps tokens, on a card in one launch: the same tokens as by l2c_session_forward and
+ * l2c_session_sample in turn. tokens holds the n tokens so far, of which n - 1 have been fed, and has room for n_steps
+ * more; *n_new of them are appended, 1 or more; rng_states[i] is the sampler's state after the i-th. Stops after any of
+ * the n_ends ids in ends, and where it likes: call it again. What the newest tokens are is fed or not, as
+ * l2c_session_length says.
+ */
+l2c_status l2c_session_decode(l2c_session *session, l2c_sampler *sampler, int32_t *tokens, size_t n, size_t n_steps,
+                              const int32_t *ends, size_t n_ends, uint64_t *rng_states, size_t *n_new, l2c_error *err);
+
 /* Natural logarithm of the probability of a token under logits row i: logit - largest - log(sum), where
  * the sum is of the kernels' float32 exps, in double. The same bits on every instruction set. */
 l2c_status l2c_session_logprob(l2c_session *session, size_t i, int32_t token, double *logprob,

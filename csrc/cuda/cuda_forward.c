@@ -71,7 +71,7 @@ static void layer(queue *q, const l2c_gpu_layer *w, int32_t max_keys) {
 /* ---- What goes to the card before ------------------------------------------------------------------- */
 
 /* RoPE's angles of a position, with those of the block around it, once. */
-static l2c_status send_angles(l2c_cuda_session *s, int32_t position, l2c_error *err) {
+l2c_status l2c_cuda_send_angles(l2c_cuda_session *s, int32_t position, l2c_error *err) {
     size_t b = (size_t)position / L2C_ROPE_BLOCK, pairs = (size_t)s->model->config.head_size / 2, first = b * L2C_ROPE_BLOCK;
     if (s->angles[b]) return L2C_OK;
     if (l2c_rope_extend(s->model, position) != L2C_OK)
@@ -87,14 +87,13 @@ static l2c_status send_angles(l2c_cuda_session *s, int32_t position, l2c_error *
     return l2c_device_check(s->device, result, "sending the angles of RoPE", err);
 }
 
-static l2c_status send_rows(queue *q, const l2c_row *rows, size_t n, int32_t *max_keys) {
-    l2c_cuda_session *s = q->s;
-    l2c_gpu_pass *p = &q->pass;
+l2c_status l2c_cuda_send_rows(l2c_cuda_session *s, l2c_gpu_pass *p, const l2c_row *rows, size_t n, int32_t *max_keys,
+                              l2c_error *err) {
     p->n = (int32_t)n;
     p->n_logits = 0;
     *max_keys = 0;
     for (size_t r = 0; r < n; r++) {
-        l2c_status status = send_angles(s, rows[r].position, q->err);
+        l2c_status status = l2c_cuda_send_angles(s, rows[r].position, err);
         if (status != L2C_OK) return status;
         s->rows[r] = (l2c_gpu_row){rows[r].sequence, rows[r].position, rows[r].token,
                                    rows[r].want_logits ? p->n_logits++ : -1};
@@ -102,10 +101,17 @@ static l2c_status send_rows(queue *q, const l2c_row *rows, size_t n, int32_t *ma
     }
     cu_result result = s->device->cu.memcpy_to_device_async(l2c_card_address(s->card_rows), s->rows,
                                                             n * sizeof *s->rows, s->stream);
-    return l2c_device_check(s->device, result, "sending the rows", q->err);
+    return l2c_device_check(s->device, result, "sending the rows", err);
 }
 
 /* ---- The pass ------------------------------------------------------------------------------------------ */
+
+/* The same in one launch, of few rows. */
+static l2c_status forward_at_once(l2c_cuda_session *s, const l2c_gpu_pass *pass, int32_t max_keys, l2c_error *err) {
+    l2c_gpu_decode p = {.steps = 1};
+    p.pass = *pass;
+    return l2c_cuda_launch_decode(s, &p, max_keys, err);
+}
 
 l2c_status l2c_cuda_forward(l2c_cuda_session *s, const l2c_row *rows, size_t n_rows, l2c_error *err) {
     /* Of many rows, so many layers are under way at a time: a wish to stop is soon heard. Few are done by then. */
@@ -114,7 +120,12 @@ l2c_status l2c_cuda_forward(l2c_cuda_session *s, const l2c_row *rows, size_t n_r
     queue q = {.s = s, .pass = s->pass, .err = err};
     l2c_gpu_pass *p = &q.pass;
     int32_t max_keys;
-    q.status = send_rows(&q, rows, n_rows, &max_keys);
+    q.status = l2c_cuda_send_rows(s, p, rows, n_rows, &max_keys, err);
+    if (q.status == L2C_OK && l2c_cuda_decodes(s, n_rows)) {
+        q.status = forward_at_once(s, p, max_keys, err);
+        if (q.status != L2C_UNSUPPORTED) return q.status;
+        q.status = L2C_OK;
+    }
     launch(&q, l2c_gpu_embed_launch(p), p);
     for (p->layer = 0; p->layer < p->n_layers && q.status == L2C_OK; p->layer++) {
         if (n_rows > MANY_ROWS && p->layer % LAYERS_AHEAD == 0) q.status = l2c_cuda_wait(s, "computing", err);

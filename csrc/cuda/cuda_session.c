@@ -38,6 +38,15 @@ static l2c_gpu_quantized quantized_rows(arena *a, const l2c_matrices *m, int32_t
     return x;
 }
 
+/* A block of the decode kernels for each multiprocessor has its inputs here, where its shared memory is too small. */
+static unsigned char *decode_inputs(const l2c_cuda_session *s, arena *a, int32_t rows, int32_t processors,
+                                    int32_t shared_limit) {
+    l2c_gpu_decode p = {.pass = s->pass};
+    p.pass.n = rows < L2C_GPU_TOKENS ? rows : L2C_GPU_TOKENS;
+    l2c_gpu_decode_launch(&p, 1, processors, shared_limit);
+    return p.inputs_in_global ? part(a, (uint64_t)processors * (uint64_t)p.input_bytes) : NULL;
+}
+
 /* Gives s its parts of the card's memory, or with 0 none; returns the bytes of it all, UINT64_MAX for too many.
  * *cache: of those, the caches'. processors and shared_limit are the card's. */
 static uint64_t lay_out(l2c_cuda_session *s, cu_pointer memory, const l2c_model *model, const l2c_session_options *o,
@@ -73,6 +82,10 @@ static uint64_t lay_out(l2c_cuda_session *s, cu_pointer memory, const l2c_model 
     s->card_rows = part(&a, n * sizeof *s->card_rows);
     s->card_draws = part(&a, n * sizeof *s->card_draws);
     s->card_totals = part(&a, n * sizeof *s->card_totals);
+    s->card_coins = part(&a, L2C_MAX_STEPS * sizeof *s->card_coins);
+    s->card_ends = part(&a, L2C_CUDA_MAX_ENDS * sizeof *s->card_ends);
+    s->card_state = part(&a, sizeof *s->card_state);
+    s->card_inputs = decode_inputs(s, &a, rows, processors, shared_limit);
     return a.used;
 }
 
@@ -115,7 +128,7 @@ static l2c_status take_memory(l2c_cuda_session *s, const l2c_session_options *o,
 static l2c_status take_host_memory(l2c_cuda_session *s, const l2c_session_options *o, l2c_error *err) {
     size_t rows = (size_t)s->session->max_rows, vocab = (size_t)s->model->config.vocab_size;
     size_t threads = (size_t)l2c_pool_size(o->pool);
-    size_t bytes = rows * (sizeof *s->rows + 2 * sizeof *s->draws + sizeof *s->totals) + sizeof *s->logit;
+    size_t bytes = rows * (sizeof *s->rows + 2 * sizeof *s->draws + sizeof *s->totals) + sizeof *s->shared + sizeof *s->logit;
     cu_result result = s->device->cu.mem_host_alloc(&s->pinned, bytes, 0);
     if (result == CU_OUT_OF_MEMORY)
         return l2c_fail(err, L2C_NOMEM, "out of page-locked memory: a session needs %zu bytes", bytes);
@@ -124,7 +137,8 @@ static l2c_status take_host_memory(l2c_cuda_session *s, const l2c_session_option
     s->draws = (l2c_gpu_draw *)(void *)(s->totals + rows);
     s->drawn = s->draws + rows;
     s->rows = (l2c_gpu_row *)(void *)(s->drawn + rows);
-    s->logit = (float *)(void *)(s->rows + rows);
+    s->shared = (l2c_cuda_shared *)(void *)(s->rows + rows);
+    s->logit = (float *)(void *)(s->shared + 1);
     s->chooser.logits = l2c_memory_zeroed(rows * vocab, sizeof(float));
     s->chooser.candidates = l2c_memory_zeroed(threads * 2 * vocab, sizeof *s->chooser.candidates);
     s->chooser.seen = l2c_memory_zeroed(threads * vocab, 1);
@@ -165,6 +179,7 @@ static l2c_status session_open(l2c_session *session, const l2c_session_options *
     s->session = session;
     s->model = m;
     s->device = l2c_device_keep(m->placed->device);
+    s->decodes = s->device->cooperative && l2c_gpu_decode_takes(m->placed->layers, m->config.n_layers);
     s->chooser = (l2c_chooser){.kernels = l2c_kernels_for(isa), .pool = o->pool, .vocab_size = (size_t)m->config.vocab_size};
     status = l2c_device_enter(s->device, err);
     if (status != L2C_OK) return status;
@@ -216,6 +231,11 @@ static l2c_status forward(l2c_session *session, const l2c_row *rows, size_t n_ro
     l2c_status waited = l2c_cuda_wait(s, "computing", status == L2C_OK ? err : NULL);
     l2c_device_leave(s->device);
     return status == L2C_OK ? waited : status;
+}
+
+static void cancel(l2c_session *session) {
+    l2c_cuda_session *s = session->state;
+    s->shared->cancel = 1; /* a launch that stays sees it after its sweep */
 }
 
 /* ---- The cache as data ---------------------------------------------------------------------------------- */
@@ -307,6 +327,8 @@ const l2c_backend l2c_backend_cuda = {
     .logits = l2c_cuda_logits,
     .sample = l2c_cuda_sample,
     .logprob = l2c_cuda_logprob,
+    .decode = l2c_cuda_decode,
+    .cancel = cancel,
     .cache_read = cache_read,
     .cache_write = cache_write,
     .cache_copy = cache_copy,

@@ -83,6 +83,7 @@ l2c_status l2c_device_open(const char *library, int32_t number, l2c_device **dev
         l2c_memory_free(d);
         return status;
     }
+    d->cooperative = attribute(&d->cu, d->number, CU_COOPERATIVE_LAUNCH);
     d->shared_limit = attribute(&d->cu, d->number, CU_MAX_SHARED_MEMORY_OPTIN);
     d->generation = l2c_fork_generation();
     atomic_store(&d->users, 1);
@@ -208,9 +209,10 @@ static l2c_status load(l2c_device *d, const void *image, l2c_error *err) {
         if (result == CU_NOT_FOUND) l2c_fail(err, L2C_DEVICE, "the kernels lack %s", kernel_names[k]);
         else if (result != CU_SUCCESS) l2c_device_check(d, result, "loading the kernels", err);
     }
-    /* all that a block can have: attention's scores take as much as there is (params.h) */
-    if (result == CU_SUCCESS) {
-        result = d->cu.func_set_attribute(d->kernels[L2C_GPU_KERNEL_attention], CU_FUNC_MAX_DYNAMIC_SHARED, d->shared_limit);
+    /* all that a block can have: these take as much as there is (params.h) */
+    static const l2c_gpu_kernel large[] = {L2C_GPU_KERNEL_attention, L2C_GPU_KERNEL_decode_1, L2C_GPU_KERNEL_decode_8};
+    for (size_t i = 0; i < sizeof large / sizeof *large && result == CU_SUCCESS; i++) {
+        result = d->cu.func_set_attribute(d->kernels[large[i]], CU_FUNC_MAX_DYNAMIC_SHARED, d->shared_limit);
         l2c_device_check(d, result, "loading the kernels", err);
     }
     if (result == CU_SUCCESS) d->module = module;
@@ -229,7 +231,12 @@ l2c_status l2c_device_load(l2c_device *d, const void *image, l2c_error *err) {
 
 l2c_status l2c_device_launch(l2c_device *d, cu_stream stream, l2c_gpu_launch launch, void *parameter, l2c_error *err) {
     cu_function kernel = d->kernels[launch.kernel];
-    cu_result result = d->cu.launch_kernel(kernel, launch.grid_x, launch.grid_y, 1, launch.block, 1, 1, launch.shared,
-                                           stream, &parameter, NULL);
+    int stays = launch.kernel == L2C_GPU_KERNEL_decode_1 || launch.kernel == L2C_GPU_KERNEL_decode_8;
+    cu_result result = stays ? d->cu.launch_cooperative_kernel(kernel, launch.grid_x, launch.grid_y, 1, launch.block, 1, 1,
+                                                               launch.shared, stream, &parameter)
+                             : d->cu.launch_kernel(kernel, launch.grid_x, launch.grid_y, 1, launch.block, 1, 1,
+                                                   launch.shared, stream, &parameter, NULL);
+    if (stays && (result == CU_COOPERATIVE_LAUNCH_TOO_LARGE || result == CU_NOT_SUPPORTED))
+        return l2c_fail(err, L2C_UNSUPPORTED, "%s has no room for a grid that stays", d->info.name);
     return result == CU_SUCCESS ? L2C_OK : l2c_device_check(d, result, kernel_names[launch.kernel], err);
 }

@@ -47,7 +47,9 @@ enum {
     CU_ASSERT = 710,
     CU_HARDWARE_STACK_ERROR = 714,
     CU_LAUNCH_FAILED = 719,
+    CU_COOPERATIVE_LAUNCH_TOO_LARGE = 720,
     CU_NOT_PERMITTED = 800,
+    CU_NOT_SUPPORTED = 801,
     CU_SYSTEM_NOT_READY = 802,
     CU_SYSTEM_DRIVER_MISMATCH = 803,
     CU_COMPAT_NOT_SUPPORTED_ON_DEVICE = 804,
@@ -59,6 +61,7 @@ enum { /* CUdevice_attribute */
     CU_COMPUTE_MODE = 20,
     CU_CAPABILITY_MAJOR = 75,
     CU_CAPABILITY_MINOR = 76,
+    CU_COOPERATIVE_LAUNCH = 95,
     CU_MAX_SHARED_MEMORY_OPTIN = 97
 };
 enum { CU_MODE_PROHIBITED = 2, CU_MODE_EXCLUSIVE_PROCESS = 3 };
@@ -103,6 +106,9 @@ enum { CU_JIT_ERROR_LOG = 5, CU_JIT_ERROR_LOG_SIZE = 6 };
     F(launch_kernel, cuLaunchKernel,                                                                                   \
       (cu_function function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,    \
        unsigned block_z, unsigned shared_bytes, cu_stream stream, void **parameters, void **extra))                    \
+    F(launch_cooperative_kernel, cuLaunchCooperativeKernel,                                                            \
+      (cu_function function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,    \
+       unsigned block_z, unsigned shared_bytes, cu_stream stream, void **parameters))                                  \
     F(link_create, cuLinkCreate_v2, (unsigned n_options, int *options, void **values, cu_link *link))                  \
     F(link_add_data, cuLinkAddData_v2,                                                                                 \
       (cu_link link, int type, void *data, size_t size, const char *name, unsigned n_options, int *options,            \

@@ -29,6 +29,7 @@ from pyllama2c.engine.plan import (
 from pyllama2c.engine.session import (
     MAX_CARD_ROWS,
     MAX_ROWS,
+    MAX_STEPS,
     PREFILL_ROWS,
     Session,
     SessionOptions,
@@ -63,8 +64,8 @@ def _open(plan: Plan, path: str, options: Options, call: _Open) -> Engine:
     with nullcontext() if card is None else card.upload_shown(needs.weights):
         check(call(card, number, pool, out, err), err, path)
     handle = ffi.gc(out[0], lib.l2c_model_free)
-    rows = PREFILL_ROWS if card is None else MAX_CARD_ROWS
-    session_options = SessionOptions(isa, KV_DTYPES[kv_dtype], context, rows)
+    at_once = (PREFILL_ROWS, 1) if card is None else (MAX_CARD_ROWS, MAX_STEPS)
+    session_options = SessionOptions(isa, KV_DTYPES[kv_dtype], context, *at_once)
     draft = None
     if _drafts(options.speculative, needs, _worth_drafting(plan, handle, kv_dtype, card)):
         small = card is None and needs.sweep < WORTH_DRAFTING

@@ -22,6 +22,9 @@ MAX_CARD_ROWS: int = lib.L2C_MAX_DEVICE_ROWS
 MAX_DRAFT = 16
 """most tokens that a draft proposes at a time"""
 
+MAX_STEPS: int = lib.L2C_MAX_STEPS
+"""most tokens that a card decodes at a time"""
+
 _IDLE_SESSIONS = 2
 """kept for the next story, so that it finds its memory warm and its prefix cached"""
 
@@ -37,6 +40,8 @@ class SessionOptions(NamedTuple):
     """positions of a story"""
     rows: int
     """tokens of a prompt per call, at most"""
+    steps: int
+    """tokens of a story per call, at most"""
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
@@ -71,7 +76,8 @@ class Session(Handle):
         self._rows = ffi.new("l2c_row[]", self.max_rows)
         self._token = ffi.new("int32_t *")
         self._count = ffi.new("size_t *")
-        self._states = ffi.new("uint64_t[]", MAX_DRAFT + 1)
+        self._states = ffi.new("uint64_t[]", max(MAX_DRAFT + 1, MAX_STEPS))
+        self.max_steps = options.steps
         self.fed: list[int] = []
         """tokens whose keys and values are cached, position by position"""
 
@@ -120,6 +126,21 @@ class Session(Handle):
             tokens = list(history[0 : n + count[0]])
         for session in (self, draft):
             session.fed = tokens[: lib.l2c_session_length(session.handle, 0)]
+        check(status, err)
+        return list(zip(tokens[n:], states[0 : count[0]], strict=True))
+
+    def decode(
+        self, sampler: Any, history: Any, n: int, n_steps: int, ends: Any
+    ) -> list[tuple[int, int]]:
+        """The same without a draft: at least one token, at most `n_steps`."""
+        err, count, states = self._error, self._count, self._states
+        tokens = list(history[0:n])
+        status = lib.l2c_session_decode(
+            self.handle, sampler, history, n, n_steps, ends, len(ends), states, count, err
+        )
+        if status == lib.L2C_OK:
+            tokens = list(history[0 : n + count[0]])
+        self.fed = tokens[: lib.l2c_session_length(self.handle, 0)]
         check(status, err)
         return list(zip(tokens[n:], states[0 : count[0]], strict=True))
 

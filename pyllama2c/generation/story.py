@@ -206,6 +206,11 @@ class Generation(ClosableHandle, Iterator[str]):
             self._draft_session = self._draft.lease(self.prompt_tokens, self)
             if self._draft_session is None:
                 self._draft = None
+        if self._draft_session is None and session.max_steps > 1 and self._logits_processor is None:
+            steps = min(session.max_steps, room + 1)
+            new = session.decode(self._sampler, self._history, n, steps, self._end_list)
+            self._ready.extend(new)
+            return True
         if self._draft_session is None or room < 1:
             session.feed(self.tokens[-1:], n - 1)
             self._sample(session)

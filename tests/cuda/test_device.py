@@ -170,7 +170,7 @@ def test_memory_that_runs_out_anywhere_leaves_the_card_usable(
         assert (llama.logits([1, 2, 3]) == cpu.logits([1, 2, 3])).all()
 
 
-@pytest.mark.parametrize("fault", ["launch_fails=9", "lost=1", "lost=2,lost_error=999"])
+@pytest.mark.parametrize("fault", ["launch_fails=1", "lost=1", "lost=2,lost_error=999"])
 def test_a_lost_card_says_so_and_lets_go(
     fake: Fake, left: Callable[[], dict[str, int]], model: Path, fault: str
 ) -> None:
@@ -199,7 +199,7 @@ def test_a_lost_card_says_so_and_lets_go(
 def test_a_refused_launch_is_an_error_of_its_own(fake: Fake, model: Path) -> None:
     with Llama(model, device="cuda") as llama:
         expected = llama.logits([1, 2])
-        fake.configure("launch_refused=3")
+        fake.configure("launch_refused=1")
         with pytest.raises(DeviceError):
             llama.logits([1, 2])
         assert (llama.logits([1, 2]) == expected).all()

@@ -15,7 +15,8 @@ from gguf_files import model_file
 from tiny import Shape, TinyLlama, tokenizer_file
 
 from pyllama2c import Llama
-from pyllama2c._ffi import lib
+from pyllama2c._ffi import ffi, lib
+from pyllama2c.generation.sampling import new_sampler
 
 pytestmark = [
     pytest.mark.skipif(not fake_cuda.possible(), reason=fake_cuda.NEEDS),
@@ -25,6 +26,7 @@ pytestmark = [
 SHAPE = Shape(dim=48, hidden_dim=72, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=300)
 EVEN = Shape(dim=64, hidden_dim=96, n_layers=2, n_heads=4, n_kv_heads=1, vocab_size=300, tied=False)
 MIXED = {"embedding": "F16", "wq": "Q4_0", "wv": "BF16", "w1": "Q8_0", "w2": "Q4_1", "w3": "Q4_1"}
+UNLIKE = {"w1": "F16", "w3": "Q8_0"}  # which no decode kernel takes: all goes a kernel a phase
 HALVES = dict.fromkeys(["embedding", "wq", "wk", "wv", "wo", "w1", "w2", "w3", "classifier"], "F16")
 GROUPED = Shape(dim=48, hidden_dim=72, vocab_size=300, group_size=8)
 
@@ -41,6 +43,11 @@ MODELS: dict[str, tuple[Callable[[], bytes], str, str]] = {
     "int4": (lambda: v0(EVEN), "int4", "float16"),
     "int8 in groups of 8": (lambda: TinyLlama.random(GROUPED).v2(), "auto", "float32"),
     "mixed": (lambda: model_file(TinyLlama.random(EVEN), MIXED).build(), "auto", "float32"),
+    "gate unlike up": (
+        lambda: model_file(TinyLlama.random(EVEN), UNLIKE).build(),
+        "auto",
+        "float16",
+    ),
     "float16": (lambda: model_file(TinyLlama.random(EVEN), HALVES).build(), "auto", "float32"),
 }
 
@@ -101,6 +108,46 @@ def test_stories_with_every_setting(pair: Pair) -> None:
         one, two = (llama.generate(prompt, **options) for llama in pair[:2])
         assert one.read() == two.read(), (prompt, options)
         assert one.tokens == two.tokens and one.rng_state == two.rng_state
+
+
+def test_several_tokens_a_launch(fake: Fake, tmp_path: Path) -> None:
+    pair = open_pair(tmp_path, "int8")
+    pair.card.generate([1, 5], seed=2, max_tokens=1).read()
+    options: dict[str, Any] = {"seed": 2, "max_tokens": 20, "stop_tokens": ()}
+    expected = pair.cpu.generate([1, 5, 7], **options)
+    expected.read()
+    before = fake.count("launches")
+    story = pair.card.generate([1, 5, 7], **options)
+    story.read()
+    assert fake.count("launches") - before <= 4
+    assert story.tokens == expected.tokens and story.rng_state == expected.rng_state
+    # a token that ends the story ends the launch as well, and what was computed stays cached
+    last = story.tokens[4]
+    stopped = pair.card.generate([1, 5, 7], **options | {"stop_tokens": [last]})
+    stopped.read()
+    assert stopped.tokens == expected.tokens[: expected.tokens.index(last)]
+    assert stopped.finish_reason == "stop"
+
+
+def test_choices_that_the_card_leaves_to_the_host(tmp_path: Path) -> None:
+    """More candidates than it sorts."""
+    image = TinyLlama.random(Shape(dim=32, hidden_dim=32, n_layers=1, vocab_size=3000)).v0()
+    with Llama.from_buffer(image) as cpu, Llama.from_buffer(image, device="cuda") as card:
+        tokens = []
+        for llama in (cpu, card):
+            sampler = new_sampler(
+                temperature=1.0, top_p=0.99, top_k=0, min_p=0, repetition_penalty=1, seed=9
+            )
+            history = ffi.new("int32_t[]", [1, 5, *[0] * 12])
+            with llama._engine.sessions.lent() as session:
+                session.feed([1], 0, want_logits=0)
+                ready: list[tuple[int, int]] = []
+                while len(ready) < 8:
+                    ready += session.decode(
+                        sampler, history, 2 + len(ready), 4, ffi.new("int32_t[]", 0)
+                    )
+            tokens.append(ready[:8])
+        assert tokens[0] == tokens[1]
 
 
 def test_batches(pair: Pair) -> None:
