@@ -13,8 +13,8 @@ from fake_driver import DEFAULTS, Fake
 
 @pytest.fixture(scope="session")
 def fake_library() -> Path:
-    # The kernels as they are shipped; "source" is for those whose PTX is not yet built.
-    return fake_cuda.build(os.environ.get("FAKE_CUDA_KERNELS", "ptx"))
+    """Over the shipped PTX, or with FAKE_KERNELS=source over sources that it is not yet made of."""
+    return fake_cuda.build(os.environ.get("FAKE_KERNELS", "ptx"))
 
 
 @pytest.fixture

@@ -76,14 +76,21 @@ def mnemonic(instruction: str) -> str:
     return re.sub(r"^@!?U?P\w+\s+", "", instruction).split()[0].partition(".")[0]
 
 
-def per_imma(lines: list[str]) -> tuple[float, Counter[str]] | None:
-    """Instructions for each product in the loop that has most of them."""
+def per_product(lines: list[str], architecture: int) -> float | None:
+    """Instructions for each m16n8k32 in the loop that has most of them; None without any."""
     counted = [Counter(map(mnemonic, loop)) for loop in innermost_loops(lines)]
-    counted = [loop for loop in counted if loop["IMMA"] > 0]
-    if not counted:
+    best = max(counted, key=lambda loop: loop["IMMA"], default=Counter())
+    if best["IMMA"] == 0:
         return None
-    best = max(counted, key=lambda loop: loop["IMMA"])
-    return best.total() / best["IMMA"], best
+    # Turing's instruction is a quarter of the others'.
+    return best.total() / best["IMMA"] * (4 if architecture == 75 else 1)
+
+
+def print_table(title: str, architectures: list[int], rows: dict[str, list[str]]) -> None:
+    print(f"\n| {title} |" + "".join(f" sm_{a} |" for a in architectures))
+    print("|---|" + "---:|" * len(architectures))
+    for name, cells in rows.items():
+        print(f"| {name.removeprefix('l2c_')} | {' | '.join(cells)} |")
 
 
 def main(architectures: list[int]) -> int:
@@ -99,29 +106,25 @@ def main(architectures: list[int]) -> int:
 
         with ThreadPoolExecutor(2) as pool:
             table = dict(zip(architectures, pool.map(one, architectures), strict=True))
-        print("| registers (bytes spilled) |" + "".join(f" sm_{a} |" for a in architectures))
-        print("|---|" + "---:|" * len(architectures))
-        for name in table[architectures[0]]:
-            cells = []
-            for a in architectures:
-                registers, spilled = table[a][name]
-                cells.append(f"{registers}{f' ({spilled})' if spilled else ''}")
+        rows: dict[str, list[str]] = {name: [] for name in table[architectures[0]]}
+        for a in architectures:
+            for name, (registers, spilled) in table[a].items():
+                rows[name].append(f"{registers}{f' ({spilled})' if spilled else ''}")
                 if spilled > (0 if SPILLS_FORBIDDEN.match(name) else MOST_SPILLED):
                     over.append(f"{name} spills {spilled} bytes on sm_{a}")
-            print(f"| {name.removeprefix('l2c_')} | {' | '.join(cells)} |")
+        print_table("registers (bytes spilled)", architectures, rows)
+        rows = {}
         for a in architectures if disassembler else []:
             command = ["nvdisasm", "-c", folder / f"{a}.cubin"]
             text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             for name, lines in functions(text):
-                found = per_imma(lines)
-                if found is None:
-                    continue
-                # Turing's product is a quarter of the others'.
-                each = found[0] * (4 if a == 75 else 1)
-                parts = ", ".join(f"{n} {what}" for what, n in found[1].most_common(12))
-                print(f"sm_{a} {name}: {each:.1f} instructions a product ({parts})")
-                if a >= 80 and each > MOST_PER_IMMA.get(name, each):
-                    over.append(f"{name} takes {each:.1f} instructions a product on sm_{a}")
+                each = per_product(lines, a)
+                if each is not None:
+                    rows.setdefault(name, []).append(f"{each:.1f}")
+                    if a >= 80 and each > MOST_PER_IMMA.get(name, each):
+                        over.append(f"{name} takes {each:.1f} instructions a product on sm_{a}")
+        if rows:
+            print_table("instructions a product", architectures, rows)
     print("\n".join(over), file=sys.stderr)
     return bool(over)
 
