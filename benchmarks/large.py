@@ -3,9 +3,9 @@
     python benchmarks/large.py [--folder /tmp] [--json benchmarks/results/large.json]
 
 Writes a GGUF file of random int8 or int4 blocks (or float16) in a model's exact shape (streamed: no
-float32 copy is ever made; up to 7.2 GB of disk, 13.5 in float16, removed again), opens it in a fresh interpreter and generates to
-the end of --context, so that all its memory is used. Peaks are the
-system's VmHWM, in which pages of the mapped file count while they are mapped, less what the
+float32 copy is ever made; up to 7.2 GB of disk, 13.5 in float16, removed again), opens it in a
+fresh interpreter and generates to the end of --context, so that all its memory is used. Peaks are
+the system's VmHWM, in which pages of the mapped file count while they are mapped, less what the
 interpreter had before it opened the model. Needs the gguf package (pip install .[convert]).
 """
 
