@@ -52,12 +52,13 @@ struct l2c_backend {
     /* NULL, or called, from any thread or signal handler, when the session has been asked to stop. */
     void (*cancel)(l2c_session *session);
 
-    /* log p of a token under row i; NaN where the logits are not finite */
+    /* log p of a token under row i; NaN where the row holds NaN or +infinity, or nothing but -infinity */
     l2c_status (*logprob)(l2c_session *session, size_t i, int32_t token, double *value, l2c_error *err);
 
-    /* The cache of a sequence's first n positions: (n_layers, n_kv_heads, n, head_size) keys, then values. */
-    l2c_status (*cache_read)(l2c_session *session, int32_t sequence, size_t n, void *state, l2c_error *err);
-    l2c_status (*cache_write)(l2c_session *session, int32_t sequence, size_t n, const void *state, l2c_error *err);
+    /* The cache of a sequence's first n positions: (n_layers, n_kv_heads, n, head_size) keys, then values, in the
+     * session's l2c_kv. */
+    l2c_status (*cache_read)(l2c_session *session, int32_t sequence, size_t n, void *data, l2c_error *err);
+    l2c_status (*cache_write)(l2c_session *session, int32_t sequence, size_t n, const void *data, l2c_error *err);
     l2c_status (*cache_copy)(l2c_session *session, int32_t from, int32_t to, size_t n, l2c_error *err);
 };
 

@@ -1,5 +1,5 @@
 /*
- * batch.h - a batch, as batch.c, which takes stories in, and sweep.c, which tells them, share it.
+ * batch.h - a batch, shared by batch.c, which admits stories, and sweep.c, which advances them.
  */
 #ifndef L2C_BATCH_H
 #define L2C_BATCH_H
@@ -14,15 +14,15 @@ typedef enum {
     ENDED          /* its END event has not been returned yet */
 } stage;
 
-/* Story and sequence: they have the same number. */
+/* A story and the sequence it is told in: both have the same index. */
 typedef struct story {
     stage stage;
-    int64_t id;              /* id % n_stories is this story's number */
+    int64_t id;              /* id % n_stories is this story's index */
     _Atomic int64_t dropped; /* largest id that l2c_batch_drop was called with */
     int64_t last_used;       /* the larger, the later */
     l2c_sampler sampler;
-    int32_t tell;
-    size_t n_top;
+    int32_t tell;            /* l2c_tell flags: the events that are wanted */
+    size_t n_top;            /* likeliest tokens to report */
 
     int32_t *tokens;            /* (n_ctx + 1) prompt and story */
     size_t n_prompt, n, n_max;  /* of the prompt; so far; at most, prompt included */
@@ -42,8 +42,6 @@ typedef struct story {
     l2c_logprob *top; /* (L2C_MAX_TOP) */
 } story;
 
-enum { MAX_ALLOCATIONS = 10 };
-
 struct l2c_batch {
     l2c_session *session;
     size_t vocab_size, mask_words, n_ctx, n_stories;
@@ -58,8 +56,7 @@ struct l2c_batch {
     l2c_batch_counts counts;
     l2c_row *rows;                  /* (session->max_rows) */
     atomic_int busy;
-    void *allocations[MAX_ALLOCATIONS];
-    int n_allocations, allocation_failed;
+    void *memory; /* one block, of which the arrays of batch and stories are parts (batch.c) */
 };
 
 static inline int enter(l2c_batch *b) { return !atomic_exchange_explicit(&b->busy, 1, memory_order_acquire); }
@@ -82,8 +79,8 @@ static inline story *find(const l2c_batch *b, int64_t id) {
     return s != NULL && s->id == id && under_way(s) ? s : NULL;
 }
 
-/* A story has no more than three events between two steps that succeed. */
-static inline l2c_event *tell(l2c_batch *b, const story *s, l2c_event_kind kind) {
+/* At most three events a story between two successful steps, and one drop a story in l2c_batch_add: hence 4 * n_stories. */
+static inline l2c_event *add_event(l2c_batch *b, const story *s, l2c_event_kind kind) {
     l2c_event *event = &b->events[b->n_events++];
     *event = (l2c_event){.story = s->id, .kind = (int32_t)kind, .tokens = s->tokens + s->n_prompt,
                          .n_tokens = s->n - s->n_prompt};
@@ -91,7 +88,7 @@ static inline l2c_event *tell(l2c_batch *b, const story *s, l2c_event_kind kind)
 }
 
 static inline void end(l2c_batch *b, story *s, l2c_end reason) {
-    tell(b, s, L2C_EVENT_END)->reason = (int32_t)reason;
+    add_event(b, s, L2C_EVENT_END)->reason = (int32_t)reason;
     s->stage = ENDED;
     s->last_used = ++b->clock;
 }
@@ -107,7 +104,7 @@ static inline int is_dropped(const story *s) { return under_way(s) && atomic_loa
 /* l2c_batch_create with a session of at most max_rows sequences, which it owns from here on, also when it fails. */
 l2c_status l2c_batch_create_on(l2c_session *session, l2c_batch **batch, l2c_error *err);
 
-/* Goes on with stories that waited for one that has read so far, or is no longer there. */
+/* Resumes stories whose wait is over: the other one has fed enough of its prompt, or is gone. */
 void l2c_batch_end_waiting(l2c_batch *b);
 
 #endif

@@ -490,8 +490,8 @@ l2c_status l2c_session_cut(l2c_session *session, int32_t sequence, int32_t n, l2
  * (n_layers, n_kv_heads, n, head_size), then values. load replaces what the sequence had; any values are safe, though only those of the
  * same model mean something.
  */
-l2c_status l2c_session_save(l2c_session *session, int32_t n, void *state, l2c_error *err);
-l2c_status l2c_session_load(l2c_session *session, int32_t n, const void *state, l2c_error *err);
+l2c_status l2c_session_save(l2c_session *session, int32_t n, void *data, l2c_error *err);
+l2c_status l2c_session_load(l2c_session *session, int32_t n, const void *data, l2c_error *err);
 
 /* Gives sequence `to` the first n positions of sequence `from`, in place of what it had. Logits stay. */
 l2c_status l2c_session_copy(l2c_session *session, int32_t from, int32_t to, int32_t n, l2c_error *err);

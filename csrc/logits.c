@@ -1,5 +1,5 @@
 /*
- * logits.c - what is made of a row's logits: tokens and log-probabilities. Each row once.
+ * logits.c - what is made of a row's logits: a token, which uses the row up, or log-probabilities, which do not.
  */
 #include <math.h>
 
@@ -39,7 +39,7 @@ l2c_status l2c_session_sample(l2c_session *s, size_t i, l2c_sampler *sampler, co
     return status;
 }
 
-/* Marks the rows of draws as used: every one is there, and comes once; or none. */
+/* Marks the draws' rows as used; none of them if one is missing, used up or given twice. */
 static l2c_status take_rows(l2c_session *s, const l2c_draw *draws, size_t n, l2c_error *err) {
     for (size_t i = 0; i < n; i++) {
         l2c_status status = check_row(s, draws[i].row, err);

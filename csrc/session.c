@@ -239,17 +239,17 @@ l2c_status l2c_session_copy(l2c_session *s, int32_t from, int32_t to, int32_t n,
     return status;
 }
 
-l2c_status l2c_session_save(l2c_session *s, int32_t n, void *state, l2c_error *err) {
+l2c_status l2c_session_save(l2c_session *s, int32_t n, void *data, l2c_error *err) {
     if (!l2c_session_enter(s)) return l2c_session_fail_busy(err);
     l2c_status status = L2C_OK;
     if (n < 0 || n > s->lengths[0])
         status = l2c_fail(err, L2C_RANGE, "cannot save %d positions; the cache has %d", n, s->lengths[0]);
-    else status = s->backend->cache_read(s, 0, (size_t)n, state, err);
+    else status = s->backend->cache_read(s, 0, (size_t)n, data, err);
     l2c_session_leave(s);
     return status;
 }
 
-l2c_status l2c_session_load(l2c_session *s, int32_t n, const void *state, l2c_error *err) {
+l2c_status l2c_session_load(l2c_session *s, int32_t n, const void *data, l2c_error *err) {
     if (!l2c_session_enter(s)) return l2c_session_fail_busy(err);
     l2c_status status = L2C_OK;
     if (n < 0 || n > s->n_ctx) {
@@ -257,7 +257,7 @@ l2c_status l2c_session_load(l2c_session *s, int32_t n, const void *state, l2c_er
     } else {
         s->n_logits = 0;
         s->lengths[0] = 0;
-        status = s->backend->cache_write(s, 0, (size_t)n, state, err);
+        status = s->backend->cache_write(s, 0, (size_t)n, data, err);
         if (status == L2C_OK) s->lengths[0] = n;
     }
     l2c_session_leave(s);

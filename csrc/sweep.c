@@ -36,7 +36,7 @@ static void accept(l2c_batch *b, story *s, const l2c_draw *draw, double logprob)
     s->tokens[s->n++] = draw->token;
     b->counts.tokens++;
     if (s->tell & L2C_TELL_TOKENS) {
-        l2c_event *event = tell(b, s, L2C_EVENT_TOKEN);
+        l2c_event *event = add_event(b, s, L2C_EVENT_TOKEN);
         event->chosen = (l2c_logprob){draw->token, logprob};
         if (wants_logprobs(s)) {
             event->top = s->top;
@@ -77,7 +77,10 @@ static l2c_status draw_waiting(l2c_batch *b, l2c_error *err) {
 
 static void share_rows(l2c_batch *b) {
     size_t left = (size_t)b->session->max_rows, of_prompts = left / 2;
-    for (size_t i = 0; i < b->n_stories; i++) left -= b->stories[i].n_rows = b->stories[i].stage == DECODE;
+    for (size_t i = 0; i < b->n_stories; i++) {
+        b->stories[i].n_rows = b->stories[i].stage == DECODE; /* one row each; there are never more than max_rows */
+        left -= b->stories[i].n_rows;
+    }
     left = min_size(left, of_prompts);
     for (size_t given = 1, first = b->turn; given > 0;) {
         given = 0;
@@ -110,6 +113,7 @@ static void take_back(l2c_batch *b) {
         if (s->n_rows == 0 || s->fed < s->n) continue;
         s->fed--;
         s->stage = s->n == s->n_prompt ? PREFILL : DECODE;
+        if (s->stage == PREFILL) b->counts.prompt_tokens--; /* it will be read again */
     }
 }
 
@@ -129,11 +133,12 @@ static l2c_status sweep(l2c_batch *b, l2c_error *err) {
         if (s->tell & L2C_TELL_CHOICES) {
             if (wants_logprobs(s)) keep_logits(b, s);
             s->stage = AWAITS_CHOICE;
-            tell(b, s, L2C_EVENT_CHOOSE);
+            add_event(b, s, L2C_EVENT_CHOOSE);
         } else {
             b->to_sample[b->n_to_sample++] = s;
         }
     }
+    b->counts.prompt_tokens += n_read;
     l2c_batch_end_waiting(b); /* before a sequence that others waited for is another story's */
     status = draw(b, err);
     if (status != L2C_OK) {
@@ -143,7 +148,6 @@ static l2c_status sweep(l2c_batch *b, l2c_error *err) {
     }
     b->counts.sweeps++;
     b->counts.rows += n_rows;
-    b->counts.prompt_tokens += n_read;
     return L2C_OK;
 }
 

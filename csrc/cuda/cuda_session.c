@@ -252,7 +252,7 @@ static l2c_gpu_cache cache_part(const l2c_cuda_session *s, void *cache, int64_t 
 }
 
 /* Keys, then values, through `between` on the card, which has room for `together` heads. */
-static l2c_status move_cache(l2c_cuda_session *s, int32_t sequence, size_t n, unsigned char *state, int reads,
+static l2c_status move_cache(l2c_cuda_session *s, int32_t sequence, size_t n, unsigned char *data, int reads,
                              cu_pointer between, int64_t together, l2c_error *err) {
     const l2c_driver *cu = &s->device->cu;
     int64_t heads = heads_of(s);
@@ -261,7 +261,7 @@ static l2c_status move_cache(l2c_cuda_session *s, int32_t sequence, size_t n, un
         int64_t of_half = heads - i % heads;
         some = of_half < together ? of_half : together;
         l2c_gpu_cache c = cache_part(s, i < heads ? s->pass.key_cache : s->pass.value_cache, sequence * heads + i % heads, some, n);
-        unsigned char *at = state + (size_t)i * head_bytes(s, n);
+        unsigned char *at = data + (size_t)i * head_bytes(s, n);
         size_t bytes = (size_t)some * head_bytes(s, n);
         c.other = l2c_card_pointer(between);
         cu_result result = reads ? CU_SUCCESS : cu->memcpy_to_device_async(between, at, bytes, s->stream);
@@ -276,7 +276,7 @@ static l2c_status move_cache(l2c_cuda_session *s, int32_t sequence, size_t n, un
     return L2C_OK;
 }
 
-static l2c_status read_or_write(l2c_session *session, int32_t sequence, size_t n, unsigned char *state, int reads,
+static l2c_status read_or_write(l2c_session *session, int32_t sequence, size_t n, unsigned char *data, int reads,
                                 l2c_error *err) {
     enum { AT_A_TIME = 16 << 20 }; /* bytes, but a head at least */
     l2c_cuda_session *s = session->state;
@@ -288,19 +288,19 @@ static l2c_status read_or_write(l2c_session *session, int32_t sequence, size_t n
     cu_pointer between;
     status = l2c_device_alloc(s->device, together * head, "a part of the cache on its way", &between, err);
     if (status == L2C_OK) {
-        status = move_cache(s, sequence, n, state, reads, between, (int64_t)together, err);
+        status = move_cache(s, sequence, n, data, reads, between, (int64_t)together, err);
         s->device->cu.mem_free(between);
     }
     l2c_device_leave(s->device);
     return status;
 }
 
-static l2c_status cache_read(l2c_session *session, int32_t sequence, size_t n, void *state, l2c_error *err) {
-    return read_or_write(session, sequence, n, state, 1, err);
+static l2c_status cache_read(l2c_session *session, int32_t sequence, size_t n, void *data, l2c_error *err) {
+    return read_or_write(session, sequence, n, data, 1, err);
 }
 
-static l2c_status cache_write(l2c_session *session, int32_t sequence, size_t n, const void *state, l2c_error *err) {
-    return read_or_write(session, sequence, n, (unsigned char *)(uintptr_t)state, 0, err); /* which is only read */
+static l2c_status cache_write(l2c_session *session, int32_t sequence, size_t n, const void *data, l2c_error *err) {
+    return read_or_write(session, sequence, n, (unsigned char *)(uintptr_t)data, 0, err); /* which is only read */
 }
 
 static l2c_status cache_copy(l2c_session *session, int32_t from, int32_t to, size_t n, l2c_error *err) {
