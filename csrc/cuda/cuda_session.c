@@ -216,10 +216,6 @@ static void session_close(l2c_session *session) {
 
 /* ---- Calls ---------------------------------------------------------------------------------------------- */
 
-l2c_status l2c_cuda_wait(l2c_cuda_session *s, const char *doing, l2c_error *err) {
-    return l2c_device_check(s->device, s->device->cu.stream_synchronize(s->stream), doing, err);
-}
-
 static l2c_status forward(l2c_session *session, const l2c_row *rows, size_t n_rows, l2c_error *err) {
     l2c_cuda_session *s = session->state;
     l2c_status status = l2c_device_enter(s->device, err);

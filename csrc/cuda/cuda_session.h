@@ -72,6 +72,8 @@ l2c_status l2c_cuda_sample(l2c_session *session, l2c_draw *draws, l2c_draw_optio
 l2c_status l2c_cuda_logprob(l2c_session *session, size_t i, int32_t token, double *value, l2c_error *err);
 
 /* Waits until the card has done all that was asked of it. */
-l2c_status l2c_cuda_wait(l2c_cuda_session *s, const char *doing, l2c_error *err);
+static inline l2c_status l2c_cuda_wait(l2c_cuda_session *s, const char *doing, l2c_error *err) {
+    return l2c_device_check(s->device, s->device->cu.stream_synchronize(s->stream), doing, err);
+}
 
 #endif

@@ -91,22 +91,20 @@ class _NeedsByDtype(Mapping[tuple[str, str], Needs]):
     """By dtype and cache type, without what the file cannot give. The header is read for a dtype on
     first use."""
 
-    def __init__(self, read_header: Callable[[str], Any], threads: int, on_card: bool) -> None:
+    def __init__(self, read_header: Callable[[str], Any], threads: int | None) -> None:
         self._header = cache(read_header)
-        self._threads, self._on_card = threads, on_card
+        self._threads = threads
 
     def __getitem__(self, key: tuple[str, str]) -> Needs:
         dtype, kv_dtype = key
         if dtype not in _DTYPES or kv_dtype not in KV_DTYPES or key == (RUNQ, "float16"):
             raise KeyError(key)
-        if dtype == RUNQ and self._on_card:
+        if dtype == RUNQ and self._threads is None:
             raise KeyError(key)
         try:
             header = self._header(dtype)
         except UnsupportedError:
             raise KeyError(key) from None
-        if self._on_card:
-            return _card_needs(header, kv_dtype)
         return _needs(header, kv_dtype, self._threads)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
@@ -126,13 +124,19 @@ class Plan(NamedTuple):
     needs: Mapping[tuple[str, str], Needs]
 
 
-def _needs(header: Any, kv_dtype: str, threads: int) -> Needs:
-    c = read_config(lib.l2c_model_config(header))
-    weights, mapped = lib.l2c_model_bytes(header), bool(lib.l2c_model_is_mapped(header))
-    space = lib.l2c_model_file_bytes(header) + (0 if mapped else weights)
+def _needs(header: Any, kv_dtype: str, threads: int | None) -> Needs:
+    """`threads` None: of a card's memory."""
+    c, kv = read_config(lib.l2c_model_config(header)), KV_DTYPES[kv_dtype]
+    if threads is None:
+        weights, mapped, opening, file = lib.l2c_model_device_bytes(header), False, 0, 0
+    else:
+        weights, mapped = lib.l2c_model_bytes(header), bool(lib.l2c_model_is_mapped(header))
+        opening, file = lib.l2c_model_opening_bytes(header), lib.l2c_model_file_bytes(header)
     # In steps of 64 positions the size is linear.
     first, both = (
-        lib.l2c_session_bytes(header, 1, context, KV_DTYPES[kv_dtype], threads)
+        lib.l2c_session_device_bytes(header, 1, context, kv, 0)
+        if threads is None
+        else lib.l2c_session_bytes(header, 1, context, kv, threads)
         for context in (64, 128)
     )
     return Needs(
@@ -140,29 +144,8 @@ def _needs(header: Any, kv_dtype: str, threads: int) -> Needs:
         weights=weights,
         sweep=lib.l2c_model_sweep_bytes(header),
         mapped=mapped,
-        opening=lib.l2c_model_opening_bytes(header),
-        address_space=space,
-        fixed=first - (both - first),
-        per_position=(both - first) // 64,
-        cache_per_position=2 * c.n_layers * c.n_kv_heads * c.head_size * _KV_BYTES[kv_dtype],
-    )
-
-
-def _card_needs(header: Any, kv_dtype: str) -> Needs:
-    """Of a card's memory."""
-    c = read_config(lib.l2c_model_config(header))
-    weights = lib.l2c_model_device_bytes(header)
-    first, both = (
-        lib.l2c_session_device_bytes(header, 1, context, KV_DTYPES[kv_dtype], 0)
-        for context in (64, 128)
-    )
-    return Needs(
-        dtype=c.dtype,
-        weights=weights,
-        sweep=lib.l2c_model_sweep_bytes(header),
-        mapped=False,
-        opening=0,
-        address_space=weights,
+        opening=opening,
+        address_space=file + (0 if mapped else weights),
         fixed=first - (both - first),
         per_position=(both - first) // 64,
         cache_per_position=2 * c.n_layers * c.n_kv_heads * c.head_size * _KV_BYTES[kv_dtype],
@@ -176,14 +159,12 @@ def _plan(call: Any, arguments: tuple[Any, ...], options: Options, path: str) ->
         check(call(*arguments, number, out, err), err, path)
         return ffi.gc(out[0], lib.l2c_model_free)
 
-    header = read_header("auto")
+    header, threads = read_header("auto"), options.threads or batch_threads()
     return Plan(
         config=read_config(lib.l2c_model_config(header)),
         parameters=lib.l2c_model_parameters(header),
         file_bytes=lib.l2c_model_file_bytes(header),
-        needs=_NeedsByDtype(
-            read_header, options.threads or batch_threads(), options.card is not None
-        ),
+        needs=_NeedsByDtype(read_header, threads if options.card is None else None),
     )
 
 
