@@ -2,8 +2,8 @@
 
     python benchmarks/large.py [--folder /tmp] [--json benchmarks/results/large.json]
 
-Writes a GGUF file of random int8 or int4 blocks in a model's exact shape (streamed: no float32 copy
-is ever made; up to 7.2 GB of disk, removed again), opens it in a fresh interpreter and generates to
+Writes a GGUF file of random int8 or int4 blocks (or float16) in a model's exact shape (streamed: no
+float32 copy is ever made; up to 7.2 GB of disk, 13.5 in float16, removed again), opens it in a fresh interpreter and generates to
 the end of --context, so that all its memory is used. Peaks are the
 system's VmHWM, in which pages of the mapped file count while they are mapped, less what the
 interpreter had before it opened the model. Needs the gguf package (pip install .[convert]).
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from common import finish, parser, table
 from gguf import GGMLQuantizationType, GGUFWriter
+from numpy.typing import NDArray
 
 from pyllama2c.cli.bench import tokenizer_image
 from pyllama2c.cli.info import describe
@@ -31,10 +32,11 @@ SHAPES = {
     "llama-2-7b": (4096, 11008, 32, 32, 32, 32000, 4096),
     "open_llama_3b": (3200, 8640, 26, 32, 32, 32000, 2048),
 }
-# blocks of 32 values: type, bytes of integers, the scale for weights of about 0.02
+# blocks of 32 values: type, bytes of integers (0: float16), the scale for weights of about 0.02
 BLOCKS = {
     "int8": (GGMLQuantizationType.Q8_0, 32, 0.02 / 74),
     "int4": (GGMLQuantizationType.Q4_0, 16, 0.02 / 4.6),
+    "float16": (GGMLQuantizationType.F16, 0, 0.02),
 }
 PIECE = 1 << 20
 """blocks that are made once and written repeatedly, each time from another start"""
@@ -70,6 +72,7 @@ def write(path: Path, shape: str, dtype: str) -> None:
     """A file whose matrices are random blocks of the type that `dtype` takes as they are."""
     dim, hidden, layers, heads, kv_heads, vocab, context = SHAPES[shape]
     kind, n_bytes, scale = BLOCKS[dtype]
+    blocks = _blocks(n_bytes, scale)
     head = dim // heads
     matrices = {
         "attn_q": (dim, dim),
@@ -95,16 +98,13 @@ def write(path: Path, shape: str, dtype: str) -> None:
     writer.add_layer_norm_rms_eps(1e-5)
     for name, size in tensors:
         count = int(np.prod(size))
-        both = (kind, count // 32 * (n_bytes + 2)) if len(size) == 2 else (None, 4 * count)
+        both = (kind, count // 32 * blocks.shape[1]) if len(size) == 2 else (None, 4 * count)
         writer.add_tensor_info(f"{name}.weight", size, np.dtype(np.float32), both[1], both[0])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     writer.close()
     rng = np.random.default_rng(1)
-    blocks = np.empty((PIECE, n_bytes + 2), np.uint8)
-    blocks[:, :2] = np.frombuffer(np.float16(scale).tobytes(), np.uint8)
-    blocks[:, 2:] = rng.integers(0, 256, (PIECE, n_bytes), np.uint8)
     with path.open("ab") as file:
         for _, size in tensors:
             file.write(bytes(-file.tell() % 32))
@@ -118,6 +118,16 @@ def write(path: Path, shape: str, dtype: str) -> None:
                 file.write(part.data)
                 left -= len(part)
         file.write(bytes(-file.tell() % 32))
+
+
+def _blocks(n_bytes: int, scale: float) -> NDArray[np.uint8]:
+    rng = np.random.default_rng(2)
+    if n_bytes == 0:
+        return (scale * rng.standard_normal((PIECE, 32), np.float32)).astype("<f2").view(np.uint8)
+    blocks = np.empty((PIECE, n_bytes + 2), np.uint8)
+    blocks[:, :2] = np.frombuffer(np.float16(scale).tobytes(), np.uint8)
+    blocks[:, 2:] = rng.integers(0, 256, (PIECE, n_bytes), np.uint8)
+    return blocks
 
 
 def measure(folder: Path, shape: str, dtype: str, context: int, tokens: int) -> dict[str, Any]:
@@ -158,7 +168,7 @@ def main() -> None:
     made = parser(__doc__, rounds=1)
     made.add_argument("--folder", type=Path, help="where the files go [a temporary folder]")
     made.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    made.add_argument("--dtypes", nargs="+", choices=BLOCKS, default=list(BLOCKS))
+    made.add_argument("--dtypes", nargs="+", choices=BLOCKS, default=["int8", "int4"])
     made.add_argument("--context", type=int, default=256, metavar="N", help="positions [256]")
     made.add_argument("--tokens", type=int, default=32, metavar="N", help="of the story [32]")
     arguments = made.parse_args()

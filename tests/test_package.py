@@ -92,7 +92,8 @@ def test_c_files_call_downwards(c_symbols: Symbols) -> None:
 
 def test_sessions_and_batches_know_no_kernel_and_no_thread(c_symbols: Symbols) -> None:
     """Whatever computes is behind backend.h; all they name is the CPU's table."""
-    behind = re.compile(r"l2c_(pool|kernels?|logprob|rope|matrix|forward|sampler_pick)\w*")
+    parts = "pool|kernels?|logprob|rope|matrix|forward|attention|sampler_pick"
+    behind = re.compile(rf"l2c_({parts})\w*")
     for source in ("session.c", "logits.c", "decode.c", "speculate.c", "batch.c", "sweep.c"):
         taken = c_symbols[source][1]
         assert not [name for name in taken if behind.fullmatch(name)], source

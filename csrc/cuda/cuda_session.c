@@ -222,7 +222,8 @@ static l2c_status forward(l2c_session *session, const l2c_row *rows, size_t n_ro
     if (status != L2C_OK) return status;
     memset(s->fetched, 0, (size_t)session->max_rows);
     s->totals_known = 0;
-    status = l2c_cuda_forward(s, rows, n_rows, err);
+    status = l2c_cuda_forward_at_once(s, rows, n_rows, err);
+    if (status == L2C_UNSUPPORTED) status = l2c_cuda_forward(s, rows, n_rows, err);
     /* also where it failed: what is under way reads this session's memory */
     l2c_status waited = l2c_cuda_wait(s, "computing", status == L2C_OK ? err : NULL);
     l2c_device_leave(s->device);

@@ -13,8 +13,8 @@ from fake_driver import DEFAULTS, Fake
 
 @pytest.fixture(scope="session")
 def fake_library() -> Path:
-    """Over the sources, or with FAKE_KERNELS=ptx over the shipped PTX."""
-    return fake_cuda.build(os.environ.get("FAKE_KERNELS", "source"))
+    # The kernels as they are shipped; "source" is for those whose PTX is not yet built.
+    return fake_cuda.build(os.environ.get("FAKE_CUDA_KERNELS", "ptx"))
 
 
 @pytest.fixture
