@@ -1,11 +1,12 @@
 /*
  * decode_launches.c - the persistent kernel, launched again and again: does it ever hang, or answer differently?
  *
- *     decode_launches MODEL PTX ROWS STEPS LAUNCHES
+ *     decode_launches MODEL KERNELS ROWS STEPS LAUNCHES
  *
- * Tells ROWS stories of STEPS likeliest tokens by a kernel a phase, then LAUNCHES times by decode kernels, which must give
- * the same tokens. Prints JSON: launches, how many differed, and the microseconds of a launch, waiting included. A
- * deadlock shows as a program that does not end. The library is $PYLLAMA2C_LIBCUDA, else the system's.
+ * KERNELS: compiled for the card, or PTX. Tells ROWS stories of STEPS likeliest tokens by a kernel a phase, then LAUNCHES
+ * times by decode kernels, which must give the same tokens. Prints JSON: launches, how many differed, and the
+ * microseconds of a launch, waiting included. A deadlock shows as a program that does not end. The library is
+ * $PYLLAMA2C_LIBCUDA, else the system's.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -126,7 +127,7 @@ static double seconds(void) {
 
 int main(int argc, char **argv) {
     if (argc != 6) {
-        fprintf(stderr, "usage: decode_launches MODEL PTX ROWS STEPS LAUNCHES\n");
+        fprintf(stderr, "usage: decode_launches MODEL KERNELS ROWS STEPS LAUNCHES\n");
         return 2;
     }
     const char *library = getenv("PYLLAMA2C_LIBCUDA");

@@ -75,5 +75,5 @@ def test_a_failing_item_is_noted_and_the_next_one_runs(
     for name in ("decode_launches", "tok512.bin"):
         (tmp_path / "empty" / name).symlink_to(files / name)
     found = rehearse(tmp_path / "empty", fake_library, tmp_path, "check", "goldens", "compile")
-    assert not found["goldens"]["ok"] and "stories260K.bin" in found["goldens"]["summary"]
+    assert not found["goldens"]["ok"] and "CheckpointNotFound" in found["goldens"]["summary"]
     assert found["compile"]["ok"]
