@@ -21,9 +21,8 @@ from pyllama2c.convert.quantize import quantize_file
 
 def first_byte(command: list[str]) -> float:
     started = perf_counter()
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
-    ) as process:
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, bufsize=0) as process:
         assert process.stdout is not None and process.stderr is not None
         first = process.stdout.read(1)
         seconds = perf_counter() - started

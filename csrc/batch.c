@@ -10,11 +10,25 @@ enum { WORTH_WAITING = 16 }; /* tokens of a shared prompt that make it worth wai
 
 /* ---- Creating ------------------------------------------------------------------------------------- */
 
-static void *allocate(l2c_batch *b, size_t count, size_t size) {
-    void *memory = b->n_allocations < MAX_ALLOCATIONS ? l2c_memory_zeroed(count, size) : NULL;
-    if (memory != NULL) b->allocations[b->n_allocations++] = memory;
-    else b->allocation_failed = 1;
-    return memory;
+/* Gives b and its stories their parts of `memory`, or with NULL none; returns the bytes of it all. */
+static uint64_t lay_out(l2c_batch *b, unsigned char *memory) {
+    l2c_arena a = {memory, 0};
+    uint64_t n = b->n_stories, words = b->mask_words;
+    b->stories = l2c_arena_part(&a, n * sizeof *b->stories, 0);
+    b->to_sample = l2c_arena_part(&a, n * sizeof *b->to_sample, 0);
+    b->draws = l2c_arena_part(&a, n * sizeof *b->draws, 0);
+    b->draw_options = l2c_arena_part(&a, n * sizeof *b->draw_options, 0);
+    b->events = l2c_arena_part(&a, 4 * n * sizeof *b->events, 0);
+    b->rows = l2c_arena_part(&a, (uint64_t)b->session->max_rows * sizeof *b->rows, 0);
+    for (size_t i = 0; i < n; i++) {
+        story unplaced, *s = memory != NULL ? &b->stories[i] : &unplaced;
+        s->tokens = l2c_arena_part(&a, ((uint64_t)b->n_ctx + 1) * sizeof *s->tokens, 0);
+        s->ends = l2c_arena_part(&a, words * sizeof *s->ends, 0);
+        s->mask = l2c_arena_part(&a, words * sizeof *s->mask, 0);
+        s->logits = l2c_arena_part(&a, (uint64_t)b->vocab_size * sizeof *s->logits, 0);
+        s->top = l2c_arena_part(&a, L2C_MAX_TOP * sizeof *s->top, 0);
+    }
+    return a.used;
 }
 
 l2c_status l2c_batch_create(const l2c_model *model, l2c_pool *pool, int32_t n_sequences, int32_t n_ctx, l2c_kv kv,
@@ -38,34 +52,19 @@ l2c_status l2c_batch_create_on(l2c_session *session, l2c_batch **batch, l2c_erro
         l2c_session_free(session);
         return l2c_fail(err, L2C_NOMEM, "out of memory for a batch");
     }
-    size_t n = b->n_stories = (size_t)session->n_sequences;
+    b->n_stories = (size_t)session->n_sequences;
     b->session = session;
     b->n_ctx = (size_t)session->n_ctx;
     b->vocab_size = (size_t)session->model->config.vocab_size;
     b->mask_words = (b->vocab_size + 31) / 32;
-    b->stories = allocate(b, n, sizeof *b->stories);
-    b->to_sample = allocate(b, n, sizeof *b->to_sample);
-    b->draws = allocate(b, n, sizeof *b->draws);
-    b->draw_options = allocate(b, n, sizeof *b->draw_options);
-    b->events = allocate(b, 4 * n, sizeof *b->events);
-    b->rows = allocate(b, (size_t)session->max_rows, sizeof *b->rows);
-    int32_t *tokens = allocate(b, n * (b->n_ctx + 1), sizeof *tokens);
-    uint32_t *bits = allocate(b, n * 2 * b->mask_words, sizeof *bits);
-    float *logits = allocate(b, n * b->vocab_size, sizeof *logits);
-    l2c_logprob *top = allocate(b, n * L2C_MAX_TOP, sizeof *top);
-    if (b->allocation_failed) {
-        size_t n_ctx = b->n_ctx;
+    uint64_t bytes = lay_out(b, NULL);
+    b->memory = bytes > SIZE_MAX ? NULL : l2c_memory_zeroed((size_t)bytes, 1);
+    if (b->memory == NULL) {
+        size_t n = b->n_stories, n_ctx = b->n_ctx;
         l2c_batch_free(b);
         return l2c_fail(err, L2C_NOMEM, "out of memory for a batch of %zu x %zu positions", n, n_ctx);
     }
-    for (size_t i = 0; i < n; i++) {
-        story *s = &b->stories[i];
-        s->tokens = tokens + i * (b->n_ctx + 1);
-        s->ends = bits + 2 * i * b->mask_words;
-        s->mask = s->ends + b->mask_words;
-        s->logits = logits + i * b->vocab_size;
-        s->top = top + i * L2C_MAX_TOP;
-    }
+    lay_out(b, b->memory);
     *batch = b;
     return L2C_OK;
 }
@@ -73,7 +72,7 @@ l2c_status l2c_batch_create_on(l2c_session *session, l2c_batch **batch, l2c_erro
 void l2c_batch_free(l2c_batch *b) {
     if (b == NULL) return;
     l2c_session_free(b->session);
-    for (int i = 0; i < b->n_allocations; i++) l2c_memory_free(b->allocations[i]);
+    l2c_memory_free(b->memory);
     l2c_memory_free(b);
 }
 

@@ -42,8 +42,6 @@ typedef struct story {
     l2c_logprob *top; /* (L2C_MAX_TOP) */
 } story;
 
-enum { MAX_ALLOCATIONS = 10 };
-
 struct l2c_batch {
     l2c_session *session;
     size_t vocab_size, mask_words, n_ctx, n_stories;
@@ -58,8 +56,7 @@ struct l2c_batch {
     l2c_batch_counts counts;
     l2c_row *rows;                  /* (session->max_rows) */
     atomic_int busy;
-    void *allocations[MAX_ALLOCATIONS];
-    int n_allocations, allocation_failed;
+    void *memory; /* one block, of which the arrays of batch and stories are parts (batch.c) */
 };
 
 static inline int enter(l2c_batch *b) { return !atomic_exchange_explicit(&b->busy, 1, memory_order_acquire); }

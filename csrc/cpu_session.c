@@ -8,47 +8,24 @@
 
 /* ---- Memory: one block, laid out by one function ----------------------------------------------------- */
 
-typedef struct {
-    unsigned char *memory; /* NULL: only measures */
-    uint64_t used;         /* UINT64_MAX once it would pass that */
-} arena;
-
-enum {
-    LINE = 64,
-    GAP = 64, /* after each part: AddressSanitizer forbids it; rows of neighbouring parts do not alias */
-    /* elements of a head's whole context in the cache from which a huge page would commit much memory that a
-     * short story never uses */
-    SPARSE = 1 << 15
-};
+/* Elements of a head's whole context in the cache from which a huge page would commit much memory that a
+ * short story never uses. */
+enum { SPARSE = 1 << 15 };
 
 static uint64_t times(uint64_t a, uint64_t b) { return b != 0 && a > UINT64_MAX / b ? UINT64_MAX : a * b; }
 
-/* The next part, `bytes` long and on a cache line. */
-static void *part(arena *a, uint64_t bytes, int huge) {
-    uint64_t begin = a->used;
-    if (bytes > UINT64_MAX - 2 * LINE || begin > UINT64_MAX - bytes - 2 * LINE) {
-        a->used = UINT64_MAX;
-        return NULL;
-    }
-    a->used = begin + (bytes + LINE - 1) / LINE * LINE + GAP;
-    if (a->memory == NULL) return NULL;
-    l2c_memory_forbid(a->memory + begin + bytes, (size_t)(a->used - begin - bytes));
-    if (huge) l2c_memory_wish_huge(a->memory + begin, (size_t)bytes);
-    return a->memory + begin;
-}
-
 /* int8 rows of `cols` values, as the model's matrices take them. */
-static l2c_quantized quantized_rows(arena *a, const l2c_matrices *m, uint64_t rows, uint64_t cols) {
+static l2c_quantized quantized_rows(l2c_arena *a, const l2c_matrices *m, uint64_t rows, uint64_t cols) {
     l2c_quantized x = {.cols = (size_t)cols};
     if (m->group == 0) return x;
     /* runq.c leaves out what is past the last whole group */
     uint64_t groups = m->as_file ? cols / m->group : (cols + m->group - 1) / m->group;
     x.group = m->group;
     x.width = (size_t)groups * m->group;
-    x.q = part(a, rows * x.width, 1);
-    x.pairs = part(a, rows * x.width * sizeof *x.pairs, 1);
-    x.scales = part(a, rows * groups * sizeof *x.scales, 1);
-    x.sums = part(a, rows * groups * sizeof *x.sums, 1);
+    x.q = l2c_arena_part(a, rows * x.width, 1);
+    x.pairs = l2c_arena_part(a, rows * x.width * sizeof *x.pairs, 1);
+    x.scales = l2c_arena_part(a, rows * groups * sizeof *x.scales, 1);
+    x.sums = l2c_arena_part(a, rows * groups * sizeof *x.sums, 1);
     return x;
 }
 
@@ -58,7 +35,7 @@ static uint64_t lay_out(l2c_cpu_session *s, unsigned char *memory, const l2c_mod
                         int32_t n_threads) {
     const l2c_config *c = &model->config;
     const l2c_matrices *m = &model->matrices;
-    arena a = {memory, 0};
+    l2c_arena a = {memory, 0};
     uint64_t threads = (uint64_t)n_threads, f = sizeof(float);
     uint64_t rows = L2C_MAX_ROWS > threads ? L2C_MAX_ROWS : threads; /* a single row is normed by every thread */
     uint64_t dim = (uint64_t)c->dim, hidden = (uint64_t)c->hidden_dim, vocab = (uint64_t)c->vocab_size;
@@ -67,23 +44,23 @@ static uint64_t lay_out(l2c_cpu_session *s, unsigned char *memory, const l2c_mod
     uint64_t number = o->kv == L2C_KV_FLOAT16 ? sizeof(uint16_t) : f;
     uint64_t cache = times(times((uint64_t)o->n_sequences, layers * kv_dim * number), n_ctx);
     int dense = n_ctx * head < SPARSE;
-    s->key_cache = part(&a, cache, dense);
-    s->value_cache = part(&a, cache, dense);
-    s->x = part(&a, rows * dim * f, 1);
-    s->xb = part(&a, rows * dim * f, 1);
-    s->hb = part(&a, rows * hidden * f, 1);
-    s->attn_out = part(&a, rows * q_dim * f, 1);
-    s->q = part(&a, rows * q_dim * f, 1);
-    s->delta = part(&a, rows * dim * f, 1);
-    s->k = part(&a, rows * kv_dim * f, 1);
-    s->v = part(&a, rows * kv_dim * f, 1);
-    s->up = part(&a, rows * hidden * f, 1);
-    s->scores = part(&a, threads * L2C_TILE * n_ctx * f, 1);
-    s->value_sums = threads > 1 ? part(&a, (threads - 1) * l2c_tile_sums(n_ctx, head) * f, 1) : NULL;
-    s->kv_f32 = o->kv == L2C_KV_FLOAT16 ? part(&a, threads * L2C_SUM_BLOCK * head * f, 1) : NULL;
-    s->logits = part(&a, rows * vocab * f, 1);
-    s->candidates = part(&a, threads * 2 * vocab * sizeof *s->candidates, 1);
-    s->seen = part(&a, threads * vocab, 1);
+    s->key_cache = l2c_arena_part(&a, cache, dense);
+    s->value_cache = l2c_arena_part(&a, cache, dense);
+    s->x = l2c_arena_part(&a, rows * dim * f, 1);
+    s->xb = l2c_arena_part(&a, rows * dim * f, 1);
+    s->hb = l2c_arena_part(&a, rows * hidden * f, 1);
+    s->attn_out = l2c_arena_part(&a, rows * q_dim * f, 1);
+    s->q = l2c_arena_part(&a, rows * q_dim * f, 1);
+    s->delta = l2c_arena_part(&a, rows * dim * f, 1);
+    s->k = l2c_arena_part(&a, rows * kv_dim * f, 1);
+    s->v = l2c_arena_part(&a, rows * kv_dim * f, 1);
+    s->up = l2c_arena_part(&a, rows * hidden * f, 1);
+    s->scores = l2c_arena_part(&a, threads * L2C_TILE * n_ctx * f, 1);
+    s->value_sums = threads > 1 ? l2c_arena_part(&a, (threads - 1) * l2c_tile_sums(n_ctx, head) * f, 1) : NULL;
+    s->kv_f32 = o->kv == L2C_KV_FLOAT16 ? l2c_arena_part(&a, threads * L2C_SUM_BLOCK * head * f, 1) : NULL;
+    s->logits = l2c_arena_part(&a, rows * vocab * f, 1);
+    s->candidates = l2c_arena_part(&a, threads * 2 * vocab * sizeof *s->candidates, 1);
+    s->seen = l2c_arena_part(&a, threads * vocab, 1);
     s->xq = quantized_rows(&a, m, rows, dim);
     s->aq = quantized_rows(&a, m, rows, q_dim);
     s->hq = quantized_rows(&a, m, rows, hidden);

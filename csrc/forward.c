@@ -4,7 +4,8 @@
  * Every thread of the pool runs forward_on_thread over the same rows and does its share of each
  * step; a barrier stands wherever a step reads what other threads wrote. Shapes are in comments as
  * (rows, columns); n is the number of rows of this call, each a token at a position of a sequence.
- * Begin with forward_on_thread at the end; what stands before it are its steps, in order of use.
+ * Begin with forward_on_thread at the end; what stands before it are its steps, in order of use. The step
+ * that looks back has a file of its own, attention.c.
  *
  * Names are those of llama2.c's run.c and, before it, of Meta's own code of LLaMA (Touvron et al. 2023), except:
  * att -> scores, xb as the heads' output -> attn_out, xb2 -> delta, hb2 -> up, pos -> position, rms_att_weight ->
@@ -14,28 +15,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "cpu_session.h"
-
-typedef struct {
-    l2c_cpu_session *s;
-    const l2c_row *rows; /* (n) */
-    size_t n;
-    int cancelled;
-} pass;
-
-/* A thread's part of `count` pieces of work, in whole grains. */
-typedef struct {
-    size_t begin, end;
-} range;
-
-enum { COLUMN_STEP = 16 }; /* a grain of columns: see forward_on_thread */
-
-static range share(size_t count, size_t grain, int thread, int n_threads) {
-    size_t grains = (count + grain - 1) / grain;
-    size_t begin = grains * (size_t)thread / (size_t)n_threads * grain;
-    size_t end = grains * ((size_t)thread + 1) / (size_t)n_threads * grain;
-    return (range){begin < count ? begin : count, end < count ? end : count};
-}
+#include "forward.h"
 
 /* ---- The steps ------------------------------------------------------------------------------ */
 
@@ -51,8 +31,7 @@ static void quantize(const l2c_cpu_session *s, const l2c_quantized *to, size_t r
     if (to->q != NULL) s->kernels->quantize(to, row, x, to->cols);
 }
 
-/* out (n, w->rows) = x (n, w->cols) w^T, for the output columns in `part`. A float32 matrix reads x; a quantized one
- * reads rows [first, first + n) of xq, which are the same rows in int8. */
+/* l2c_linear: out (n, w->rows) = x (n, w->cols) w^T, for the output columns in `part`, which may be none. */
 static void linear(const l2c_cpu_session *s, float *out, const float *x, const l2c_quantized *xq, size_t first, size_t n,
                    const l2c_matrix *w, range part) {
     if (part.begin < part.end) l2c_linear(s->kernels, out, x, xq, first, n, w, part.begin, part.end);
@@ -77,13 +56,6 @@ static void rotate_heads(const l2c_cpu_session *s, float *row, range part, int32
     }
 }
 
-/* Where a (sequence, layer, kv_head) has its (n_ctx, head_size) keys or values in a cache. */
-static unsigned char *cached(const l2c_cpu_session *s, unsigned char *cache, int32_t sequence, size_t layer, size_t kv_head) {
-    const l2c_config *c = &s->model->config;
-    size_t index = ((size_t)sequence * (size_t)c->n_layers + layer) * (size_t)c->n_kv_heads + kv_head;
-    return cache + index * s->n_ctx * (size_t)c->head_size * s->kv_bytes;
-}
-
 /* Writes n floats at `at` + index, in the cache's type. */
 static void store(const l2c_cpu_session *s, unsigned char *at, size_t index, const float *from, size_t n) {
     if (s->kv == L2C_KV_FLOAT16) s->kernels->f32_to_f16((uint16_t *)at + index, from, n);
@@ -101,171 +73,6 @@ static void store_kv(const l2c_cpu_session *s, const l2c_row *row, size_t r, siz
         size_t to = (size_t)row->position * head_size + within;
         store(s, cached(s, s->key_cache, row->sequence, layer, head), to, s->k + r * kv_dim + i, end - i);
         store(s, cached(s, s->value_cache, row->sequence, layer, head), to, s->v + r * kv_dim + i, end - i);
-    }
-}
-
-/* Queries that attend to the same keys and values: those of neighbouring positions of a sequence, or
- * the heads of one position that share a key head (grouped-query attention). */
-typedef struct {
-    const float *query;          /* of the first, rotated */
-    float *out;                  /* of the first */
-    const void *keys, *values;   /* (n_keys + (n - 1) * step, head_size), as the cache has them */
-    size_t n, stride;            /* how many, and how far apart in q and attn_out */
-    size_t n_keys, step;         /* query i attends to the first n_keys + i * step */
-} query_tile;
-
-/* Keys or values of n positions from t on, in float32: as they lie in the KV cache, or converted into `scratch`. */
-static const float *as_f32(const l2c_cpu_session *s, const void *cache, size_t t, size_t n, float *scratch) {
-    size_t head_size = (size_t)s->model->config.head_size;
-    if (s->kv == L2C_KV_FLOAT32) return (const float *)cache + t * head_size;
-    s->kernels->f16_to_f32(scratch, (const uint16_t *)cache + t * head_size, n * head_size);
-    return scratch;
-}
-
-/* The positions that the last of the queries attends to, which are the most. */
-static size_t max_keys(const query_tile *tile) { return tile->n_keys + (tile->n - 1) * tile->step; }
-
-/* scores (n, n_ctx) = query keys^T, of the positions in `part` */
-static void attention_scores(const l2c_cpu_session *s, const query_tile *tile, float *scores, range part,
-                             float *kv_f32) {
-    size_t head_size = (size_t)s->model->config.head_size;
-    size_t chunk = s->kv == L2C_KV_FLOAT32 ? part.end - part.begin : L2C_SUM_BLOCK;
-    for (size_t t = part.begin, n; t < part.end; t += n) {
-        n = part.end - t < chunk ? part.end - t : chunk;
-        s->kernels->matmul(scores + t, s->n_ctx, tile->query, tile->stride, tile->n,
-                           as_f32(s, tile->keys, t, n, kv_f32), head_size, 0, n);
-    }
-}
-
-/* scores = softmax(scores / sqrt(head_size)), of query i */
-static void attention_weights(const l2c_cpu_session *s, const query_tile *tile, float *scores, size_t i) {
-    float *row = scores + i * s->n_ctx;
-    s->kernels->divide(row, sqrtf((float)s->model->config.head_size), tile->n_keys + i * tile->step);
-    s->kernels->softmax(row, tile->n_keys + i * tile->step);
-}
-
-/* out (n, head_size) = scores values, or with `accumulate` += that, of the up to L2C_SUM_BLOCK positions from t on */
-static void add_values(const l2c_cpu_session *s, const query_tile *tile, float *out, size_t stride, const float *scores,
-                       size_t t, int accumulate, float *kv_f32) {
-    size_t left = max_keys(tile) - t, n = left < L2C_SUM_BLOCK ? left : L2C_SUM_BLOCK;
-    s->kernels->weighted_sum(out, stride, scores + t, s->n_ctx, tile->n, tile->step,
-                             as_f32(s, tile->values, t, n, kv_f32), (ptrdiff_t)tile->n_keys - (ptrdiff_t)t,
-                             (size_t)s->model->config.head_size, accumulate);
-}
-
-/* out (n, head_size) = softmax(query keys^T / sqrt(head_size)) values; scores and kv_f32 are this thread's */
-static void attend(const l2c_cpu_session *s, const query_tile *tile, float *scores, float *kv_f32) {
-    attention_scores(s, tile, scores, (range){0, max_keys(tile)}, kv_f32);
-    for (size_t i = 0; i < tile->n; i++) attention_weights(s, tile, scores, i);
-    for (size_t t = 0; t < max_keys(tile); t += L2C_SUM_BLOCK)
-        add_values(s, tile, tile->out, tile->stride, scores, t, t > 0, kv_f32);
-}
-
-/* Prefetches the first 8 KiB of keys and of values, which other sequences have evicted. The hardware prefetcher
- * follows from there. */
-static void prefetch(const l2c_cpu_session *s, const query_tile *tile) {
-    enum { LINE = 64, MAX_BYTES = 8192 };
-    size_t bytes = tile->n_keys * (size_t)s->model->config.head_size * s->kv_bytes;
-    for (size_t i = 0; i < bytes && i < MAX_BYTES; i += LINE) {
-        L2C_PREFETCH((const char *)tile->keys + i);
-        L2C_PREFETCH((const char *)tile->values + i);
-    }
-}
-
-/* How many rows from r on are of one sequence, at most L2C_TILE; session.c has checked that their positions are
- * consecutive. */
-static size_t rows_in_tile(const pass *p, size_t r) {
-    size_t n = 1;
-    while (n < L2C_TILE && r + n < p->n && p->rows[r + n].sequence == p->rows[r].sequence) n++;
-    return n;
-}
-
-/* Writes the tile at row *r, head *h and moves them past it; returns 0 when there is none left. `heads` begins and ends
- * with the heads of a key head. */
-static int next_tile(const pass *p, size_t layer, range heads, size_t *r, size_t *h, query_tile *tile) {
-    const l2c_cpu_session *s = p->s;
-    const l2c_config *c = &s->model->config;
-    size_t n_heads = (size_t)c->n_heads, per_kv = n_heads / (size_t)c->n_kv_heads, head_size = (size_t)c->head_size;
-    size_t q_dim = n_heads * head_size;
-    if (*r == p->n) return 0;
-    /* side by side: rows if there are several, else heads */
-    size_t n_rows = rows_in_tile(p, *r), left = per_kv - *h % per_kv;
-    size_t n_heads_of_it = n_rows > 1 ? 1 : left < L2C_TILE ? left : L2C_TILE;
-    const l2c_row *row = &p->rows[*r];
-    *tile = (query_tile){
-        .query = s->q + *r * q_dim + *h * head_size,
-        .out = s->attn_out + *r * q_dim + *h * head_size,
-        .keys = cached(s, s->key_cache, row->sequence, layer, *h / per_kv),
-        .values = cached(s, s->value_cache, row->sequence, layer, *h / per_kv),
-        .n = n_rows > 1 ? n_rows : n_heads_of_it,
-        .stride = n_rows > 1 ? q_dim : head_size,
-        .n_keys = (size_t)row->position + 1,
-        .step = n_rows > 1,
-    };
-    *h += n_heads_of_it;
-    if (*h >= heads.end) {
-        *r += n_rows;
-        *h = heads.begin;
-    }
-    return 1;
-}
-
-/* attn_out (n, q_dim): each head's weighted sum of the values it attends to. Tiles go to threads in turn; (0, 1) takes
- * all of them. */
-static void attention(const pass *p, size_t layer, range heads, int thread, int n_threads, float *scores,
-                      float *kv_f32) {
-    size_t r = 0, h = heads.begin, turn = 0;
-    query_tile tile, ready = {0}; /* one is worked on while the next one's memory is on its way */
-    while (next_tile(p, layer, heads, &r, &h, &tile)) {
-        if (turn++ % (size_t)n_threads != (size_t)thread) continue;
-        prefetch(p->s, &tile);
-        if (ready.n > 0) attend(p->s, &ready, scores, kv_f32);
-        ready = tile;
-    }
-    if (ready.n > 0) attend(p->s, &ready, scores, kv_f32);
-}
-
-/* The tiles of all heads, where they are fewer than threads and long enough to be shared; else 0. */
-static size_t tiles_to_share(const pass *p, int n_threads) {
-    enum { MIN_SHARED_KEYS = 4 * L2C_SUM_BLOCK }; /* positions; below, threads would wait longer than they work */
-    range heads = {0, (size_t)p->s->model->config.n_heads};
-    size_t r = 0, h = 0, n = 0, longest = 0;
-    for (query_tile tile; next_tile(p, 0, heads, &r, &h, &tile); n++) {
-        if (n + 1 == (size_t)n_threads) return 0;
-        longest = max_keys(&tile) > longest ? max_keys(&tile) : longest;
-    }
-    return longest < MIN_SHARED_KEYS || p->s->kernels == &l2c_kernels_runq ? 0 : n; /* runq.c's sums have no blocks */
-}
-
-/* `attention` where tiles are fewer than threads: thread i works on tile i % n_tiles, together with the other threads
- * of that tile. They split its positions by whole blocks, and then its columns to add the blocks' sums. */
-static void attention_by_blocks(const pass *p, size_t layer, size_t n_tiles, int thread, int n_threads, float *kv_f32) {
-    const l2c_cpu_session *s = p->s;
-    size_t head_size = (size_t)s->model->config.head_size, n_ctx = s->n_ctx;
-    size_t tile_index = (size_t)thread % n_tiles, r = 0, h = 0;
-    int member = thread / (int)n_tiles, members = (n_threads - (int)tile_index - 1) / (int)n_tiles + 1;
-    range heads = {0, (size_t)s->model->config.n_heads};
-    query_tile tile;
-    for (size_t i = 0; i <= tile_index; i++) next_tile(p, layer, heads, &r, &h, &tile);
-    float *scores = s->scores + tile_index * L2C_TILE * n_ctx;
-    float *sums = s->value_sums + tile_index * (size_t)l2c_tile_sums(n_ctx, head_size); /* a block: (n, head_size) */
-    size_t block_size = tile.n * head_size;
-    range part = share(max_keys(&tile), L2C_SUM_BLOCK, member, members);
-    range columns = share(head_size, COLUMN_STEP, member, members);
-
-    attention_scores(s, &tile, scores, part, kv_f32);
-    l2c_pool_barrier(s->pool, thread);
-    for (size_t i = (size_t)member; i < tile.n; i += (size_t)members) attention_weights(s, &tile, scores, i);
-    l2c_pool_barrier(s->pool, thread);
-    for (size_t t = part.begin; t < part.end; t += L2C_SUM_BLOCK)
-        add_values(s, &tile, sums + t / L2C_SUM_BLOCK * block_size, head_size, scores, t, 0, kv_f32);
-    l2c_pool_barrier(s->pool, thread);
-    for (size_t i = 0; i < tile.n; i++) {
-        float *out = tile.out + i * tile.stride + columns.begin;
-        const float *sum = sums + i * head_size + columns.begin;
-        size_t n = columns.end - columns.begin, n_keys = tile.n_keys + i * tile.step;
-        memcpy(out, sum, n * sizeof *out);
-        for (size_t t = L2C_SUM_BLOCK; t < n_keys; t += L2C_SUM_BLOCK) s->kernels->add(out, sum += block_size, n);
     }
 }
 
@@ -287,19 +94,13 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
     size_t n_kv_heads = (size_t)c->n_kv_heads, head_size = (size_t)c->head_size;
     size_t q_dim = (size_t)c->n_heads * head_size; /* which is dim in most models */
 
-    /* This thread's columns, in steps of 16: a cache line of floats, so that no two threads write to one, and a packed
-     * block of weight rows (L2C_BLOCK_ROWS). */
-    range dim_part = share(dim, COLUMN_STEP, thread, n_threads);
-    range q_part = share(q_dim, COLUMN_STEP, thread, n_threads);
-    range kv_part = share(n_kv_heads * head_size, COLUMN_STEP, thread, n_threads);
-    range hidden_part = share(hidden, COLUMN_STEP, thread, n_threads);
+    /* This thread's columns */
+    range dim_part = share(dim, COLUMN_GRAIN, thread, n_threads);
+    range q_part = share(q_dim, COLUMN_GRAIN, thread, n_threads);
+    range kv_part = share(n_kv_heads * head_size, COLUMN_GRAIN, thread, n_threads);
+    range hidden_part = share(hidden, COLUMN_GRAIN, thread, n_threads);
 
-    /* Where these parts are whole heads with their keys, a thread attends with its own heads and need not
-     * wait for the others'. */
-    int own_heads = n_kv_heads % (size_t)n_threads == 0 && head_size % COLUMN_STEP == 0;
-    size_t n_shared = own_heads ? 0 : tiles_to_share(p, n_threads);
-    float *scores = s->scores + (size_t)thread * L2C_TILE * s->n_ctx;
-    float *kv_f32 = s->kv_f32 == NULL ? NULL : s->kv_f32 + (size_t)thread * L2C_SUM_BLOCK * head_size;
+    attention_split split = l2c_attention_split(p, n_threads);
 
     /* Steps over whole rows (norms, quantizing) are split by rows. A single row is done by every thread, each into its
      * own row (`first`) of xb, xq, aq and hq: repeating that little work costs less than a barrier. */
@@ -334,14 +135,9 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
         }
         if (thread == 0) p->cancelled = l2c_session_stopping(s->session); /* all see it after the barrier below */
 
-        if (own_heads) {
-            size_t heads = (size_t)c->n_heads / (size_t)n_threads;
-            attention(p, l, (range){heads * (size_t)thread, heads * ((size_t)thread + 1)}, 0, 1, scores, kv_f32);
-        } else {
-            l2c_pool_barrier(s->pool, thread);
-            if (n_shared > 0) attention_by_blocks(p, l, n_shared, thread, n_threads, kv_f32);
-            else attention(p, l, (range){0, (size_t)c->n_heads}, thread, n_threads, scores, kv_f32);
-        }
+        /* attn_out (n, q_dim): each head's weighted sum of the values it attends to */
+        if (!split.own_heads) l2c_pool_barrier(s->pool, thread);
+        l2c_attention(p, l, split, thread, n_threads);
         l2c_pool_barrier(s->pool, thread);
         if (p->cancelled) return;
         for (size_t r = rows.begin; r < rows.end; r++) quantize(s, &s->aq, first + r, s->attn_out + r * q_dim);
@@ -390,7 +186,7 @@ static void forward_on_thread(void *arg, int thread, int n_threads) {
     /* logits (n_logits, vocab_size) */
     if (n_logits > 0)
         linear(s, s->logits, xb, &s->xq, first, n_logits, &m->classifier,
-               share((size_t)c->vocab_size, COLUMN_STEP, thread, n_threads));
+               share((size_t)c->vocab_size, COLUMN_GRAIN, thread, n_threads));
 }
 
 l2c_status l2c_forward(l2c_cpu_session *s, const l2c_row *rows, size_t n_rows) {

@@ -62,12 +62,15 @@ l2c_status l2c_file_to_memory(l2c_mapping *mapping, size_t header);
 void *l2c_memory_zeroed(size_t count, size_t size);
 void l2c_memory_free(void *memory);
 
-/* Part of such memory that nobody may touch until it is freed: AddressSanitizer sees to that. */
-void l2c_memory_forbid(void *memory, size_t size);
+/* Such memory as one block of many parts. One function lays it out: first without memory, to measure it. */
+typedef struct {
+    unsigned char *memory; /* NULL: only measures */
+    uint64_t used;         /* UINT64_MAX once it would pass that */
+} l2c_arena;
 
-/* Asks for huge pages for memory of l2c_memory_zeroed's that has not been touched yet: where much of
- * it will be, they save most of the page faults and of the misses in address translation. */
-void l2c_memory_wish_huge(void *memory, size_t size);
+/* The next part, `bytes` long and on a cache line; NULL while only measuring. Where much of it will be touched, huge
+ * pages save most of the page faults and of the misses in address translation. */
+void *l2c_arena_part(l2c_arena *arena, uint64_t bytes, int huge);
 
 /* A shared library by its name or path, which stays until the process ends; NULL, with the loader's words in
  * why (size), where it cannot be loaded. A symbol of it, or NULL. */
@@ -266,6 +269,10 @@ static inline l2c_status l2c_session_fail_cancelled(l2c_error *err) {
 
 int l2c_session_enter(l2c_session *session); /* 0: another thread is in it */
 void l2c_session_leave(l2c_session *session);
+
+/* What comes before rows are computed, for callers that hold the session: checks them, and forgets what they will
+ * overwrite. L2C_CANCELLED where somebody asked to stop. */
+l2c_status l2c_session_begin(l2c_session *session, const l2c_row *rows, size_t n_rows, l2c_error *err);
 
 /* For callers that hold the session (enter returned 1). A call that finds a request to stop returns L2C_CANCELLED and
  * leaves the request standing. */

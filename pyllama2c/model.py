@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pyllama2c import validate
+from pyllama2c import pretrained, validate
 from pyllama2c.chat.conversation import chat_tokens
 from pyllama2c.engine import cache_file
 from pyllama2c.engine.config import warn_of_groups
@@ -37,7 +37,8 @@ class Llama(ClosableHandle):
 
     `model` is the path of a llama2.c checkpoint (.bin, version 0, 1 or 2) or a GGUF file of
     architecture `llama`, the name of a known model ("stories15M": downloaded once, checked,
-    cached), or None for the embedded storyteller.
+    cached) or of one on the Hugging Face hub ("hf://owner/name/file.gguf", or "hf://owner/name",
+    a folder that is converted once: see docs/hub.md), or None for the embedded storyteller.
     `tokenizer` is the path of its tokenizer.bin; by default the one inside a GGUF file, the one
     that belongs to the known model, the one beside the checkpoint, or Llama 2's where the
     vocabulary has its size.
@@ -74,12 +75,24 @@ class Llama(ClosableHandle):
     ):
         options = Options(dtype, context, kv_dtype, speculative, threads, isa, device)
         validate.file_path("tokenizer", tokenizer, optional=True)
-        files = hub.find_model(model)
+        files = pretrained.find_model(model)
         self.path = str(files.checkpoint)
         self._engine = open_file(self.path, options)
         self._set_up()
         find, open_gguf = files.find_tokenizer, partial(Gguf, self.path)
         self._tokenizer_source = TokenizerSource(self.config, tokenizer, find, open_gguf)
+
+    @classmethod
+    def from_pretrained(
+        cls, repo_id: str, filename: str | None = None, revision: str | None = None, **options: Any
+    ) -> Llama:
+        """The model "owner/name" on the Hugging Face hub; `options` are those of Llama.
+
+        `filename` is a .gguf or .bin file, or a pattern that matches one ("*q8_0.gguf"); None: the
+        folder, converted once, or its only GGUF file. `revision` is a branch, tag or commit (None:
+        main). Needs huggingface_hub (`pip install 'pyllama2c[hub]'`); see docs/hub.md.
+        """
+        return cls(pretrained.hub_name(repo_id, filename, revision), **options)
 
     @classmethod
     def from_buffer(

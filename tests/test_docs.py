@@ -18,7 +18,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ANCHOR = re.compile(r"\[`([^`]+)`\]\(([^)#\s]+)#L(\d+)\)")
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 MUST_SHOW = {
-    "forward.c": "&w->wq &w->wk &w->wv rotate store_kv attend swiglu &w->w2 m->classifier rmsnorm",
+    "forward.c": "&w->wq &w->wk &w->wv rotate store_kv swiglu &w->w2 m->classifier rmsnorm",
+    "attention.c": "attend kernels->softmax weighted_sum per_kv",
     "sampler.c": "pick_prefix random_f32 l2c_sampler_pick",
 }
 

@@ -19,8 +19,10 @@ LAYERS = """
     tokenizers
     generation
     chat
+    convert
+    pretrained
     model
-    convert meta
+    meta
     cli integrations
     __main__
 """

@@ -96,7 +96,7 @@ DEVICE void fma4(float4 &sum, float4 a, float4 b) {
     sum.w = fmaf(a.w, b.w, sum.w);
 }
 
-/* Where 4 neighbouring threads hold 4 lanes of a sum each, thread t lanes 4 t to 4 t + 3: their total, in all of them. */
+/* Where 4 neighbouring threads hold 4 lanes of a sum each, thread t lanes 4 t to 4 t + 3: the total, in all of them. */
 DEVICE float sum_lanes4(float4 lane) {
     UNROLL_ALL for (int half = 2; half > 0; half /= 2) { /* lanes i and i + 8, then i and i + 4 */
         lane.x += __shfl_xor_sync(EVERY_LANE, lane.x, half);

@@ -9,8 +9,8 @@
 
 #include "rows.cuh"
 
-/* softmax's sum of exp_at(j), j < n, none of which is negative or -0, by a block of 16 times so many threads as there are
- * blocks of 64 at a time; partial: (2, blockDim.x), which nobody else uses meanwhile. In all threads. */
+/* softmax's sum of exp_at(j), j < n, none of which is negative or -0, by a block of 16 times so many threads as there
+ * are blocks of 64 at a time; partial: (2, blockDim.x), which nobody else uses meanwhile. In all threads. */
 template <class Exp> DEVICE float sum_of_exps(int n, float *partial, Exp exp_at) {
     int span = blockDim.x * (L2C_SUM_BLOCK / LANES), blocks = blockDim.x / LANES, side = 0;
     int first = threadIdx.x / LANES * L2C_SUM_BLOCK + threadIdx.x % LANES;
@@ -23,7 +23,8 @@ template <class Exp> DEVICE float sum_of_exps(int n, float *partial, Exp exp_at)
         sums[threadIdx.x] = sum;
         __syncthreads();
         if (threadIdx.x < WARP)
-            for (int b = 0; b < blocks && j0 + b * L2C_SUM_BLOCK < n; b++) lane += sums[b * LANES + threadIdx.x % LANES];
+            for (int b = 0; b < blocks && j0 + b * L2C_SUM_BLOCK < n; b++)
+                lane += sums[b * LANES + threadIdx.x % LANES];
     }
     if (threadIdx.x < WARP) {
         lane = sum_lanes(lane);
@@ -39,10 +40,11 @@ template <int KV> DEVICE float cached_at(const void *cache, size_t i) {
     return KV == L2C_GPU_KV_F16 ? half_to_float(((const uint16_t *)cache)[i]) : ((const float *)cache)[i];
 }
 
-/* scores[t] = query . keys[t] / sqrt(head_size); returns the largest, in all threads. query (pitch), keys (n_keys, pitch)
- * from element `keys` of the cache on. 4 threads a key. */
+/* scores[t] = query . keys[t] / sqrt(head_size); returns the largest, in all threads. query (pitch), keys (n_keys,
+ * pitch) from element `keys` of the cache on. 4 threads a key. */
 template <int KV>
-DEVICE float attention_scores(const l2c_gpu_pass &p, const float *query, size_t keys, int n_keys, float *scores, float *scratch) {
+DEVICE float attention_scores(const l2c_gpu_pass &p, const float *query, size_t keys, int n_keys, float *scores,
+                              float *scratch) {
     enum { TYPE = KV == L2C_GPU_KV_F16 ? L2C_GPU_F16 : L2C_GPU_F32 };
     typedef typename stored4<TYPE>::raw raw;
     int lane = threadIdx.x % WARP, pitch = l2c_gpu_pitch(p.head_size), warps = blockDim.x / WARP;
@@ -63,8 +65,8 @@ DEVICE float attention_scores(const l2c_gpu_pass &p, const float *query, size_t 
     return largest;
 }
 
-/* out (head_size) = the sum of scores[t] * values[t]. Threads are columns, as many times over as fit the block; each time
- * has a block of 64 positions. sums: (blockDim.x). */
+/* out (head_size) = the sum of scores[t] * values[t]. Threads are columns, as many times over as fit the block; each
+ * time has a block of 64 positions. sums: (blockDim.x). */
 template <int KV>
 DEVICE void weighted_sum(const l2c_gpu_pass &p, const float *scores, size_t values, int n_keys, float *out, float *sums) {
     int pitch = l2c_gpu_pitch(p.head_size), threads = blockDim.x, width = pitch < threads ? pitch : threads;
@@ -74,7 +76,8 @@ DEVICE void weighted_sum(const l2c_gpu_pass &p, const float *scores, size_t valu
         int i = first + column, inside = part < parts && i < pitch;
         float total = 0.0f;
         for (int b0 = 0; b0 < blocks; b0 += parts) {
-            int begin = (b0 + part) * L2C_SUM_BLOCK, end = begin + L2C_SUM_BLOCK < n_keys ? begin + L2C_SUM_BLOCK : n_keys;
+            int begin = (b0 + part) * L2C_SUM_BLOCK;
+            int end = begin + L2C_SUM_BLOCK < n_keys ? begin + L2C_SUM_BLOCK : n_keys;
             float sum = 0.0f;
             if (inside)
                 UNROLL_BY(8) for (int t = begin; t < end; t++)

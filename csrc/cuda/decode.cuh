@@ -1,10 +1,10 @@
 /*
  * decode.cuh - whole passes, and draws, in one grid that stays: the second driver of the same device functions.
  *
- * Blocks do what takes little for themselves, each the whole of it (norms, int8 rows), and share what takes long (weight
- * rows, heads). A barrier of the whole grid stands where a block reads what others wrote: five a layer. Matrices differ in
- * type, which is looked at here and not by the host; so that there is one copy of the products' code, all of them pass
- * through one loop (decode_pass).
+ * Blocks do what takes little for themselves, each the whole of it (norms, int8 rows), and share what takes long
+ * (weight rows, heads). A barrier of the whole grid stands where a block reads what others wrote: five a layer.
+ * Matrices differ in type, which is looked at here and not by the host; so that there is one copy of the products'
+ * code, all of them pass through one loop (decode_pass).
  */
 #ifndef L2C_CUDA_DECODE_CUH
 #define L2C_CUDA_DECODE_CUH
@@ -70,7 +70,7 @@ DEVICE operands &prepare(const l2c_gpu_decode &p, int product, int layer) {
     float *scales = (float *)shared_memory();
     operands &o = *(operands *)(scales + 64);
     float *staging = scales + 64 + L2C_GPU_OPERAND_BYTES / 4;
-    static_assert(sizeof(operands) <= L2C_GPU_OPERAND_BYTES, "params.h leaves too little room for a product's operands");
+    static_assert(sizeof(operands) <= L2C_GPU_OPERAND_BYTES, "params.h leaves too little room for operands");
     unsigned char *area = p.inputs_in_global ? p.inputs + blockIdx.x * p.input_bytes
                                              : (unsigned char *)(staging + L2C_GPU_NORM_FLOATS);
     if (threadIdx.x == 0) choose_operands(o, p, product, layer);
@@ -131,7 +131,8 @@ DEVICE place place_of(const l2c_gpu_matrix &w, int strip, int e) {
     return place{strip * 8 + lane / 4, e, lane % 4 == e % 4};
 }
 
-template <int N, int TYPE> DEVICE void dense_results(results<N> &to, const l2c_gpu_matrix &w, int strip, const operands &o) {
+template <int N, int TYPE>
+DEVICE void dense_results(results<N> &to, const l2c_gpu_matrix &w, int strip, const operands &o) {
     float sum[N];
     dense_strip<TYPE, N, (N > 4 ? 4 : 8)>(sum, w, strip * 8, o.x, l2c_gpu_pitch(w.cols), o.n);
     UNROLL_ALL for (int e = 0; e < results<N>::MOST; e++) to.sum[e] = e < N ? sum[e < N ? e : 0] : 0.0f;
@@ -157,8 +158,8 @@ template <int N> DEVICE void strip_results(results<N> &to, const l2c_gpu_matrix 
     }
 }
 
-/* Column i of row r of keys (which = 1) or values (2) goes into the cache; keys are turned: other is the column that makes a
- * pair with this one. */
+/* Column i of row r of keys (which = 1) or values (2) goes into the cache; keys are turned: other is the column that
+ * makes a pair with this one. */
 DEVICE void store_one(const l2c_gpu_pass &p, int layer, int which, int r, int i, float x, float other) {
     l2c_gpu_row row = p.rows[r];
     int head = i / p.head_size, within = i % p.head_size;
@@ -218,7 +219,8 @@ template <int N> DEVICE void decode_pass(const l2c_gpu_decode &p, grid &g) {
     grid_barrier(g);
     int last = PRODUCTS_OF_LAYER * p.pass.n_layers;
     for (int i = 0; i <= last; i++) {
-        int product = i == last ? (int)CLASSIFIER : i % PRODUCTS_OF_LAYER, layer = i == last ? 0 : i / PRODUCTS_OF_LAYER;
+        int product = i == last ? (int)CLASSIFIER : i % PRODUCTS_OF_LAYER;
+        int layer = i == last ? 0 : i / PRODUCTS_OF_LAYER;
         if (i == last && p.pass.n_logits == 0) break;
         const operands &o = prepare(p, product, layer);
         multiply<N>(p, o, product, layer);

@@ -10,11 +10,11 @@
 #include "arithmetic.cuh"
 
 /*
- * Few rows of x: a warp takes 8 weight rows, 4 threads a row, thread t lanes 4 t to 4 t + 3, which is a load of 16 (or 8)
- * bytes for every 16 columns. sum[r]: weight row first + lane / 4 times row r of x, in all 4 threads.
+ * Few rows of x: a warp takes 8 weight rows, 4 threads a row, thread t lanes 4 t to 4 t + 3, which is a load of 16 (or
+ * 8) bytes for every 16 columns. sum[r]: weight row first + lane / 4 times row r of x, in all 4 threads.
  *
- * w is (w.rows, w.pitch); x (n, x_pitch), 1 <= n <= N, in any memory. The weights of DEPTH steps are on their way at any
- * time. Rows that do not exist are replaced by the last one, whose sums are of no use.
+ * w is (w.rows, w.pitch); x (n, x_pitch), 1 <= n <= N, in any memory. The weights of DEPTH steps are on their way at
+ * any time. Rows that do not exist are replaced by the last one, whose sums are of no use.
  */
 template <int TYPE, int N, int DEPTH>
 DEVICE void dense_strip(float (&sum)[N], const l2c_gpu_matrix &w, int first, const float *x, int x_pitch, int n) {
@@ -32,7 +32,8 @@ DEVICE void dense_strip(float (&sum)[N], const l2c_gpu_matrix &w, int first, con
             if (k + u >= steps) break;
             float4 a = widen<TYPE>(ahead[u]);
             if (k + u + DEPTH < steps) ahead[u] = load_weights(weights + 4 * (k + u + DEPTH));
-            UNROLL_ALL for (int r = 0; r < N; r++) fma4(acc[r], a, from[(r < n ? r : n - 1) * (x_pitch / 4) + 4 * (k + u)]);
+            UNROLL_ALL for (int r = 0; r < N; r++)
+                fma4(acc[r], a, from[(r < n ? r : n - 1) * (x_pitch / 4) + 4 * (k + u)]);
         }
     }
     UNROLL_ALL for (int r = 0; r < N; r++) sum[r] = sum_lanes4(acc[r]);
@@ -45,7 +46,8 @@ template <int TYPE, int N, int DEPTH> DEVICE void dense_few_rows(const l2c_gpu_l
     float sum[N];
     dense_strip<TYPE, N, DEPTH>(sum, p.w, strip * 8, p.x, l2c_gpu_pitch(p.w.cols), p.n);
     UNROLL_ALL for (int r = 0; r < N; r++)
-        if (lane % 4 == r % 4 && r < p.n && row < p.w.rows) put(p.out + (size_t)r * p.out_pitch + row, sum[r], p.accumulate);
+        if (lane % 4 == r % 4 && r < p.n && row < p.w.rows)
+            put(p.out + (size_t)r * p.out_pitch + row, sum[r], p.accumulate);
 }
 
 /* Up to 8 rows; a warp a strip. */

@@ -1,10 +1,10 @@
 /*
  * device.cuh - what nvcc has and g++ has not: here the one's, in tests/cuda/device_on_cpu.h the other's.
  *
- * Kernels and device functions keep to what gives the same bits on every card and in the emulator: fmaf, + - * /, sqrtf,
- * integers, exact conversions, shuffles and the tensor cores' integer products. nvcc is told --fmad=false, g++
- * -ffp-contract=off, so that nothing is fused but what says fmaf. Device functions are inlined, kernels have C names and
- * nothing is static in memory: other names carry a hash of the source's path into the PTX.
+ * Kernels and device functions keep to what gives the same bits on every card and in the emulator: fmaf, + - * /,
+ * sqrtf, integers, exact conversions, shuffles and the tensor cores' integer products. nvcc is told --fmad=false, g++
+ * -ffp-contract=off, so that nothing is fused but what says fmaf. Device functions are inlined, kernels have C names
+ * and nothing is static in memory: other names carry a hash of the source's path into the PTX.
  */
 #ifndef L2C_CUDA_DEVICE_CUH
 #define L2C_CUDA_DEVICE_CUH
@@ -49,17 +49,18 @@ DEVICE uint2 load_weights(const uint2 *p) {
 DEVICE float half_to_float(uint16_t half) { return __half2float(__ushort_as_half(half)); }
 DEVICE uint16_t float_to_half(float x) { return __half_as_ushort(__float2half_rn(x)); }
 
-/* d (16, 8) = a (16, 32) b (32, 8) + c, exact in 32 bits: one product of the tensor cores. params.h has the fragments. */
+/* d (16, 8) = a (16, 32) b (32, 8) + c, exact in 32 bits: one product of the tensor cores. params.h has the fragments.
+ * All lanes take part: volatile keeps it where it stands, out of branches. */
 DEVICE void multiply_int8(int d[4], uint4 a, uint2 b, const int c[4]) {
 #if __CUDA_ARCH__ >= 800
-    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
-        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
-        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
 #else /* Turing has a quarter of it: 8 rows and 16 columns of a */
 #define MULTIPLY_QUARTER(d0, d1, a_, b_, c0, c1)                                           \
-    asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%4,%5};" \
-        : "=r"(d0), "=r"(d1)                                                               \
-        : "r"(a_), "r"(b_), "r"(c0), "r"(c1))
+    asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%4,%5};" \
+                 : "=r"(d0), "=r"(d1)                                                          \
+                 : "r"(a_), "r"(b_), "r"(c0), "r"(c1))
     int t[4];
     MULTIPLY_QUARTER(t[0], t[1], a.x, b.x, c[0], c[1]);
     MULTIPLY_QUARTER(t[2], t[3], a.y, b.x, c[2], c[3]);

@@ -1,6 +1,6 @@
 /*
- * kernels.cu - the entry points: a kernel a phase (params.h says in which order, and how each is started), and the kernels
- * that do whole passes.
+ * kernels.cu - the entry points: a kernel a phase (params.h says in which order, and how each is started), and the
+ * kernels that do whole passes.
  */
 #include "decode.cuh"
 

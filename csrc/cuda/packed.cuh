@@ -5,12 +5,13 @@
  * then, in the order of groups, sum = fma(dot, w_scale * x_scale, sum) in the thread that has the product anyway: of
  * thread 4 g + t, element e is weight row g + 8 (e / 2) and row 2 t + e % 2 of x.
  *
- * Where a group is one step, its accumulator starts as the bits of 12582912 = 1.5 * 2^23: an integer below 2^22 (here at
- * most 32 * 128 * 127) added to those bits is added to the float's value, so that a subtraction replaces the conversion.
- * Longer groups, of which up to 512 * 128 * 127 < 2^24 may come, are summed as integers and converted, which is exact.
+ * Where a group is one step, its accumulator starts as the bits of 12582912 = 1.5 * 2^23: an integer below 2^22 (here
+ * at most 32 * 128 * 127) added to those bits is added to the float's value, so that a subtraction replaces the
+ * conversion. Longer groups, of which up to 512 * 128 * 127 < 2^24 may come, are summed as integers and converted,
+ * which is exact.
  *
- * int4's halves hold 8 + q. As the high half of a byte, q ^ 8 is 16 q; the products are then 16 times too large, which one
- * fma undoes exactly.
+ * int4's halves hold 8 + q. As the high half of a byte, q ^ 8 is 16 q; the products are then 16 times too large, which
+ * one fma undoes exactly.
  */
 #ifndef L2C_CUDA_PACKED_CUH
 #define L2C_CUDA_PACKED_CUH
@@ -51,7 +52,8 @@ template <class At> DEVICE void quantize_group(const l2c_gpu_quantized &to, int 
     for (int j = lane; j < to.chunks * CHUNK; j += WARP) {
         int q = 0;
         if (j < size && inverse > 0.0f)
-            q = (int)(__float_as_uint(at(first + j) * inverse + L2C_QUANTIZE_ROUND) - __float_as_uint(L2C_QUANTIZE_ROUND));
+            q = (int)(__float_as_uint(at(first + j) * inverse + L2C_QUANTIZE_ROUND) -
+                      __float_as_uint(L2C_QUANTIZE_ROUND));
         *quantized_at(to, r, group * to.chunks + j / CHUNK, j % CHUNK) = (int8_t)q;
         sum += q;
     }
@@ -103,7 +105,8 @@ template <int TYPE> DEVICE row_scales scales_of(const l2c_gpu_matrix &w, int str
     }
     const uint16_t *scales = (const uint16_t *)w.scales + at * STRIP * (TYPE == L2C_GPU_Q4_1 ? 2 : 1) + g;
     s.scale[0] = half_to_float(scales[0]), s.scale[1] = half_to_float(scales[8]);
-    if (TYPE == L2C_GPU_Q4_1) s.minimum[0] = half_to_float(scales[STRIP]), s.minimum[1] = half_to_float(scales[STRIP + 8]);
+    if (TYPE != L2C_GPU_Q4_1) return s;
+    s.minimum[0] = half_to_float(scales[STRIP]), s.minimum[1] = half_to_float(scales[STRIP + 8]);
     return s;
 }
 
@@ -113,7 +116,8 @@ template <int TYPE> DEVICE float dot_of(int d) {
 }
 
 /* Adds a group's products to the sums of 16 x 8 results. x: scales of rows 2 t and 2 t + 1; n: their integers' sums. */
-template <int TYPE> DEVICE void add_group(float (&sum)[4], const float (&dot)[4], const row_scales &w, float2 x, float2 n) {
+template <int TYPE>
+DEVICE void add_group(float (&sum)[4], const float (&dot)[4], const row_scales &w, float2 x, float2 n) {
     UNROLL_ALL for (int e = 0; e < 4; e++) {
         float scale = e % 2 ? x.y : x.x;
         sum[e] = fmaf(dot[e], w.scale[e / 2] * scale, sum[e]);
@@ -126,21 +130,20 @@ DEVICE float2 pair_of(const int *at) { return float2{(float)at[0], (float)at[1]}
 
 /* ---- Few rows: a warp a strip ---------------------------------------------------------------------------- */
 
-/* What packed_strip reads of x: a tile of up to 8 rows, the first n of which exist. WHOLE: there are 8 in memory. */
+/* What packed_strip reads of x: a tile of up to 8 rows, the first n of which exist. WHOLE: there are 8 in memory. In
+ * place of a row that does not exist another one is read, and its results are of no use. */
 template <bool WHOLE> struct tile_reader {
     const uint2 *rows;
     const float *scales;
     const int *sums;
-    int n, tile;
+    int tile;
 
-    DEVICE_METHOD tile_reader(const l2c_gpu_quantized &x, int n) : n(n), tile(WHOLE ? TOKENS : x.tile) {
-        rows = (const uint2 *)x.q + threadIdx.x % WARP;
+    DEVICE_METHOD tile_reader(const l2c_gpu_quantized &x, int n) : tile(WHOLE ? TOKENS : x.tile) {
+        int r = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+        rows = (const uint2 *)x.q + (r < n ? r : n - 1) * 4 + t;
         scales = x.scales, sums = x.sums;
     }
-    /* A row that does not exist is zeros. */
-    DEVICE_METHOD uint2 fragment(int step) const {
-        return (int)threadIdx.x % WARP / 4 < n ? rows[(size_t)step * tile * 4] : uint2{0, 0};
-    }
+    DEVICE_METHOD uint2 fragment(int step) const { return rows[(size_t)step * tile * 4]; }
     /* Of rows 2 t and 2 t + 1. */
     template <class T> DEVICE_METHOD float2 pair(const T *of, int group) const {
         int r = threadIdx.x % 4 * 2;
@@ -149,8 +152,8 @@ template <bool WHOLE> struct tile_reader {
     }
 };
 
-/* sum: of a strip times a tile of x. DEPTH steps' weights are on their way at any time. LONG: groups have several steps,
- * which only Q8's may. */
+/* sum: of a strip times a tile of x. DEPTH steps' weights are on their way at any time. LONG: groups have several
+ * steps, which only Q8's may. */
 template <int TYPE, bool LONG, int DEPTH, bool WHOLE>
 DEVICE void packed_strip(float (&sum)[4], const l2c_gpu_matrix &w, int strip, const tile_reader<WHOLE> &x) {
     typedef typename fragment<TYPE>::raw raw;
@@ -214,7 +217,7 @@ template <int TYPE> DEVICE void packed_few(const l2c_gpu_linear &p) {
 
 /* ---- Many rows: a block of 8 warps has 8 strips and TILES tiles of x -------------------------------------- */
 
-/* x passes through shared memory, AT_ONCE steps of all tiles at a time, with its scales where groups are single steps. */
+/* x passes through shared memory, AT_ONCE steps of all tiles at a time, with its scales where a group is one step. */
 template <int TYPE, int TILES, bool LONG> DEVICE void packed_block(const l2c_gpu_linear &p) {
     typedef typename fragment<TYPE>::raw raw;
     enum { AT_ONCE = 128 / TILES, HELD = LONG ? TILES : 1 }; /* HELD: accumulators that outlive a step */

@@ -136,8 +136,8 @@ typedef struct {
 
 /*
  * Rows of activations in int8, as tensor cores take them: tiles of 8 rows, steps of 32 columns as the matrix has them.
- *     q       (tiles, groups * chunks, 8, 4, 2, 4): byte i of word j of part t of a row has column 4 t + i + 16 j of the
- *             step; zeros where a group's last step is not full
+ *     q       (tiles, groups * chunks, 8, 4, 2, 4): byte i of word j of part t of a row has column 4 t + i + 16 j
+ *             of the step; zeros where a group's last step is not full
  *     scales  (tiles, groups, 8)
  *     sums    (tiles, groups, 8): of a group's integers
  * The rows that fill up the last tile may hold anything. Within the decode kernels a tile has only the rows there are.
@@ -278,8 +278,8 @@ typedef struct {
 } l2c_gpu_decode_state;
 
 /*
- * Passes and draws in one launch, by a grid whose blocks are all there at once (a cooperative launch): for up to 8 rows,
- * where launches and gaps between them would cost more than the work.
+ * Passes and draws in one launch, by a grid whose blocks are all there at once (a cooperative launch): for up to 8
+ * rows, where launches and gaps between them would cost more than the work.
  *
  * With draws, draw i is from row i of logits, and the token goes on as the next one of the row whose logits those were,
  * one position on: `steps` times, or until a draw is left to the host, or is one of `ends`, or *cancel is not 0. More
@@ -344,7 +344,8 @@ typedef struct {
     uint32_t shared; /* bytes of dynamic shared memory; above 48 KiB the host must ask for it */
 } l2c_gpu_launch;
 
-L2C_GPU_INLINE l2c_gpu_launch l2c_gpu_launch_of(l2c_gpu_kernel kernel, int32_t x, int32_t y, int32_t block, int32_t shared) {
+L2C_GPU_INLINE l2c_gpu_launch l2c_gpu_launch_of(l2c_gpu_kernel kernel, int32_t x, int32_t y, int32_t block,
+                                                int32_t shared) {
     l2c_gpu_launch launch = {kernel, (uint32_t)x, (uint32_t)y, (uint32_t)block, (uint32_t)shared};
     return launch;
 }
@@ -398,7 +399,8 @@ L2C_GPU_INLINE l2c_gpu_launch l2c_gpu_linear_launch(const l2c_gpu_linear *p) {
                                  L2C_GPU_BLOCK, bytes);
     }
     int32_t tokens = p->w.type == L2C_GPU_Q8 && p->w.chunks == 1 && p->n > 64 ? 128 : 64;
-    kernel = tokens == 128 ? (int32_t)L2C_GPU_KERNEL_linear_q8_128 : L2C_GPU_KERNEL_linear_q8_64 + p->w.type - L2C_GPU_Q8;
+    kernel = tokens == 128 ? (int32_t)L2C_GPU_KERNEL_linear_q8_128
+                           : L2C_GPU_KERNEL_linear_q8_64 + p->w.type - L2C_GPU_Q8;
     return l2c_gpu_launch_of((l2c_gpu_kernel)kernel, l2c_gpu_pieces(rows, L2C_GPU_PACKED_TILE_W),
                              l2c_gpu_pieces(p->n, tokens), L2C_GPU_BLOCK, L2C_GPU_PACKED_TILE_BYTES);
 }
@@ -407,7 +409,8 @@ L2C_GPU_INLINE l2c_gpu_launch l2c_gpu_linear_launch(const l2c_gpu_linear *p) {
  * they fit shared_limit, the most that a block may have on this card; else in p->scores, and there are as many blocks
  * as that has slots. Sets p->scores_in_global. */
 L2C_GPU_INLINE int64_t l2c_gpu_attention_shared(int32_t head_size, int64_t scores) {
-    return (64 + 2 * L2C_GPU_BLOCK + l2c_gpu_pitch(head_size) + scores) * 4; /* scratch, partial sums, the query, scores */
+    /* scratch, partial sums, the query, scores */
+    return (64 + 2 * L2C_GPU_BLOCK + l2c_gpu_pitch(head_size) + scores) * 4;
 }
 L2C_GPU_INLINE l2c_gpu_launch l2c_gpu_attention_launch(l2c_gpu_pass *p, int32_t max_keys, int32_t shared_limit) {
     int64_t pairs = (int64_t)p->n * p->n_heads, bytes = l2c_gpu_attention_shared(p->head_size, max_keys);
@@ -448,11 +451,12 @@ L2C_GPU_INLINE int64_t l2c_gpu_decode_input_bytes(const l2c_gpu_pass *p) {
     return (floats + most + 15) / 16 * 16;
 }
 
-/* A block a multiprocessor. Sets what p says of inputs and scores; p->inputs and p->pass.scores must have room for as many
- * blocks where those do not fit shared memory, for which see its bytes. max_keys: after the last step. */
+/* A block a multiprocessor. Sets what p says of inputs and scores; p->inputs and p->pass.scores must have room for as
+ * many blocks where those do not fit shared memory, for which see its bytes. max_keys: after the last step. */
 L2C_GPU_INLINE l2c_gpu_launch l2c_gpu_decode_launch(l2c_gpu_decode *p, int32_t max_keys, int32_t multiprocessors,
                                                     int32_t shared_limit) {
-    int64_t fixed = 256 + L2C_GPU_OPERAND_BYTES + L2C_GPU_NORM_FLOATS * 4, sample = 256 + L2C_GPU_CANDIDATES * 8 + 2 * L2C_GPU_BLOCK * 4;
+    int64_t fixed = 256 + L2C_GPU_OPERAND_BYTES + L2C_GPU_NORM_FLOATS * 4;
+    int64_t sample = 256 + L2C_GPU_CANDIDATES * 8 + 2 * L2C_GPU_BLOCK * 4;
     int64_t attention = l2c_gpu_attention_shared(p->pass.head_size, max_keys);
     p->input_bytes = l2c_gpu_decode_input_bytes(&p->pass);
     p->inputs_in_global = fixed + p->input_bytes > shared_limit;

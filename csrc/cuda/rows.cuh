@@ -36,8 +36,8 @@ DEVICE void embed_row(const l2c_gpu_pass &p, int r) {
 
 /* ---- RMSNorm --------------------------------------------------------------------------------------------- */
 
-/* scales[i] = 1 / sqrt(mean(x^2) + eps) of n rows, by a block; row(i): where row i is. Half a warp has the lanes of a row's
- * sum; all threads bring the rows near, into staging (NORM_FLOATS). */
+/* scales[i] = 1 / sqrt(mean(x^2) + eps) of n rows, by a block; row(i): where row i is. Half a warp has the lanes of a
+ * row's sum; all threads bring the rows near, into staging (NORM_FLOATS). */
 template <class Row>
 DEVICE void rms_scales(float *scales, int n, int cols, float eps, float *staging, Row row) {
     int pitch = l2c_gpu_pitch(cols), at_once = L2C_GPU_NORM_FLOATS / n / LANES * LANES;
@@ -74,11 +74,13 @@ DEVICE void norm_row(const l2c_gpu_norm &p, int r, float *shared) {
 
 DEVICE void quantize_columns(const l2c_gpu_quantize &p, int r, int part) {
     int groups = l2c_gpu_columns(p.to.group) / p.to.group, end = (part + 1) * groups;
-    quantize_groups(p.to, r, part * groups, end < p.to.groups ? end : p.to.groups, p.x + (size_t)r * l2c_gpu_pitch(p.to.cols));
+    const float *x = p.x + (size_t)r * l2c_gpu_pitch(p.to.cols);
+    quantize_groups(p.to, r, part * groups, end < p.to.groups ? end : p.to.groups, x);
 }
 
 DEVICE void swiglu_columns(const l2c_gpu_swiglu &p, int r, int part) {
-    int columns = l2c_gpu_columns(p.to.group), begin = part * columns, end = begin + columns < p.cols ? begin + columns : p.cols;
+    int columns = l2c_gpu_columns(p.to.group), begin = part * columns;
+    int end = begin + columns < p.cols ? begin + columns : p.cols;
     float *gate = p.gate + (size_t)r * l2c_gpu_pitch(p.cols);
     const float *up = p.up + (size_t)r * l2c_gpu_pitch(p.cols);
     for (int j = begin + threadIdx.x; j < end; j += blockDim.x) gate[j] = swiglu_of(gate[j], up[j]);
@@ -108,7 +110,8 @@ DEVICE void store(void *cache, int kv, size_t at, float x) {
 /* A pair of columns of row r, i and i + 1 of keys or of values. */
 DEVICE void store_pair(const l2c_gpu_pass &p, void *cache, l2c_gpu_row row, int i, float a, float b) {
     int head = i / p.head_size, within = i % p.head_size;
-    size_t at = cached_head(p, row.sequence, p.layer, head) + (size_t)row.position * l2c_gpu_pitch(p.head_size) + within;
+    size_t at = cached_head(p, row.sequence, p.layer, head) + (size_t)row.position * l2c_gpu_pitch(p.head_size);
+    at += within;
     store(cache, p.kv, at, a);
     store(cache, p.kv, at + 1, b);
 }
@@ -132,7 +135,8 @@ enum { CACHE_READ, CACHE_WRITE, CACHE_COPY };
 
 template <int WHAT, class T> DEVICE void move_head(const l2c_gpu_cache &p, int i) {
     size_t pitch = l2c_gpu_pitch(p.head_size), context = p.n_ctx * pitch, n = (size_t)p.n * p.head_size;
-    T *cached = (T *)p.cache + (p.first + i) * context, *other = (T *)p.other + i * n, *to = (T *)p.cache + (p.to + i) * context;
+    T *cached = (T *)p.cache + (p.first + i) * context, *to = (T *)p.cache + (p.to + i) * context;
+    T *other = (T *)p.other + i * n;
     for (size_t j = threadIdx.x; j < n; j += blockDim.x) {
         size_t at = j / p.head_size * pitch + j % p.head_size;
         if (WHAT == CACHE_READ) other[j] = cached[at];

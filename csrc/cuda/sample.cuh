@@ -2,8 +2,8 @@
  * sample.cuh - from a row of logits to a token, by csrc/sampler.c's rule and with the host's coin; and what
  * log-probabilities are computed from. A block a row.
  *
- * Probabilities are exp(logit / temperature - largest) / sum, computed anew wherever they are looked at: the logits stay
- * as they are, and what is not settled here (more than CANDIDATES tokens to sort) the host draws from them.
+ * Probabilities are exp(logit / temperature - largest) / sum, computed anew wherever they are looked at: the logits
+ * stay as they are, and what is not settled here (more than CANDIDATES tokens to sort) the host draws from them.
  */
 #ifndef L2C_CUDA_SAMPLE_CUH
 #define L2C_CUDA_SAMPLE_CUH
@@ -92,11 +92,13 @@ DEVICE int pick_any(const distribution &d, float coin, const sample_memory &m) {
 /* ---- Over the likeliest ------------------------------------------------------------------------------------- */
 
 /* A candidate's key: more probable first; of equals, the smaller id first. */
-DEVICE unsigned long long key_of(float p, int id) { return (unsigned long long)__float_as_uint(p) << 32 | ~(unsigned)id; }
+DEVICE unsigned long long key_of(float p, int id) {
+    return (unsigned long long)__float_as_uint(p) << 32 | ~(unsigned)id;
+}
 DEVICE float key_probability(unsigned long long key) { return __uint_as_float((unsigned)(key >> 32)); }
 DEVICE int key_token(unsigned long long key) { return (int)~(unsigned)key; }
 
-/* Tokens whose probability is at least `floor`, in any order; returns how many, of which CANDIDATES at most are kept. */
+/* Tokens whose probability is at least `floor`, in any order. Returns how many; CANDIDATES at most are kept. */
 DEVICE int collect(const distribution &d, float floor, const sample_memory &m) {
     __syncthreads();
     if (threadIdx.x == 0) *m.count = 0;
@@ -135,7 +137,8 @@ enum { NOT_ENOUGH = -3 }; /* candidates; and of L2C_GPU_HOST and others */
 
 /* One of the tokens that top_k and top_p keep of count sorted candidates, by one thread. `more`: there are others below
  * them. sampler.c's pick_from, in the same order. */
-DEVICE int pick_from(const l2c_gpu_draw &draw, const unsigned long long *keys, int count, int nucleus, int more, int n) {
+DEVICE int pick_from(const l2c_gpu_draw &draw, const unsigned long long *keys, int count, int nucleus, int more,
+                     int n) {
     int limit = draw.top_k > 0 && draw.top_k < count ? draw.top_k : count, length = 0;
     if (count == 0) return more ? NOT_ENOUGH : n; /* n: no candidates */
     if (draw.top_k > 0 && more && count < draw.top_k) return NOT_ENOUGH;

@@ -3,12 +3,14 @@
  *
  * Each instruction set's file switches it on, defines the primitives below and includes this:
  *
+ *     INLINE                      static, always inlined
  *     WIDTH, vec                  floats in a register, 4, 8 or 16; the register
+ *     LANES, REGISTERS            16; LANES / WIDTH
  *     lanes                       16 floats: {vec v[REGISTERS]}, the partial sums of kernels.h
  *     integers                    as many int32_t as vec has floats
  *     set, load, store, add, subtract, multiply, divide, larger, negate        of vec
  *     multiply_add(a, b, s)       a * b + s, rounded once
- *     load_part(p, n)             the first n floats at p, n >= 1, then zeros; n may be WIDTH or more
+ *     load_part(p, n)             the first n floats at p, then zeros; 1 <= n <= 16, at most WIDTH are taken
  *     load_part_or(p, n, rest)    the same, then the lanes of rest
  *     store_part(p, v, n)         the first n lanes of v, likewise
  *     load_tail(p, n)             lanes: n < 16 floats, then zeros
@@ -51,14 +53,14 @@ static float simd_dot(const float *a, const float *b, size_t n) {
 
 /*
  * dot_tile takes 4 weight rows, w_stride apart, against `rows` rows of x, x_stride apart; results of
- * neighbouring weight rows go out_step apart, of neighbouring rows of x out_stride. rows is in the source, 1,
- * TILE_ROWS, or where that is 4 anything up to it. May ask for n_next floats from `next` on of 4 weight rows to come.
+ * neighbouring weight rows go out_step apart, of neighbouring rows of x out_stride. rows is a compile-time
+ * constant: 1 or TILE_ROWS, and where that is 4, 2 or 3 as well. May ask for n_next floats from `next` on of 4 weight rows to come.
  */
 INLINE void dot_tile(float *out, size_t out_step, size_t out_stride, const float *x, size_t x_stride, const float *w,
                      size_t w_stride, size_t n, const float *next, size_t n_next, int rows);
 
 /* Weights outside, rows inside: each weight comes from memory once. The 4 weight rows of a tile are
- * a quarter of the matrix apart. Each is then a stream of its own that the hardware prefetcher
+ * a quarter of [begin, end) apart. Each is then a stream of its own that the hardware prefetcher
  * follows, and 4 streams bring a third more from memory than one; neighbouring rows side by side,
  * which share pages, confuse it and bring half.
  *
@@ -108,7 +110,7 @@ INLINE vec exp_of(vec x) {
     return zero_below(multiply(p, power_of_two(subtract_integers(n, half))), x, low);
 }
 
-/* `whole` is 1 or 0 in the source, so that the compiler makes two functions of what asks for it. */
+/* `whole` is a compile-time constant: a caller is compiled once for whole registers and once for a part of one. */
 INLINE vec get(const float *p, size_t n, int whole) { return whole ? load(p) : load_part(p, n); }
 
 INLINE void put(float *p, vec v, size_t n, int whole) {
@@ -130,12 +132,20 @@ static void simd_exp(float *out, const float *x, size_t n) {
 #undef STEP
 }
 
+/* Two running maxima: with one, each step would wait for the last. */
 static float simd_max(const float *x, size_t n) {
-    vec m = set(x[0]);
+    vec m = set(x[0]), m2 = m;
     size_t j = 0;
-    for (; j + WIDTH <= n; j += WIDTH) m = larger(m, load(x + j));
-    if (j < n) m = larger(m, load_part_or(x + j, n - j, m));
-    return largest(m);
+    for (; j + 2 * WIDTH <= n; j += 2 * WIDTH) {
+        m = larger(m, load(x + j));
+        m2 = larger(m2, load(x + j + WIDTH));
+    }
+    if (j + WIDTH <= n) {
+        m = larger(m, load(x + j));
+        j += WIDTH;
+    }
+    if (j < n) m2 = larger(m2, load_part_or(x + j, n - j, m2));
+    return largest(larger(m, m2));
 }
 
 static float simd_exp_sum(float *x, size_t n) {
@@ -185,7 +195,7 @@ static void simd_swiglu(float *gate, const float *up, size_t n) {
 
 /* ---- Weighted sums ---------------------------------------------------------------------------------- */
 
-/* s += weight * values, of `registers` registers of neighbouring columns, of the last one `last` columns. */
+/* s += weight * values, of `registers` registers of neighbouring columns; the last one has `last` columns. */
 INLINE void sum_step(vec *s, float weight, const float *values, size_t last, int whole, int registers) {
     vec w = set(weight);
     UNROLL for (int k = 0; k + 1 < registers; k++) s[k] = multiply_add(w, load(values + k * WIDTH), s[k]);
@@ -225,7 +235,7 @@ static void simd_weighted_sum(float *out, size_t out_stride, const float *weight
     for (size_t r = 0, some; r < n_rows; r += some) {
         some = n_rows - r >= SUM_ROWS ? SUM_ROWS : 1;
         for (size_t i = 0, taken; i < width; i += taken) {
-            size_t left = width - i, whole = MASKED ? (left + WIDTH - 1) / WIDTH : left / WIDTH;
+            size_t left = width - i, n_registers = MASKED ? (left + WIDTH - 1) / WIDTH : left / WIDTH;
 #define SUM(registers, whole, n_rows)                                                                      \
     sum_columns(out + r * out_stride + i, out_stride, weights + r * weights_stride, weights_stride, step, \
                 values + i, n + (ptrdiff_t)(r * step), width, accumulate,                                 \
@@ -236,10 +246,10 @@ static void simd_weighted_sum(float *out, size_t out_stride, const float *weight
         if (some == SUM_ROWS) SUM(registers, whole, SUM_ROWS);   \
         else SUM(registers, whole, 1);                           \
     } while (0)
-            if (whole >= 64 / WIDTH) SUM_OF(64 / WIDTH, !MASKED);
-            else if (whole >= 48 / WIDTH) SUM_OF(48 / WIDTH, !MASKED);
-            else if (whole >= 32 / WIDTH) SUM_OF(32 / WIDTH, !MASKED);
-            else if (whole >= 1) SUM_OF(1, !MASKED);
+            if (n_registers >= 64 / WIDTH) SUM_OF(64 / WIDTH, !MASKED);
+            else if (n_registers >= 48 / WIDTH) SUM_OF(48 / WIDTH, !MASKED);
+            else if (n_registers >= 32 / WIDTH) SUM_OF(32 / WIDTH, !MASKED);
+            else if (n_registers >= 1) SUM_OF(1, !MASKED);
             else SUM_OF(1, 0);
 #undef SUM_OF
 #undef SUM

@@ -191,12 +191,8 @@ void *l2c_memory_zeroed(size_t count, size_t size) {
     return memory;
 }
 
-void l2c_memory_forbid(void *memory, size_t size) {
-    FORBID(memory, size);
-    (void)memory, (void)size;
-}
-
-void l2c_memory_wish_huge(void *memory, size_t size) {
+/* Before it is touched. */
+static void wish_huge(void *memory, size_t size) {
 #if defined(MADV_HUGEPAGE)
     size_t skip = (HUGE_PAGE - (uintptr_t)memory % HUGE_PAGE) % HUGE_PAGE;
     if (size >= skip + HUGE_PAGE)
@@ -215,6 +211,20 @@ void l2c_memory_free(void *memory) {
     }
     ALLOW(from.block, from.mapped);
     munmap(from.block, from.mapped);
+}
+
+void *l2c_arena_part(l2c_arena *a, uint64_t bytes, int huge) {
+    enum { GAP = CACHE_LINE }; /* after each part: out of bounds; rows of neighbouring parts do not alias */
+    uint64_t begin = a->used;
+    if (bytes > UINT64_MAX - 2 * GAP || begin > UINT64_MAX - bytes - 2 * GAP) {
+        a->used = UINT64_MAX;
+        return NULL;
+    }
+    a->used = begin + (bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE + GAP;
+    if (a->memory == NULL) return NULL;
+    FORBID(a->memory + begin + bytes, (size_t)(a->used - begin - bytes));
+    if (huge) wish_huge(a->memory + begin, (size_t)bytes);
+    return a->memory + begin;
 }
 
 /* ---- Shared libraries ------------------------------------------------------------------------------- */

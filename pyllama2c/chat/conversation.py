@@ -40,43 +40,57 @@ class Conversation:
     """A conversation that grows turn by turn. Earlier tokens never change, the model's included, so
     their cache stays valid and only new tokens are computed."""
 
-    def __init__(self, llama: Llama, system: str = ""):
-        self._llama, self._system = llama, system
-        self._messages: list[Message] = []
-        if system and llama.chat_template is not None:
-            self._messages.append({"role": "system", "content": system})
+    def __init__(
+        self, llama: Llama, system: str = "", turns: Sequence[Message] = (), start: int = 0
+    ):
+        """`turns`: messages by user and assistant in turn, as they were said elsewhere; those
+        before `start`, an even number, are not in the prompts."""
+        self._llama, self.system, self.start = llama, system, start
+        self.turns: list[Message] = list(turns)
         self._parts: list[str | int] = []  # what the template has produced so far
         self.tokens: list[int] = []
-        self._asked = self._messages, self._parts, self.tokens
+        self._asked = self.turns, self._parts, self.tokens
+
+    @property
+    def messages(self) -> list[Message]:
+        """All of them, the system prompt first."""
+        return [*self._first(), *self.turns]
+
+    def _first(self) -> list[Message]:
+        return [{"role": "system", "content": self.system}] if self.system else []
 
     def ask(self, user: str) -> list[int]:
         """The prompt that asks for the answer to `user`. Nothing changes until `take`: another
         message may be asked instead."""
+        asked: Message = {"role": "user", "content": user}
+        parts, prompt = self._prompt(asked)
+        self._asked = [*self.turns, asked], parts, prompt
+        return list(prompt)
+
+    def _prompt(self, asked: Message) -> tuple[list[str | int], list[int]]:
+        tokenizer = self._llama.tokenizer
+        messages = [*self._first(), *self.turns[self.start :], asked]
         if self._llama.chat_template is None:
-            text = render(user, "" if self.tokens else self._system)
-            prompt = self.tokens + self._llama.tokenizer.encode(text, bos=True)
-            self._asked = [], [], prompt
-            return list(prompt)
-        messages: list[Message] = [*self._messages, {"role": "user", "content": user}]
+            if len(self.turns) > self.start and not self.tokens:
+                return [], dialog_tokens(tokenizer, messages)
+            text = render(asked["content"], "" if self.tokens else self.system)
+            return [], self.tokens + tokenizer.encode(text, bos=True)
         parts = _template(self._llama).parts(messages)
         new = _added(parts, self._parts)
-        if new is None:  # the template rendered earlier messages differently
-            prompt = _with_bos(self._llama, parts)
-        else:
-            prompt = self.tokens + self._llama.tokenizer.encode_parts(new, inside=True)
-        self._asked = messages, parts, prompt
-        return list(prompt)
+        if new is None:  # the template rendered earlier messages differently, or none before
+            return parts, _with_bos(self._llama, parts)
+        return parts, self.tokens + tokenizer.encode_parts(new, inside=True)
 
     def take(self, answer: Generation) -> None:
         """Adds the last message asked and its answer to the conversation."""
-        messages, parts, prompt = self._asked
+        turns, parts, prompt = self._asked
+        text = answer.read()
+        self.turns = [*turns, {"role": "assistant", "content": text}]
         self.tokens = [*prompt, *answer.tokens]
         if self._llama.chat_template is None:
             self.tokens.append(self._llama.tokenizer.eos_id)
-            return
-        text = answer.read()
-        self._messages = [*messages, {"role": "assistant", "content": text}]
-        self._parts = [*parts, text] if text else parts
+        else:
+            self._parts = [*parts, text] if text else parts
 
 
 def _added(parts: list[str | int], before: list[str | int]) -> list[str | int] | None:

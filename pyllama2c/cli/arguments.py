@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
-COMMANDS = ("generate", "chat", "bench", "info", "download", "quantize", "convert", "eval")
+from pyllama2c import __version__
+from pyllama2c.cli import help_texts
+
+COMMANDS = (
+    "generate",
+    "chat",
+    "bench",
+    "info",
+    "download",
+    "list",
+    "rm",
+    "quantize",
+    "convert",
+    "eval",
+    "completion",
+    "help",
+)
 
 _TAKE_NUMBERS = ("-t", "-p", "-s", "-n")
-_TAKE_TEXT = ("-i", "-z", "-y", "--prompt", "--system-prompt")
+_TAKE_TEXT = ("-i", "-z", "-y", "--prompt", "--system-prompt", "--stop", "--file")
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        found = re.match(r"unrecognized arguments: (\S+)", message)
+        if found:
+            message += help_texts.advice(found[1])
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
@@ -25,6 +45,21 @@ class _Parser(argparse.ArgumentParser):
             self._check_value(action, value)
             return value
         return super()._get_values(action, arg_strings)
+
+
+class _Command(_Parser):
+    """A command, with the help and the flags that each has."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        _teach(self, *help_texts.COMMANDS[self.prog.split()[-1]])
+        self.add_argument("-q", "--quiet", action="store_true", help="print no messages but errors")
+
+
+def _teach(parser: argparse.ArgumentParser, description: str, examples: str) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = description
+    parser.epilog = f"examples:\n{examples}"
 
 
 class _RunC(argparse.Action):
@@ -68,11 +103,12 @@ def as_run_c_pairs(words: Sequence[str]) -> list[str]:
     return joined
 
 
-def _add_model(parser: argparse.ArgumentParser, *name: str) -> None:
+def _add_model(parser: argparse._ActionsContainer, *name: str) -> None:
     parser.add_argument(
         *(name or ("model",)),
         nargs="?",
-        help="path of a llama2.c checkpoint, or a known model's name; default: the embedded one",
+        help="a GGUF file, a llama2.c checkpoint, a known model's name, or hf://owner/name[/file] "
+        "[the embedded one]",
     )
     parser.add_argument("-z", "--tokenizer", metavar="PATH", help="tokenizer.bin of the model")
     parser.add_argument(
@@ -98,9 +134,11 @@ def _add_model(parser: argparse.ArgumentParser, *name: str) -> None:
         action="store_true",
         help="do not let an int8 copy draft tokens; the story is the same",
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="default: by model size")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: by the model's size")
     parser.add_argument(
-        "--isa", choices=("auto", "scalar", "avx2", "avx512", "neon", "runq"), help="kernels"
+        "--isa",
+        choices=("auto", "scalar", "avx2", "avx512", "neon", "runq"),
+        help="kernels; all compute the same bits, but runq, which rounds as runq.c does",
     )
     parser.add_argument(
         "--device",
@@ -109,46 +147,90 @@ def _add_model(parser: argparse.ArgumentParser, *name: str) -> None:
     )
 
 
-def _add_story(parser: argparse.ArgumentParser, steps: int) -> None:
+def _add_story(parser: argparse._ActionsContainer, steps: int) -> argparse._MutuallyExclusiveGroup:
+    """The flags of a story; returns the group of those that say its prompt."""
     add = parser.add_argument
     run_c = partial(add, action=_RunC)
     run_c("-t", "--temperature", type=float, default=1.0, metavar="T", help="0 is greedy [1.0]")
     run_c("-p", "--top-p", type=float, default=0.9, metavar="P", help="nucleus; 0, 1: off [0.9]")
     run_c("-s", "--seed", type=int, default=0, metavar="N", help="0: a new one each time [0]")
     length = f"positions, prompt included; 0: the whole context [{steps}]"
-    run_c("-n", "--steps", type=int, default=steps, metavar="N", help=length)
-    add("-i", "--prompt", metavar="TEXT", help="what the story begins with")
-    add("-m", "--mode", choices=("generate", "chat"), help="as in llama2.c")
+    run_c("-n", "--steps", type=int, metavar="N", help=length)
+    parser.set_defaults(default_steps=steps)
+    add("--max-tokens", type=int, metavar="N", help="new tokens at most, not counting the prompt")
+    prompts = parser.add_mutually_exclusive_group()
+    prompts.add_argument("-i", "--prompt", metavar="TEXT", help="what the story begins with")
+    add(
+        "-m",
+        "--mode",
+        choices=("generate", "chat"),
+        help="run.c's way to choose between the two commands",
+    )
     add("-y", "--system-prompt", metavar="TEXT", help="system prompt of a chat")
     add("--top-k", type=int, default=0, metavar="K", help="keep the K most probable; 0: off")
     add("--min-p", type=float, default=0.0, metavar="P", help="keep p >= P * largest p; 0: off")
     add("--repetition-penalty", type=float, default=1.0, metavar="X", help="1: off")
+    add(
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        help="text that ends the story, not included; may be given several times",
+    )
+    add(
+        "--stop-token",
+        action="append",
+        type=int,
+        metavar="ID",
+        help="token id that ends it, besides the model's own; may be given several times",
+    )
+    return prompts
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="pyllama2c",
-        description="Llama inference in pure C. `generate` is the default command.",
+    parser = _Parser(prog="pyllama2c")
+    _teach(parser, *help_texts.GENERAL)
+    parser.add_argument("--version", action="version", version=f"pyllama2c {__version__}")
+    commands = parser.add_subparsers(
+        dest="command", required=True, parser_class=_Command, title="commands", metavar="COMMAND"
     )
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
     generate = commands.add_parser("generate", help="tell a story")
-    _add_model(generate)
-    _add_story(generate, steps=256)
-    generate.add_argument("-N", "--stories", type=int, metavar="N", help="how many, into --jsonl")
+    _add_model(generate.add_argument_group("model"))
+    prompts = _add_story(generate.add_argument_group("story"), steps=256)
+    prompts.add_argument(
+        "--file",
+        metavar="PATH",
+        help="read the prompt from PATH; -: from standard input, the default if that is a pipe",
+    )
     generate.add_argument(
+        "--special",
+        action="store_true",
+        help="read <s> and other control tokens in the prompt as such, not as text",
+    )
+    add = generate.add_argument_group("output").add_argument
+    add(
+        "--json",
+        action="store_true",
+        help="print one JSON object at the end: text, tokens, seed, finish_reason, stats",
+    )
+    add(
+        "--logprobs",
+        action="store_true",
+        help="also give the log-probability of each token, in --json or on standard error",
+    )
+    add("-N", "--stories", type=int, metavar="N", help="how many, into --jsonl")
+    add(
         "--jsonl",
         type=Path,
         metavar="PATH",
         help="one story a line; a file that has some of them is completed; -: standard output",
     )
-    generate.add_argument(
-        "--batch", type=int, default=64, metavar="N", help="stories at a time [64]"
-    )
+    add("--batch", type=int, default=64, metavar="N", help="stories at a time [64]")
     chat = commands.add_parser(
         "chat", help="talk to a chat model, in its file's template or Llama 2's"
     )
-    _add_model(chat)
-    _add_story(chat, steps=0)
+    _add_model(chat.add_argument_group("model"))
+    _add_story(chat.add_argument_group("answers"), steps=0)
+    chat.set_defaults(file=None, special=False, json=False, logprobs=False)
     bench = commands.add_parser("bench", help="measure tokens per second")
     _add_model(bench)
     bench.add_argument(
@@ -164,8 +246,12 @@ def build_parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="what a model file is and what it needs")
     _add_model(info)
     info.add_argument("--json", action="store_true")
-    download = commands.add_parser("download", help="fetch a known model into the cache")
-    download.add_argument("name")
+    download = commands.add_parser("download", help="fetch a model into the cache")
+    download.add_argument("name", help="a known model, or hf://owner/name[@revision][/file]")
+    listing = commands.add_parser("list", help="known models, and which of them are in the cache")
+    listing.add_argument("--json", action="store_true")
+    remove = commands.add_parser("rm", help="remove known models from the cache")
+    remove.add_argument("name", nargs="+")
     quantize = commands.add_parser("quantize", help="write a float32 checkpoint as int8 (v2)")
     quantize.add_argument("source", metavar="IN")
     quantize.add_argument("target", metavar="OUT")
@@ -186,4 +272,13 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("text", help="a file: passages with <|endoftext|> between them, or JSON")
     _add_model(evaluate, "-M", "--model")
     evaluate.add_argument("--json", action="store_true")
+    completion = commands.add_parser("completion", help="print a completion script for your shell")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
+    helper = commands.add_parser("help", help="what a command does")
+    helper.add_argument("topic", nargs="?", choices=COMMANDS, metavar="COMMAND")
     return parser
+
+
+def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    (action,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return dict(action.choices)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from typing import TYPE_CHECKING
 
 from pyllama2c import validate
-from pyllama2c.cli.flags import sampling, steps_of
-from pyllama2c.cli.streams import say, write
+from pyllama2c.cli.flags import room_for, sampling, steps_of, stops
+from pyllama2c.cli.prompt import prompt_bytes, prompt_tokens
+from pyllama2c.cli.streams import PROMPT, say, show, write
 
 if TYPE_CHECKING:
+    from pyllama2c.generation.story import Generation
     from pyllama2c.model import Llama
 
 _MOST_STORIES = 10_000_000
@@ -18,10 +21,9 @@ _MOST_STORIES = 10_000_000
 
 
 def tell_story(llama: Llama, arguments: argparse.Namespace) -> int:
-    # As bytes: the shell's text need not be valid UTF-8.
-    prompt = llama.tokenizer.encode_prompt(os.fsencode(arguments.prompt or ""))
+    prompt = prompt_tokens(llama, prompt_bytes(arguments), arguments.special)
     steps = steps_of(arguments, llama.config.seq_len)
-    options = sampling(arguments)
+    options = sampling(arguments) | stops(llama, arguments)
     if len(prompt) > steps:  # as run.c, which stops within the prompt
         write(llama.tokenizer.decode(prompt[: steps + 1]) + "\n")
         say(
@@ -31,15 +33,55 @@ def tell_story(llama: Llama, arguments: argparse.Namespace) -> int:
         return 0
     story = llama.generate(
         prompt,
-        max_tokens=steps - len(prompt) + 1,
-        **options,  # type: ignore[arg-type]
+        max_tokens=room_for(arguments, len(prompt), steps),
+        **options,
     )
-    write(llama.tokenizer.decode(story.prompt_tokens))
+    write(llama.tokenizer.decode(story.prompt_tokens), PROMPT)
     for piece in story:
         write(piece)
     write("\n")
+    if arguments.logprobs:
+        for token, logprob in zip(story.tokens, _logprobs(llama, story), strict=True):
+            piece = llama.tokenizer.piece(token).decode(errors="replace")
+            say(f"{logprob:9.4f}  {token:6}  {piece!r}")
     if story.stats.decode_seconds > 0:
         say(f"achieved tok/s: {story.stats.tokens_per_second:f}")
+    return 0
+
+
+def _logprobs(llama: Llama, story: Generation) -> list[float]:
+    """Of each token of a story that has ended, given all before it, whatever the sampling was."""
+    if not story.tokens:
+        return []
+    start = len(story.prompt_tokens)
+    (score,) = llama.score_batch([[*story.prompt_tokens, *story.tokens]], starts=[start])
+    return [logprob for logprob in score.logprobs[start:] if logprob is not None]
+
+
+def print_json(llama: Llama, arguments: argparse.Namespace) -> int:
+    """One object when the story has ended, in ASCII whatever the terminal's encoding is."""
+    from pyllama2c.cli.story_records import prompt_fields
+
+    text = prompt_bytes(arguments)
+    prompt = prompt_tokens(llama, text, arguments.special)
+    steps = steps_of(arguments, llama.config.seq_len)
+    story = llama.generate(
+        prompt,
+        max_tokens=max(0, room_for(arguments, len(prompt), steps)),
+        **sampling(arguments),
+        **stops(llama, arguments),
+    )
+    record = {
+        "model": os.fsencode(llama.path).decode(errors="replace"),
+        **prompt_fields(text),
+        "text": story.read(),
+        "tokens": story.tokens,
+        **({"logprobs": _logprobs(llama, story)} if arguments.logprobs else {}),
+        "seed": story.seed,
+        "finish_reason": story.finish_reason,
+        "stats": story.stats._asdict(),
+    }
+    show(json.dumps(record, indent=2, allow_nan=False))
     return 0
 
 
@@ -50,10 +92,14 @@ def tell_stories(llama: Llama, arguments: argparse.Namespace) -> int:
         raise ValueError("-N and --jsonl belong together")
     validate.integer("-N", arguments.stories, 1, _MOST_STORIES)
     validate.integer("--batch", arguments.batch, 1, llama._engine.max_batch)
-    prompt = arguments.prompt or ""
-    used = len(llama.tokenizer.encode_prompt(os.fsencode(prompt)))
+    for name in ("json", "special", "logprobs"):
+        if getattr(arguments, name):
+            raise ValueError(f"--{name} is for one story, not for -N")
+    prompt = prompt_bytes(arguments)
+    used = len(llama.tokenizer.encode_prompt(prompt))
     steps = steps_of(arguments, llama.config.seq_len)
-    options = sampling(arguments) | {"max_tokens": max(0, steps - used + 1)}
+    options = sampling(arguments) | stops(llama, arguments)
+    options["max_tokens"] = max(0, room_for(arguments, used, steps))
     count, path = arguments.stories, arguments.jsonl
     say(write_stories(llama, path, count, prompt, arguments.batch, options))
     return 0

@@ -11,20 +11,20 @@ from pyllama2c._ffi import cpu_features, isa_name, resolve_isa
 from pyllama2c.engine.config import Config, warn_of_groups
 from pyllama2c.engine.device import Survey, survey
 from pyllama2c.engine.memory import Limit, limits
+from pyllama2c.engine.needs import RUNQ
 from pyllama2c.engine.options import Options
 from pyllama2c.engine.plan import (
-    RUNQ,
     Plan,
     alternatives,
     context_of,
-    needed_for,
+    dtype_key,
     plan_file,
     size,
     unavailable,
 )
 from pyllama2c.engine.workers import available_cpus, default_threads
 from pyllama2c.files.gguf import Gguf
-from pyllama2c.files.hub import find_model
+from pyllama2c.pretrained import find_model
 
 
 def describe(model: str | None, options: Options) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def describe(model: str | None, options: Options) -> dict[str, Any]:
     c, context, kv_dtype = plan.config, context_of(plan, options), options.kv_dtype
     warn_of_groups(c, path, stacklevel=2)
     isa = resolve_isa(options.isa)
-    dtype = needed_for(plan, options, isa, path)
+    dtype = dtype_key(plan, options, isa, path)
     if (dtype, kv_dtype) not in plan.needs:
         raise unavailable(path, dtype)
     needs, graphics = plan.needs[dtype, kv_dtype], survey(free_memory=options.card is not None)

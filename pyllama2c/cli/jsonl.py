@@ -124,7 +124,7 @@ def _line(story: Completion, index: int, fields: dict[str, Any]) -> bytes:
 
 
 def write_stories(
-    llama: Llama, path: Path, count: int, prompt: str, max_batch: int, options: dict[str, Any]
+    llama: Llama, path: Path, count: int, prompt: bytes, max_batch: int, options: dict[str, Any]
 ) -> str:
     """Writes those of the stories 0 to count - 1 that `path` does not have yet; returns a summary.
 
@@ -133,15 +133,14 @@ def write_stories(
     """
     options = dict(options)
     seed = options.pop("seed")
-    data = os.fsencode(prompt)  # the shell's text need not be valid UTF-8
-    fields = {**prompt_fields(data), "settings": settings_of(llama, data, options)}
+    fields = {**prompt_fields(prompt), "settings": settings_of(llama, prompt, options)}
     with _opened(path) as target:
         held = _held(target, fields)
         first = _first_seed(target, held, seed)
         missing = [i for i in range(count) if i not in held.done]
         started = perf_counter()
         stories = llama.generate_batch(
-            [data] * len(missing),
+            [prompt] * len(missing),
             seed=[(first + i) % 2**64 for i in missing],
             max_batch=max_batch,
             **options,

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Sequence
 
 from pyllama2c.cli.arguments import COMMANDS, as_run_c_pairs, build_parser
 from pyllama2c.cli.flags import load, model_options
-from pyllama2c.cli.streams import give_up_stdout, open_closed, say, show
+from pyllama2c.cli.help_texts import ELSEWHERE
+from pyllama2c.cli.streams import (
+    ERROR,
+    be_quiet,
+    coloured,
+    complain,
+    give_up_stdout,
+    open_closed,
+    say,
+    show,
+)
 from pyllama2c.errors import Llama2cError, in_words
-from pyllama2c.progress import watched
+from pyllama2c.progress import hide, watched
 
 
 def _generate(arguments: argparse.Namespace) -> int:
@@ -19,12 +30,17 @@ def _generate(arguments: argparse.Namespace) -> int:
     if (arguments.mode or arguments.command) == "chat":
         from pyllama2c.cli.chat import chat
 
+        for name in ("file", "special", "json", "logprobs"):
+            if getattr(arguments, name):
+                raise ValueError(f"--{name} is for one story, not for a chat")
         return chat(load(arguments), arguments)
-    from pyllama2c.cli.generate import tell_stories, tell_story
+    from pyllama2c.cli.generate import print_json, tell_stories, tell_story
 
     llama = load(arguments)
     many = arguments.command == "generate" and (arguments.stories, arguments.jsonl) != (None, None)
-    return tell_stories(llama, arguments) if many else tell_story(llama, arguments)
+    if many:
+        return tell_stories(llama, arguments)
+    return print_json(llama, arguments) if arguments.json else tell_story(llama, arguments)
 
 
 def _bench(arguments: argparse.Namespace) -> int:
@@ -58,11 +74,23 @@ def _info(arguments: argparse.Namespace) -> int:
 
 
 def _download(arguments: argparse.Namespace) -> int:
-    from pyllama2c.files.hub import download_model
+    from pyllama2c.pretrained import download_model
 
     for path in download_model(arguments.name):
         show(path)
     return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from pyllama2c.cli.models import list_models
+
+    return list_models(arguments)
+
+
+def _remove(arguments: argparse.Namespace) -> int:
+    from pyllama2c.cli.models import remove
+
+    return remove(arguments)
 
 
 def _quantize(arguments: argparse.Namespace) -> int:
@@ -96,15 +124,31 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _completion(arguments: argparse.Namespace) -> int:
+    from pyllama2c.cli.completion import script
+
+    show(script(arguments.shell))
+    return 0
+
+
+def _help(arguments: argparse.Namespace) -> int:
+    build_parser().parse_args([*([arguments.topic] if arguments.topic else []), "--help"])
+    return 0
+
+
 _RUN = {
     "generate": _generate,
     "chat": _generate,
     "bench": _bench,
     "info": _info,
     "download": _download,
+    "list": _list,
+    "rm": _remove,
     "quantize": _quantize,
     "convert": _convert,
     "eval": _evaluate,
+    "completion": _completion,
+    "help": _help,
 }
 
 
@@ -112,16 +156,26 @@ def _warn(message: Warning | str, *_: object) -> None:
     say(f"pyllama2c: warning: {message}")
 
 
+def _with_command(argv: list[str]) -> list[str]:
+    """The words, behind `generate` where they begin with no command."""
+    first = argv[0] if argv else "generate"
+    if first in COMMANDS or first in ("-h", "--help", "--version"):
+        return argv or [first]
+    if first in ELSEWHERE and not first.startswith("-") and not os.path.exists(first):
+        return ["generate", first]  # no model either: what follows means nothing here
+    return ["generate", *argv]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line and returns the exit status; no traceback for a user's mistake."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or (argv[0] not in COMMANDS and argv[0] not in ("-h", "--help")):
-        argv.insert(0, "generate")
+    argv = _with_command(list(sys.argv[1:] if argv is None else argv))
     open_closed()
     with warnings.catch_warnings():
         warnings.showwarning = _warn  # type: ignore[assignment]
         try:
             arguments = build_parser().parse_args([argv[0], *as_run_c_pairs(argv[1:])])
+            be_quiet(arguments.quiet)
+            hide(arguments.quiet)
             return _RUN[arguments.command](arguments)
         except KeyboardInterrupt:
             say("")
@@ -130,7 +184,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 141  # the reader has gone (`| head`): nothing to say
         except (Llama2cError, OSError, ValueError, MemoryError) as error:
             message = " ".join(in_words(error).split()) or type(error).__name__
-            say(f"pyllama2c: error: {message}")
+            complain(coloured("pyllama2c: error:", ERROR, sys.stderr) + f" {message}")
             return 1
         finally:
+            be_quiet(False)  # whoever calls this from Python goes on as before
+            hide(False)
             give_up_stdout()

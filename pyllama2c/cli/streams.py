@@ -6,9 +6,25 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import TextIO
 
 # Control characters, by which a model could control the terminal; run.c drops them, too.
 _CONTROL = dict.fromkeys([*range(9), *range(14, 32), 127, *range(128, 160)])
+
+_quiet = False
+
+# Colours, as ANSI's numbers: few, so that what the user wrote is told from what the model did.
+PROMPT, LABEL, ERROR = "1", "36", "31"  # bold, cyan, red
+
+
+def coloured(text: str, colour: str, stream: TextIO, before: str = "", after: str = "") -> str:
+    """The text in a colour, where the stream is a terminal that shows some and the user has no
+    objection (https://no-color.org). `before` and `after` enclose each code."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") in (None, "dumb")
+    if plain or not text or not stream.isatty():
+        return text
+    start, end = (f"{before}\x1b[{code}m{after}" for code in (colour, "0"))
+    return start + text + end
 
 
 def open_closed() -> None:
@@ -41,10 +57,16 @@ def _named() -> Iterator[None]:
         raise OSError(error.errno, error.strerror, "standard output") from error
 
 
-def write(text: str) -> None:
+def harmless(text: str) -> str:
+    """A text of somebody else's, without characters that control the terminal."""
+    return text.translate(_CONTROL)
+
+
+def write(text: str, colour: str | None = None) -> None:
     """Story text, flushed at once."""
+    text = harmless(text)
     with _named():
-        sys.stdout.write(text.translate(_CONTROL))
+        sys.stdout.write(text if colour is None else coloured(text, colour, sys.stdout))
         sys.stdout.flush()
 
 
@@ -54,8 +76,20 @@ def show(text: object) -> None:
         print(text, flush=True)
 
 
+def be_quiet(quiet: bool) -> None:
+    """Whether nothing but errors goes to standard error."""
+    global _quiet
+    _quiet = quiet
+
+
 def say(text: str, end: str = "\n") -> None:
-    """A message on standard error; where that cannot be written, none."""
+    """A message on standard error, unless it shall be quiet."""
+    if not _quiet:
+        complain(text, end)
+
+
+def complain(text: str, end: str = "\n") -> None:
+    """An error on standard error; where that cannot be written, none."""
     with suppress(OSError):
         print(text, end=end, file=sys.stderr, flush=True)
 

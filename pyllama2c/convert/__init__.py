@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
+import warnings
+from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,7 +19,8 @@ from pyllama2c.errors import CheckpointError, CheckpointNotFoundError, Unsupport
 _PACKAGES = ("gguf", "safetensors", "ml_dtypes")
 
 
-def _check_packages() -> None:
+def check_packages() -> None:
+    """UnsupportedError if those of the extra `convert` are not installed."""
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise UnsupportedError(
@@ -35,12 +38,49 @@ def _check_source(source: Path) -> None:
         )
 
 
+def settings_files(names: Collection[str]) -> list[str]:
+    """Which of `names`, all files of a folder, `convert` reads besides the weights; none if the
+    folder holds no model."""
+    from pyllama2c.convert import hugging_face, meta_folder
+    from pyllama2c.convert.tokenizer_files import FILES
+
+    if "config.json" in names:
+        known = hugging_face.SETTINGS if hugging_face.has_weights(names) else ()
+    else:
+        known = meta_folder.SETTINGS if meta_folder.weight_files(names) else ()
+    return [name for name in (*known, *FILES) if known and name in names]
+
+
+def weight_files(folder: Path, names: Collection[str]) -> list[str]:
+    """Which of `names` hold the weights. Only the settings must be in `folder`."""
+    from pyllama2c.convert import hugging_face, meta_folder
+
+    if "config.json" in names:
+        return hugging_face.weight_files(folder, names)
+    return meta_folder.weight_files(names)
+
+
+def check_settings(folder: Path) -> None:
+    """Raises what `convert` would for a Hugging Face folder's settings and tokenizer; the weights
+    may still be missing."""
+    from pyllama2c.convert.json_files import read_json
+    from pyllama2c.convert.model_config import from_hugging_face
+    from pyllama2c.convert.tokenizer_files import read_vocabulary
+
+    if (folder / "config.json").is_file():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `convert` repeats them
+            config = from_hugging_face(read_json(folder / "config.json"))
+            read_vocabulary(folder, config.vocab_size)
+
+
 def convert(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     *,
     dtype: str = "float16",
     tokenizer: bool = True,
+    name: str | None = None,
     progress: bool = False,
 ) -> int:
     """Writes the Llama in the folder `source` to `target`, a GGUF file; returns its bytes.
@@ -53,7 +93,8 @@ def convert(
 
     `dtype` of the matrices: float32, float16, int8 (Q8_0: groups of 32 with a float16 scale) or
     int4 (Q4_0; embedding and classifier Q8_0). Norms are float32, and matrices whose rows do not
-    divide into groups of 32 are float16.
+    divide into groups of 32 are float16. `name` is the model's name in the file (None: the
+    folder's).
 
     Before anything is written, the header is opened as the finished file would be: model, tokenizer
     and chat template. The file appears under its name once it is complete. CheckpointError and
@@ -64,7 +105,7 @@ def convert(
     validate.file_path("source", source)
     validate.file_path("target", target)
     source, target = Path(source), Path(target)
-    _check_packages()
+    check_packages()
     _check_source(source)
     from pyllama2c.convert import hugging_face, meta_folder
     from pyllama2c.convert.checks import check_opens, check_target
@@ -81,7 +122,8 @@ def convert(
     else:
         raise CheckpointError(f"{source} holds neither config.json nor params.json")
     vocabulary = read_vocabulary(source, config.vocab_size) if tokenizer else None
-    name = os.fsencode(source.resolve().name).decode("utf-8", "replace")
+    if name is None:
+        name = os.fsencode(source.resolve().name).decode("utf-8", "replace")
     layout = lay_out(config, tensors, vocabulary, dtype, name=name)
     check_opens(layout, target, source, source if vocabulary is None else vocabulary.path)
     write_gguf(target, layout, progress=progress)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from errno import ENOENT
+from fnmatch import filter as matching
 from pathlib import Path
 
 from pyllama2c.convert.json_files import read_json
@@ -35,31 +36,44 @@ _FORMATS: tuple[tuple[str, str, _Opener], ...] = (
     ("pytorch_model.bin", "pytorch_model*.bin", _torch),
 )
 
+SETTINGS = ("config.json", *(f"{whole}.index.json" for whole, _, _ in _FORMATS))
 
-def _shards(folder: Path, whole: str, pattern: str) -> list[Path]:
+
+def _shards(folder: Path, names: Collection[str], whole: str, pattern: str) -> list[str]:
     """The files of one format: those that the index names, else all that match. A single file with
     all weights takes precedence over an index, as in transformers."""
     index = f"{whole}.index.json"
-    if not (folder / index).is_file():
-        return sorted(folder.glob(pattern))
-    if (folder / whole).is_file():
-        return [folder / whole]
+    if index not in names:
+        return sorted(matching(names, pattern))
+    if whole in names:
+        return [whole]
     table = read_json(folder / index).object("weight_map")
-    names = [name for _, name in table.items()]
-    if wrong := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+    named = [name for _, name in table.items()]
+    if wrong := [name for name in named if not isinstance(name, str) or Path(name).name != name]:
         raise CheckpointError(f"{folder / index} names {str(wrong[0])[:100]!r}, not a file name")
-    paths = [folder / name for name in sorted(set(names))]
-    for path in paths:
-        if not path.is_file():
-            raise CheckpointNotFoundError(ENOENT, f"missing, but named by {index}", str(path))
-    return paths
+    for name in sorted(set(named) - set(names)):
+        why = f"missing, but named by {index}"
+        raise CheckpointNotFoundError(ENOENT, why, str(folder / name))
+    return sorted(set(named))
+
+
+def has_weights(names: Collection[str]) -> bool:
+    return any(matching(names, pattern) for _, pattern, _ in _FORMATS)
+
+
+def weight_files(folder: Path, names: Collection[str]) -> list[str]:
+    """Which of `names`, all files of the folder, hold the weights. Of these files only an index
+    must be in `folder`."""
+    formats = (_shards(folder, names, whole, pattern) for whole, pattern, _ in _FORMATS)
+    return next(filter(None, formats), [])
 
 
 def _open_weights(folder: Path) -> dict[str, Tensor]:
+    names = [path.name for path in folder.iterdir()]
     for whole, pattern, opener in _FORMATS:
         found: dict[str, Tensor] = {}
-        for path in _shards(folder, whole, pattern):
-            for name, tensor in opener(path).items():
+        for file in _shards(folder, names, whole, pattern):
+            for name, tensor in opener(folder / file).items():
                 if name in found:
                     raise CheckpointError(f"{tensor.name} is also in {found[name].name}")
                 found[name] = tensor

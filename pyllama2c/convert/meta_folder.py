@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from errno import ENOENT
+from fnmatch import filter as matching
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +14,21 @@ from pyllama2c.convert.json_files import Fields, read_json
 from pyllama2c.convert.layout import collect
 from pyllama2c.convert.model_config import ModelConfig, from_meta
 from pyllama2c.convert.tensors import Merged, Tensor
-from pyllama2c.convert.torch_files import open_state_dict
 from pyllama2c.errors import CheckpointError, CheckpointNotFoundError
 
+SETTINGS = ("params.json",)
 _BY_ROWS = ("wq", "wk", "wv", "w1", "w3", "output")
 _BY_COLUMNS = ("wo", "w2")
 _EMBEDDING = "tok_embeddings"
 
 
+def weight_files(names: Iterable[str]) -> list[str]:
+    """Which of a folder's files hold the weights."""
+    return sorted(matching(names, "consolidated.*.pth"))
+
+
 def _shards(folder: Path) -> list[Path]:
-    paths = sorted(folder.glob("consolidated.*.pth"))
+    paths = [folder / name for name in weight_files(path.name for path in folder.iterdir())]
     if not paths:
         raise CheckpointNotFoundError(ENOENT, "no weights: no consolidated.*.pth", str(folder))
     for i, path in enumerate(paths):
@@ -53,6 +60,8 @@ def _merge(parts: list[Tensor], kind: str, dim: int) -> Tensor:
 
 
 def _open_weights(folder: Path, params: Fields) -> dict[str, Tensor]:
+    from pyllama2c.convert.torch_files import open_state_dict  # needs the packages of `convert`
+
     shards = [open_state_dict(path) for path in _shards(folder)]
     for shard in shards:
         shard.pop("rope.freqs", None)  # follows from params.json

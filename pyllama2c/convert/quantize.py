@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from pyllama2c import validate
 from pyllama2c.convert.tensors import CHUNK
 from pyllama2c.engine.config import Config
+from pyllama2c.engine.engine import open_file
+from pyllama2c.engine.options import Options
 from pyllama2c.errors import CheckpointError, UnsupportedError
 from pyllama2c.files.whole import whole_file
-from pyllama2c.model import Llama
 
 _MAGIC = 0x616B3432
 _HEADER = {0: 28, 1: 256}
@@ -134,8 +135,9 @@ def quantize_file(
     if source.exists() and target.exists() and source.samefile(target):
         why = "is the source itself; name another file"  # int8 does not turn back into float32
         raise FileExistsError(errno.EEXIST, why, str(target))
-    with Llama(source, speculative=False) as llama:  # every check on the file is the engine's
-        config = llama.config
+    engine = open_file(str(source), Options(speculative=False))  # every check is the engine's
+    config = engine.config
+    engine.close()
     if config.file != "llama2.c":
         raise UnsupportedError(f"{source} is a GGUF file; only llama2.c's files can be quantized")
     if config.dtype != "float32":

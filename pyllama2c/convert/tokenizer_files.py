@@ -19,6 +19,18 @@ from pyllama2c.errors import (
 )
 from pyllama2c.files.recognize import Kind, kind_of_file
 
+FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""all that is read here, besides config.json"""
+
 _SPECIAL = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
 _MORE_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
 """arrays of tokens, or objects by name, in transformers 4 and 5"""

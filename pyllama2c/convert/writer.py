@@ -217,7 +217,8 @@ def lay_out(
     try:
         head = _head(writer)
     except UnicodeEncodeError as error:  # JSON can name halves of surrogate pairs
-        raise TokenizerError(f"{name}: its tokenizer has invalid Unicode: {error}") from error
+        file = name if vocabulary is None else vocabulary.path
+        raise TokenizerError(f"{file}: its tokenizer has invalid Unicode: {error}") from error
     return Layout(head, tensors, kinds, len(head) + sum(map(_padded, sizes.values())))
 
 

@@ -14,15 +14,14 @@ from pyllama2c.engine.config import read_config
 from pyllama2c.engine.device import Card, open_card
 from pyllama2c.engine.draft import WORTH_DRAFTING, Draft
 from pyllama2c.engine.memory import limits
+from pyllama2c.engine.needs import RUNQ, Needs
 from pyllama2c.engine.options import Options
 from pyllama2c.engine.plan import (
-    RUNQ,
-    Needs,
     Plan,
     check_fits,
     context_of,
+    dtype_key,
     has_room,
-    needed_for,
     plan_buffer,
     plan_file,
 )
@@ -53,7 +52,7 @@ _Open = Callable[[Card | None, int, Any, Any, Any], int]
 
 def _open(plan: Plan, path: str, options: Options, call: _Open) -> Engine:
     isa, kv_dtype = resolve_isa(options.isa), options.kv_dtype
-    dtype, context = needed_for(plan, options, isa, path), context_of(plan, options)
+    dtype, context = dtype_key(plan, options, isa, path), context_of(plan, options)
     card = None if options.card is None else open_card(options.card)
     against = limits() if card is None else card.limits()
     check_fits(plan, against, dtype, kv_dtype, context, path)
@@ -67,7 +66,7 @@ def _open(plan: Plan, path: str, options: Options, call: _Open) -> Engine:
     at_once = (PREFILL_ROWS, 1) if card is None else (MAX_CARD_ROWS, MAX_STEPS)
     session_options = SessionOptions(isa, KV_DTYPES[kv_dtype], context, *at_once)
     draft = None
-    if _drafts(options.speculative, needs, _worth_drafting(plan, handle, kv_dtype, card)):
+    if _should_draft(options.speculative, needs, _worth_drafting(plan, handle, kv_dtype, card)):
         small = card is None and needs.sweep < WORTH_DRAFTING
         if small or has_room(plan, against, dtype, kv_dtype, context, "int8"):
             quantize = partial(lib.l2c_model_quantize, handle, lib.L2C_DTYPE_INT8, pool)
@@ -80,7 +79,7 @@ def _open(plan: Plan, path: str, options: Options, call: _Open) -> Engine:
     return Engine(handle, pool, threads, session_options, options.threads is None, draft, card)
 
 
-def _drafts(speculative: bool | str, needs: Needs, worth: bool) -> bool:
+def _should_draft(speculative: bool | str, needs: Needs, worth: bool) -> bool:
     if speculative == "auto":
         return worth and needs.dtype == "float32"
     if speculative and needs.dtype != "float32":
@@ -100,6 +99,17 @@ def _worth_drafting(plan: Plan, model: Any, kv_dtype: str, card: Card | None) ->
     return read + launches >= 1.5 * (copy.weights + launches)
 
 
+def aligned(checkpoint: Any) -> Any:
+    """`checkpoint`, or a copy where it is not 4-byte aligned. CheckpointError for an empty one."""
+    with memoryview(checkpoint) as view:
+        if view.nbytes == 0:
+            raise CheckpointError("<memory>: checkpoint is empty")
+        buffer = ffi.from_buffer(checkpoint)
+        if int(ffi.cast("uintptr_t", buffer)) % 4 == 0:
+            return checkpoint
+        return view.tobytes()
+
+
 def open_file(path: str, options: Options) -> Engine:
     """CheckpointError and the like for a file that is no model, OutOfMemoryError where it does not
     fit, DeviceError and UnsupportedError where a card cannot be used."""
@@ -113,19 +123,8 @@ def open_file(path: str, options: Options) -> Engine:
     return _open(plan_file(path, options), path, options, call)
 
 
-def aligned(checkpoint: Any) -> Any:
-    """`checkpoint`, or a copy where it is not 4-byte aligned. CheckpointError for an empty one."""
-    with memoryview(checkpoint) as view:
-        if view.nbytes == 0:
-            raise CheckpointError("<memory>: checkpoint is empty")
-        buffer = ffi.from_buffer(checkpoint)
-        if int(ffi.cast("uintptr_t", buffer)) % 4 == 0:
-            return checkpoint
-        return view.tobytes()
-
-
 def open_buffer(checkpoint: Any, options: Options) -> Engine:
-    """The same from memory, which is kept as long as the model."""
+    """As open_file, from memory that `aligned` returned; it is kept as long as the model."""
     buffer = ffi.from_buffer(checkpoint)
 
     def call(card: Card | None, number: int, pool: Any, out: Any, err: Any) -> int:
@@ -217,7 +216,8 @@ class Engine(Handle):
             yield session
 
     def batch_pool(self) -> Any:
-        """For many rows at a time, which are work for more threads than one row is."""
+        """The pool for a batch, whose many rows keep more threads busy than one does: a new one,
+        unless the caller chose `threads` or this engine's own has as many."""
         if not self._threads_by_size or self.threads >= (count := batch_threads()):
             return self.pool
         return new_pool(count)

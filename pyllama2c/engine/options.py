@@ -29,15 +29,17 @@ class Options:
         validate.one_of("dtype", self.dtype, DTYPES)
         if self.context is not None:
             limits = "1 to the model's own"  # which plan.py knows
-            validate.integer("context", self.context, -sys.maxsize, sys.maxsize, limits)
+            context = validate.integer("context", self.context, -sys.maxsize, sys.maxsize, limits)
+            object.__setattr__(self, "context", context)  # NumPy's integers overflow
         validate.one_of("kv_dtype", self.kv_dtype, KV_DTYPES)
-        is_auto = type(self.speculative) is str and self.speculative == "auto"
+        is_auto = isinstance(self.speculative, str) and self.speculative == "auto"
         if not (is_auto or isinstance(self.speculative, bool)):
             kind = ValueError if isinstance(self.speculative, str) else TypeError
             needed = "True, False or 'auto'"
             raise validate.wrong("speculative", self.speculative, needed, kind)
         if self.threads is not None:
-            validate.integer("threads", self.threads, 1, _MAX_THREADS)
+            threads = validate.integer("threads", self.threads, 1, _MAX_THREADS)
+            object.__setattr__(self, "threads", threads)
         if self.isa is not None:
             validate.one_of("isa", self.isa, ISA_NAMES)
         if not isinstance(self.device, (str, type(None))):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 
 from pyllama2c import validate
 from pyllama2c.errors import (
+    CheckpointWarning,
     DownloadError,
     TokenizerNotFoundError,
     UnknownModelError,
@@ -88,12 +90,12 @@ class Registry:
         file, folder = self.files[name], cache_folder()
         path = folder / name
         cached = path.is_file() and path.stat().st_size == file.size
-        if not cached or (recheck and _sha256(path) != file.sha256):
+        if not cached or (recheck and sha256_of(path) != file.sha256):
             _download(file, path)
         return path
 
 
-def _sha256(path: str | os.PathLike[str]) -> str:
+def sha256_of(path: str | os.PathLike[str]) -> str:
     import pooch
 
     return str(pooch.file_hash(os.fspath(path), alg="sha256"))
@@ -133,7 +135,7 @@ def _download_once(file: File, path: Path) -> None:
     download = pooch.HTTPDownloader(progressbar=watched(), timeout=TIMEOUT)
     with whole_file(path) as target:
         download(file.url, target, None)
-        if _sha256(target.name) != file.sha256:
+        if sha256_of(target.name) != file.sha256:
             kind = kind_of_file(target.name)
             what = "something" if kind is None else kind.what
             raise _WrongContentError(f"{what} with another SHA-256")
@@ -181,7 +183,7 @@ def no_tokenizer(checkpoint: str) -> _FindTokenizer:
     return find
 
 
-def _beside(checkpoint: Path) -> _FindTokenizer:
+def beside(checkpoint: Path) -> _FindTokenizer:
     def find(vocab_size: int) -> Path:
         neighbour = checkpoint.parent / "tokenizer.bin"
         if neighbour.is_file():
@@ -201,17 +203,19 @@ def find_model(model: str | os.PathLike[str] | None) -> ModelFiles:
         return ModelFiles(folder / "storyteller.bin", lambda _: folder / "tokenizer.bin")
     name = os.fspath(model)
     if os.path.exists(name) or os.sep in name or name.endswith((".bin", ".gguf")):
-        return ModelFiles(Path(name), _beside(Path(name)))
+        return ModelFiles(Path(name), beside(Path(name)))
     registry = Registry()
     entry = registry.entry(name, "neither a file nor")
 
-    def known_tokenizer(vocab_size: int) -> Path:
-        neighbour = Path("models") / entry["tokenizer"]
-        return neighbour if neighbour.is_file() else registry.fetch(entry["tokenizer"])
+    def get(part: str, stacklevel: int) -> Path:
+        local = Path("models") / entry[part]
+        if not local.is_file():
+            return registry.fetch(entry[part])
+        why = f"{part} of {name}: using {local.resolve()}, not the known file of that name"
+        warnings.warn(why, CheckpointWarning, stacklevel)
+        return local
 
-    local = Path("models") / entry["checkpoint"]
-    checkpoint = local if local.is_file() else registry.fetch(entry["checkpoint"])
-    return ModelFiles(checkpoint, known_tokenizer)
+    return ModelFiles(get("checkpoint", 5), lambda _: get("tokenizer", 6))
 
 
 def download_model(name: str) -> list[Path]:

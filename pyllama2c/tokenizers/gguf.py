@@ -274,8 +274,7 @@ def _engine_vocabulary(v: Vocabulary, scheme: str | None) -> tuple[Any, Any]:
     for name, values in lists.items():
         setattr(vocabulary, name, values)
     vocabulary.n_pieces, vocabulary.text_bytes = v.size, sum(map(len, texts))
-    vocabulary.bos, vocabulary.eos = v.bos, v.eos
-    vocabulary.unknown = v.unknown
+    vocabulary.bos, vocabulary.eos, vocabulary.unknown = v.bos, v.eos, v.unknown
     if v.unknown == NONE and UNKNOWN in v.types:
         vocabulary.unknown = v.types.index(UNKNOWN)
     vocabulary.split_spaces = v.own("split_spaces", bool, False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import signal
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tokenizer_keys import TEMPLATE, chat_model, sentencepiece_keys
 
 from pyllama2c import ContextLengthError, Llama
 from pyllama2c.chat.conversation import Conversation
+from pyllama2c.chat.llama2 import Message
 from pyllama2c.cli import chat
 from pyllama2c.cli.main import main
 
@@ -53,7 +55,7 @@ def test_what_was_said_before_is_counted(
 ) -> None:
     # answers end at once
     monkeypatch.setattr(chat, "sampling", lambda _: {"seed": 1, "stop_tokens": range(512)})
-    assert talk(monkeypatch, tiny_path, b"ab\n" + b"cd" * 90 + b"\n") == 1
+    assert talk(monkeypatch, tiny_path, b"ab\n" + b"cd" * 90 + b"\n", "-n", "96") == 1
     err = capsys.readouterr().err
     assert "tokens before it; the context has 96 positions" in err
 
@@ -143,3 +145,85 @@ def test_a_message_may_be_asked_again(template: str | None) -> None:
         second = conversation.ask("cd")
         assert second[: len(first) + 4] == first + answer.tokens
         assert conversation.ask("cd") == second
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, None], ids=["template", "llama2"])
+def test_a_conversation_goes_on_from_turns_said_elsewhere(template: str | None) -> None:
+    """The prompt is then that of Llama.chat, and grows from there."""
+    if template is not None:
+        pytest.importorskip("jinja2", reason="chat templates need the jinja2 package")
+    turns: list[Message] = [
+        {"role": "user", "content": "ab"},
+        {"role": "assistant", "content": "cd"},
+    ]
+    with Llama.from_buffer(chat_model(sentencepiece_keys(), template).build()) as llama:
+        for system in ("", "be brief"):
+            talk = Conversation(llama, system, turns)
+            asked = [*talk.messages, {"role": "user", "content": "ef"}]
+            assert talk.ask("ef") == llama.chat(asked).prompt_tokens
+            answer = llama.generate(talk.ask("ef"), seed=1, max_tokens=4, stop_tokens=[])
+            answer.read()
+            talk.take(answer)
+            assert talk.turns[:2] == turns and len(talk.turns) == 4
+            assert talk.messages[-4:] == talk.turns and talk.turns[2]["content"] == "ef"
+            later = Conversation(llama, system, talk.turns, 2)
+            assert later.messages == talk.messages
+            prompt = [*talk.messages[: -len(talk.turns)], *talk.turns[2:]]
+            asked = [*prompt, {"role": "user", "content": "gh"}]
+            assert later.ask("gh") == llama.chat(asked).prompt_tokens
+            assert talk.ask("gh")[: len(talk.tokens)] == talk.tokens
+            assert talk.tokens[: len(answer.prompt_tokens)] == answer.prompt_tokens
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, None], ids=["template", "llama2"])
+def test_a_full_context_loses_its_oldest_turns(
+    template: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Every message has an answer, and the system prompt is in every prompt."""
+    if template is not None:
+        pytest.importorskip("jinja2", reason="chat templates need the jinja2 package")
+    path = tmp_path / "m.gguf"
+    path.write_bytes(chat_model(sentencepiece_keys(), template).build())
+    monkeypatch.setattr(chat, "sampling", lambda _: {"seed": 1, "stop_tokens": ()})
+    asked: list[tuple[list[int], int]] = []
+    generate = Llama.generate
+
+    def watching(self: Llama, prompt: list[int], **options: Any) -> Any:
+        asked.append((prompt, options["max_tokens"]))
+        return generate(self, prompt, **options)
+
+    monkeypatch.setattr(Llama, "generate", watching)
+    messages = "".join(f"m{i}\n" for i in range(30)).encode()
+    # the later -y counts
+    assert talk(monkeypatch, path, messages, "-y", "be brief", "--max-tokens", "9") == 0
+    err = capsys.readouterr().err
+    assert len(asked) == err.count("Assistant: ") == 30
+    with Llama(path) as llama:
+        context = llama.config.seq_len
+        shown = ["".join(llama.tokenizer.decode(tokens)) for tokens, _ in asked]
+    assert max(len(tokens) for tokens, _ in asked) > context // 2
+    for i, (tokens, room) in enumerate(asked):
+        assert len(tokens) <= context - context // 4 and room == 9
+        assert "be brief" in shown[i] and f"m{i}" in shown[i]
+    assert "m0" in shown[1] and "m0" not in shown[-1] and "m28" in shown[-1]
+    assert err.count("oldest messages are dropped") == sum(
+        len(b) < len(a) for (a, _), (b, _) in pairwise(asked)
+    )
+    # fewer than once in two turns: what stays is computed anew
+    assert 0 < err.count("oldest messages are dropped") <= 10
+
+
+def test_an_answer_that_fills_the_context_does_not_end_the_chat(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(chat, "sampling", lambda _: {"seed": 1, "stop_tokens": ()})
+    assert talk(monkeypatch, tiny_path, b"ab\ncd\nef\n") == 0
+    out, err = capsys.readouterr()
+    assert err.count("Assistant: ") == err.count(FULL) == 3
+    # a message that could never fit changes nothing
+    assert talk(monkeypatch, tiny_path, b"ab\n" + b"ab" * 200 + b"\ncd\nef\n") == 1
+    again, err = capsys.readouterr()
+    assert again == out and "does not fit: it makes" in err

@@ -133,8 +133,7 @@ def test_ctrl_c_is_130(tiny_path: Path) -> None:
 
 
 def test_a_reader_that_goes_away(tiny_path: Path) -> None:
-    command = f"{sys.executable} -m pyllama2c {tiny_path} -n 0 -t 0 -i abc | head -c 1"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=DATA)
+    done = shell("$PY $1 -n 0 -t 0 -i abc | head -c 1", tiny_path)
     assert done.stdout == "a" and "Error" not in done.stderr and "Traceback" not in done.stderr
 
 
@@ -154,10 +153,13 @@ def test_chat_template() -> None:
     assert render("hi", "be brief") == "[INST] <<SYS>>\nbe brief\n<</SYS>>\n\nhi [/INST]"
 
 
-def test_chat_ends_where_the_context_does(tiny_path: Path) -> None:
-    done = pyllama2c("chat", tiny_path, "-y", "", "-s", "1", input="ab\n" * 60)
-    assert done.returncode == 0
-    assert done.stderr.endswith("the context of 96 positions is full\n")
+def test_chat_with_n_ends_there_as_in_run_c(tiny_path: Path) -> None:
+    for steps, full in (("40", 40), ("96", 96), ("999", 96)):
+        flags = ("-y", "", "-s", "1", "-n", steps)
+        done = pyllama2c("chat", tiny_path, *flags, input="ab\n" * 60)
+        assert done.returncode == 0
+        assert done.stderr.endswith(f"the context of {full} positions is full\n")
+        assert done.stderr.count("User: ") < 60
 
 
 def test_info(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +190,7 @@ def shell(command: str, *words: object, **options: Any) -> subprocess.CompletedP
     line = command.replace("$PY", f"{sys.executable} -m pyllama2c")
     arguments = ["sh", "-c", line, "sh", *map(str, words)]
     options = {"cwd": DATA, "capture_output": True, "text": True, **options}
-    return subprocess.run(arguments, **options)
+    return subprocess.run(arguments, stdin=subprocess.DEVNULL, **options)
 
 
 STORY = "$PY $1 -s 3 -n 20 -i ab"

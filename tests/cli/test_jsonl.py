@@ -35,7 +35,9 @@ def run(
     seed: int | None = 11,
     **changes: Any,
 ) -> str:
-    return write_stories(llama, path, count, prompt, 8, {**OPTIONS, **changes, "seed": seed})
+    return write_stories(
+        llama, path, count, os.fsencode(prompt), 8, {**OPTIONS, **changes, "seed": seed}
+    )
 
 
 def records(path: Path) -> list[dict[str, Any]]:
@@ -397,7 +399,7 @@ def test_a_progress_bar_on_a_terminal(tiny_path: Path, tmp_path: Path) -> None:
     master, slave = os.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
     words = [sys.executable, *command(tiny_path, str(tmp_path / "f"))]
-    process = subprocess.Popen(words, stderr=slave, cwd=DATA)
+    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=slave, cwd=DATA)
     os.close(slave)
     shown = b""
     while True:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 from tokenizer_files import MERGES, byte_level, sentencepiece
 from vocabularies import as_opened, like_sentencepiece
@@ -56,6 +56,15 @@ def both(folder: Path, source: dict[str, Any], **files: Any) -> tuple[BaseTokeni
     return as_opened(read_vocabulary(folder, VOCAB)), Tokenizer.from_file(str(path))
 
 
+def encoded(theirs: Any, text: str) -> list[int]:
+    try:
+        return list(theirs.encode(text).ids)
+    except BaseException as error:  # the package's own panics are no Exception
+        if type(error).__name__ != "PanicException":
+            raise
+        reject()  # "AddedVocabulary bad split": nothing to compare with
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[*HealthCheck])
 @given(st.sampled_from([*SOURCES]), st.data())
 def test_white_space_beside_added_tokens(tmp_path: Path, kind: str, data: st.DataObject) -> None:
@@ -69,7 +78,7 @@ def test_white_space_beside_added_tokens(tmp_path: Path, kind: str, data: st.Dat
     ours, theirs = both(tmp_path, with_added(SOURCES[kind], *added))
     stretches = [*SPACES, "a", "ab", *special, *plain]
     for text in data.draw(st.lists(st.lists(st.sampled_from(stretches)).map("".join), max_size=5)):
-        assert ours.encode(text, special=True) == theirs.encode(text).ids
+        assert ours.encode(text, special=True) == encoded(theirs, text)
 
 
 @pytest.mark.parametrize("kind", ["tokenizer.model", "tokenizer.json"])

@@ -52,7 +52,8 @@ static void fill_dense(const l2c_gpu_matrix &d, const l2c_matrix &m) {
 
 /* From blocks of 16 rows, four columns of a row side by side, to fragments. */
 static void fill_packed(const l2c_gpu_matrix &d, const l2c_matrix &m) {
-    int strips = l2c_gpu_pieces(d.rows, L2C_GPU_STRIP), steps = d.groups * d.chunks, words = d.type == L2C_GPU_Q8 ? 4 : 2;
+    int strips = l2c_gpu_pieces(d.rows, L2C_GPU_STRIP), steps = d.groups * d.chunks;
+    int words = d.type == L2C_GPU_Q8 ? 4 : 2;
     size_t scale_bytes = (size_t)d.groups * L2C_GPU_STRIP * (d.type == L2C_GPU_Q4 ? 2 : 4);
     for (int s = 0; s < strips; s++) {
         const unsigned char *block = (const unsigned char *)m.data + s * m.block_bytes;

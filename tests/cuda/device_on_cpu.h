@@ -76,7 +76,8 @@ template <class T> inline T __shfl_sync(unsigned, T x, int lane) {
         return same_bits<T>(emulator::shuffle(same_bits<uint32_t>(x), (unsigned)lane));
     } else {
         uint64_t bits = same_bits<uint64_t>(x);
-        uint64_t low = emulator::shuffle((uint32_t)bits, (unsigned)lane), high = emulator::shuffle((uint32_t)(bits >> 32), (unsigned)lane);
+        uint64_t low = emulator::shuffle((uint32_t)bits, (unsigned)lane);
+        uint64_t high = emulator::shuffle((uint32_t)(bits >> 32), (unsigned)lane);
         return same_bits<T>(high << 32 | low);
     }
 }

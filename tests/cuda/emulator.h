@@ -153,8 +153,8 @@ inline void mma_m16n8k32(uint32_t d[4], const uint32_t a[4], const uint32_t b[2]
     memcpy(d, result, 4 * sizeof *d);
 }
 
-/* The same of (8, 16) and (16, 8): word 0 of lane row * 4 + k / 4, and of lane col * 4 + k / 4; c and d: word col % 2 of
- * lane row * 4 + col / 2. */
+/* The same of (8, 16) and (16, 8): word 0 of lane row * 4 + k / 4, and of lane col * 4 + k / 4; c and d: word col % 2
+ * of lane row * 4 + col / 2. */
 inline void mma_m8n8k16(uint32_t d[2], uint32_t a, uint32_t b, const uint32_t c[2]) {
     const uint32_t words[4] = {a, b, c[0], c[1]};
     const uint32_t *result = together(MMA_M8N8K16, words, 4, [](uint32_t(*in)[MOST_IN], uint32_t(*out)[MOST_OUT]) {

@@ -31,7 +31,7 @@ class Fault:
 
 
 FAULTS = [
-    Fault("products and sums fused", "rows", flags=("-ffp-contract=fast", "-mfma")),
+    Fault("products and sums fused", "attention", flags=("-O2", "-ffp-contract=fast", "-mfma")),
     Fault(
         "wrong tree over 16 threads", "attention", "arithmetic.cuh",
         "__shfl_xor_sync(EVERY_LANE, lane, 8);\n    lane += __shfl_xor_sync(EVERY_LANE, lane, 4);",

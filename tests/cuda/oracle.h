@@ -18,7 +18,7 @@ int32_t random_between(uint64_t *state, int32_t low, int32_t high); /* both incl
 /* Of many magnitudes, so that rounding matters; now and then a zero, -0 or denormal. */
 float random_float(uint64_t *state);
 
-/* A matrix of any type with random values; freed with free(matrix.data). extreme: packed ones are all -128 (Q8) or 15. */
+/* A matrix of any type with random values; its data is to be freed. extreme: packed ones are all -128 (Q8) or 15. */
 l2c_matrix oracle_matrix(l2c_weights type, size_t rows, size_t cols, size_t group, int extreme, uint64_t *state);
 
 /* A float32 matrix all of whose values are exactly float16, or bfloat16. */

@@ -52,7 +52,8 @@ device_session::device_session(const l2c_model *model, const oracle_shape &s, in
     classifier = on_card(*oracle_model_matrix(model, ORACLE_CLASSIFIER, 0));
     pass.token_embedding = embedding->matrix;
     pass.classifier = classifier->matrix;
-    float *norm = make<float>((size_t)s.dim), *cosine = make<float>((size_t)n_ctx * pairs), *sine = make<float>((size_t)n_ctx * pairs);
+    float *norm = make<float>((size_t)s.dim);
+    float *cosine = make<float>((size_t)n_ctx * pairs), *sine = make<float>((size_t)n_ctx * pairs);
     memcpy(norm, oracle_model_norm(model, 2, 0), (size_t)s.dim * sizeof *norm);
     oracle_model_rope(model, n_ctx, cosine, sine);
     pass.final_norm = norm, pass.rope_cos = cosine, pass.rope_sin = sine;
@@ -162,7 +163,8 @@ std::vector<unsigned char> device_session::saved(int sequence, int n) {
     size_t bytes = (size_t)heads * n * pass.head_size * size;
     buffer<unsigned char> out(2 * bytes);
     for (int i = 0; i < 2; i++) {
-        l2c_gpu_cache p = {i ? pass.value_cache : pass.key_cache, out.begin() + i * bytes, (int64_t)sequence * heads, 0, heads, n,
+        void *cache = i ? pass.value_cache : pass.key_cache;
+        l2c_gpu_cache p = {cache, out.begin() + i * bytes, (int64_t)sequence * heads, 0, heads, n,
                            pass.n_ctx, pass.head_size, pass.kv};
         start(l2c_gpu_cache_launch(L2C_GPU_KERNEL_cache_read, &p), p);
     }

@@ -17,8 +17,8 @@ class device_session {
     device_session(const l2c_model *model, const oracle_shape &shape, int sequences, int n_ctx, l2c_kv kv, int max_rows);
     /* A kernel a phase. */
     void forward(const std::vector<l2c_row> &rows);
-    /* The same by a decode kernel, up to 8 rows. With draws, goes on for `steps` sweeps; returns how many were done, whose
-     * tokens are then at the beginning of `tokens` (steps, draws). */
+    /* The same by a decode kernel, up to 8 rows. With draws, goes on for `steps` sweeps; returns how many were done,
+     * whose tokens are then at the beginning of `tokens` (steps, draws). */
     int decode(const std::vector<l2c_row> &rows, const std::vector<l2c_gpu_draw> &draws, const std::vector<float> &coins,
                const std::vector<int> &ends, int steps, int cancel, std::vector<int> &tokens);
     const float *logits(int i) const { return pass.logits + (size_t)i * pass.vocab_size; }

@@ -61,7 +61,8 @@ void check_attention(bool far) {
     shape s = pick_shape(far);
     int n = far ? 1 : between(1, 5), q_dim = s.heads * s.head, kv_dim = s.kv_heads * s.head, pairs = s.head / 2;
     int q_pitch = l2c_gpu_pitch(q_dim), kv_pitch = l2c_gpu_pitch(kv_dim), head_pitch = l2c_gpu_pitch(s.head);
-    size_t cells = (size_t)s.sequences * s.layers * s.kv_heads * s.n_ctx * head_pitch, size = s.kv == L2C_GPU_KV_F16 ? 2 : 4;
+    size_t cells = (size_t)s.sequences * s.layers * s.kv_heads * s.n_ctx * head_pitch;
+    size_t size = s.kv == L2C_GPU_KV_F16 ? 2 : 4;
     buffer<unsigned char> keys(cells * size), values(cells * size);
     buffer<float> q((size_t)n * q_pitch), k((size_t)n * kv_pitch), v((size_t)n * kv_pitch), out((size_t)n * q_pitch);
     buffer<float> cosine((size_t)s.n_ctx * pairs), sine((size_t)s.n_ctx * pairs);
@@ -129,7 +130,8 @@ void check_attention(bool far) {
     for (int r = 0; r < n; r++)
         for (int head = 0; head < s.kv_heads; head++) {
             size_t at = head_at(s, rows[r].sequence, s.layer, head) + (size_t)rows[r].position * head_pitch;
-            std::vector<float> key(&k[(size_t)r * kv_pitch + head * s.head], &k[(size_t)r * kv_pitch + head * s.head] + s.head);
+            const float *k_of = &k[(size_t)r * kv_pitch + head * s.head];
+            std::vector<float> key(k_of, k_of + s.head);
             size_t angle = (size_t)rows[r].position * pairs;
             l2c_kernels_scalar.rotate(key.data(), &cosine[angle], &sine[angle], (size_t)pairs);
             for (int i = 0; i < s.head; i++) {
@@ -142,7 +144,8 @@ void check_attention(bool far) {
     std::vector<float> expected((size_t)n * q_pitch);
     for (int r = 0; r < n; r++)
         for (int h = 0; h < s.heads; h++) {
-            std::vector<float> query(&q[(size_t)r * q_pitch + h * s.head], &q[(size_t)r * q_pitch + h * s.head] + s.head);
+            const float *q_of = &q[(size_t)r * q_pitch + h * s.head];
+            std::vector<float> query(q_of, q_of + s.head);
             size_t angle = (size_t)rows[r].position * pairs, own = (size_t)r * q_pitch + h * s.head;
             l2c_kernels_scalar.rotate(query.data(), &cosine[angle], &sine[angle], (size_t)pairs);
             attend(s, query.data(), expected_keys.data(), expected_values.data(),

@@ -80,8 +80,8 @@ l2c_sampler sampler_with_the_last_coin() {
     return s;
 }
 
-/* Where the running sum falls short of the coin, the last token is taken that is possible at all: not one whose exp is so
- * small that it counts as 0. */
+/* Where the running sum falls short of the coin, the last token is taken that is possible at all: not one whose exp is
+ * so small that it counts as 0. */
 void check_the_last_coin() {
     int vocab = between(2, 600);
     l2c_sampler s = sampler_with_the_last_coin();

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -17,7 +18,7 @@ import pytest
 from environment import DATA
 from tiny import Shape, TinyLlama, tokenizer_file
 
-from pyllama2c import DownloadError, Llama, UnknownModelError
+from pyllama2c import CheckpointWarning, DownloadError, Llama, UnknownModelError
 from pyllama2c.files import hub
 
 CHECKPOINT = TinyLlama.random(Shape()).v0()
@@ -246,8 +247,17 @@ def test_a_local_file_comes_first(
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "tiny.bin").write_bytes(CHECKPOINT)
     (tmp_path / "models" / "tok.bin").write_bytes(TOKENIZER)
-    with Llama("tiny") as llama:
-        assert llama.path == "models/tiny.bin" and llama.tokenizer.vocab_size == 300
+    with pytest.warns(
+        CheckpointWarning, match=r"checkpoint of tiny: using /.*/tiny.bin"
+    ) as of_model:
+        llama = Llama("tiny")
+    assert llama.path == "models/tiny.bin"
+    with pytest.warns(
+        CheckpointWarning, match=r"tokenizer of tiny: using /.*/tok.bin"
+    ) as of_pieces:
+        assert llama.tokenizer.vocab_size == 300
+    llama.close()
+    assert {of_model[0].filename, of_pieces[0].filename} == {__file__}
     assert Handler.requests == []
 
 
@@ -257,6 +267,8 @@ def test_the_shipped_registry() -> None:
     for parts in registry.models.values():
         assert {parts["checkpoint"], parts["tokenizer"]} <= set(registry.files)
     for file in registry.files.values():
+        # A commit: what a branch has may change, and would then be refused.
+        assert re.search(r"/(resolve|raw)/[0-9a-f]{40}/", file.url)
         assert file.url.startswith("https://") and len(file.sha256) == 64 and file.size > 0
 
 

@@ -34,7 +34,10 @@ def real_file(name: str) -> Path:
 def run_python(
     *arguments: str | bytes, timeout: float = 600, **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """A fresh interpreter, away from the source folder, whose `pyllama2c` may not be built."""
+    """A fresh interpreter, away from the source folder, whose `pyllama2c` may not be built. Without
+    an `input` its standard input is empty: the command would read an open pipe to its end."""
     command = [sys.executable, *arguments]
+    if "input" not in options:
+        options.setdefault("stdin", subprocess.DEVNULL)
     options = {"cwd": DATA, "capture_output": True, "text": True, "timeout": timeout, **options}
     return subprocess.run(command, **options)

@@ -1,0 +1,131 @@
+"""What `--help` says around the list of flags: what a command is for, and how people use it; and
+answers to what other programs call things."""
+
+from __future__ import annotations
+
+GENERAL = (
+    """\
+Runs Llama models on the processor: GGUF files (F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K and others),
+llama2.c's checkpoints, and models by name, known ones or hf://owner/name on the Hugging Face hub,
+which are downloaded once. Without a command it generates; without a model it takes the small
+storyteller that comes with it.""",
+    """\
+  pyllama2c                                       # a story by the model that comes with it
+  pyllama2c stories15M -i "Once upon a time"      # a known model, downloaded the first time
+  pyllama2c model.gguf -t 0.8 --max-tokens 200    # any Llama model's GGUF file
+  pyllama2c hf://owner/name/model.gguf            # one on the hub: pip install 'pyllama2c[hub]'
+  pyllama2c chat model.gguf                       # a conversation
+  pyllama2c help generate                         # everything about a command""",
+)
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "generate": (
+        """\
+Continues a prompt: that of -i, of --file, or what a pipe sends. The story goes to standard output
+as it is generated, everything else to standard error. -t, -p, -s, -n, -i, -z, -m and -y are run.c's
+flags and mean what they mean there; the same seed gives the same story. Where standard input is a
+pipe that stays open, as in some scripts, pass -i "" for no prompt.""",
+        """\
+  pyllama2c -i "The lion and the rabbit" -s 7
+  pyllama2c model.gguf -i "Dear diary," --max-tokens 100 --stop "The end"
+  echo "Once upon a time" | pyllama2c stories15M --json
+  pyllama2c model.gguf --file prompt.txt -t 0 --logprobs
+  pyllama2c -N 1000 --jsonl stories.jsonl         # run again, it adds what is missing""",
+    ),
+    "chat": (
+        """\
+A conversation with a chat model, by the chat template in its GGUF file or in Llama 2's format. At
+the prompt, /help lists the chat's own commands; Ctrl-C stops an answer, and at the prompt ends the
+chat. When the context is full, the oldest turns are dropped from it and the system prompt stays;
+with -n the chat ends after that many positions, as in run.c.""",
+        """\
+  pyllama2c chat model.gguf
+  pyllama2c chat llama2-chat.bin -z tokenizer.bin -y "Be brief."
+  pyllama2c chat model.gguf --context 4096 --kv-dtype float16""",
+    ),
+    "bench": (
+        "Measures tokens per second, for reading a prompt and for generating one story.",
+        """\
+  pyllama2c bench model.gguf --dtype int8
+  pyllama2c bench --synthetic llama2-7b --json    # random weights: needs no file""",
+    ),
+    "info": (
+        "Shows what a model file holds, and whether it fits in this machine's memory.",
+        """\
+  pyllama2c info model.gguf
+  pyllama2c info model.gguf --context 4096 --json""",
+    ),
+    "download": (
+        """\
+Downloads a known model and its tokenizer to the cache folder (PYLLAMA2C_CACHE names another) and
+checks their SHA-256, even if they are there already. Of a model on the Hugging Face hub it gets the
+current commit, which is then opened until the next download.""",
+        """\
+  pyllama2c download stories15M
+  pyllama2c download hf://owner/name              # or hf://owner/name@revision/file.gguf""",
+    ),
+    "list": (
+        "Lists the known models with their sizes and SHA-256, and which of them are on this disk.",
+        """\
+  pyllama2c list
+  pyllama2c list --json""",
+    ),
+    "rm": (
+        """\
+Removes known models from the cache, and tokenizers that no other model there needs. Other files
+stay, even if one has the name of a known file.""",
+        "  pyllama2c rm stories15M stories42M",
+    ),
+    "quantize": (
+        "Writes a float32 llama2.c checkpoint as int8 (version 2), which runq.c reads as well.",
+        "  pyllama2c quantize stories15M.bin stories15M-q8.bin",
+    ),
+    "convert": (
+        """\
+Converts a Hugging Face (Llama, Mistral) or Meta folder to one GGUF file, with its tokenizer and
+chat template. Needs pip install 'pyllama2c[convert]'.""",
+        "  pyllama2c convert open_llama_3b open_llama_3b.gguf --dtype int8",
+    ),
+    "eval": (
+        "Measures how well a model predicts texts: bits per byte and perplexity.",
+        """\
+  pyllama2c eval stories.txt -M stories15M
+  pyllama2c eval stories.txt -M model.gguf --dtype int4 --json""",
+    ),
+    "completion": (
+        """\
+Prints a script with which your shell completes commands, flags, models and files. Printing it takes
+the shtab package (pip install 'pyllama2c[completion]'); using it does not.""",
+        """\
+  pyllama2c completion bash > ~/.local/share/bash-completion/completions/pyllama2c
+  pyllama2c completion zsh > ~/.zfunc/_pyllama2c  # with fpath+=~/.zfunc before compinit
+  pyllama2c completion fish > ~/.config/fish/completions/pyllama2c.fish""",
+    ),
+    "help": (
+        "Shows what a command does, like its --help, or lists the commands.",
+        "  pyllama2c help chat",
+    ),
+}
+
+ELSEWHERE = {
+    **dict.fromkeys(("run", "complete", "completions"), "generate or chat"),
+    **dict.fromkeys(("pull", "fetch", "get"), "download"),
+    **dict.fromkeys(("ls", "models"), "list"),
+    **dict.fromkeys(("remove", "delete"), "rm"),
+    "show": "info",
+    "perplexity": "eval",
+    "-V": "--version",
+    **dict.fromkeys(("--max-new-tokens", "--max_tokens", "--n-predict"), "--max-tokens"),
+    "--max-length": "--steps",
+    "--text": "--prompt",
+    **dict.fromkeys(("--model", "--model-path"), "just the file or name, without a flag"),
+}
+"""commands and flags of other programs, and what to use here"""
+
+
+def advice(word: str) -> str:
+    """What to say of a word that is no command, flag or model; begins with a semicolon."""
+    word = word.partition("=")[0]
+    if word in ELSEWHERE:
+        return f"; use {ELSEWHERE[word]}"
+    return "" if word.startswith("-") else "; prompts go after -i"
