@@ -270,6 +270,10 @@ static inline l2c_status l2c_session_fail_cancelled(l2c_error *err) {
 int l2c_session_enter(l2c_session *session); /* 0: another thread is in it */
 void l2c_session_leave(l2c_session *session);
 
+/* What comes before rows are computed, for callers that hold the session: checks them, and forgets what they will
+ * overwrite. L2C_CANCELLED where somebody asked to stop. */
+l2c_status l2c_session_begin(l2c_session *session, const l2c_row *rows, size_t n_rows, l2c_error *err);
+
 /* For callers that hold the session (enter returned 1). A call that finds a request to stop returns L2C_CANCELLED and
  * leaves the request standing. */
 l2c_status l2c_session_forward_held(l2c_session *session, const l2c_row *rows, size_t n_rows, l2c_error *err);

@@ -3,9 +3,8 @@
  */
 #include "cuda_session.h"
 
-int l2c_cuda_decodes(const l2c_cuda_session *s, size_t n_rows) { return s->decodes && n_rows <= L2C_GPU_TOKENS; }
-
-l2c_status l2c_cuda_launch_decode(l2c_cuda_session *s, l2c_gpu_decode *p, int32_t max_keys, l2c_error *err) {
+/* p->pass, and draws where there are some. L2C_UNSUPPORTED, once, where the card has no room for it. */
+static l2c_status launch(l2c_cuda_session *s, l2c_gpu_decode *p, int32_t max_keys, l2c_error *err) {
     l2c_device *d = s->device;
     p->rows = s->card_rows;
     p->draws = s->card_draws;
@@ -21,10 +20,19 @@ l2c_status l2c_cuda_launch_decode(l2c_cuda_session *s, l2c_gpu_decode *p, int32_
     cu_result result = d->cu.memset_d8_async(l2c_card_address(s->card_state), 0, sizeof *s->card_state, s->stream);
     l2c_status status = l2c_device_check(d, result, "preparing the decode kernel", err);
     if (status != L2C_OK) return status;
-    l2c_gpu_launch launch = l2c_gpu_decode_launch(p, max_keys, d->info.processors, d->shared_limit);
-    status = l2c_device_launch(d, s->stream, launch, p, err);
+    l2c_gpu_launch how = l2c_gpu_decode_launch(p, max_keys, d->info.processors, d->shared_limit);
+    status = l2c_device_launch(d, s->stream, how, p, err);
     if (status == L2C_UNSUPPORTED) s->decodes = 0; /* a kernel a phase from here on */
     return status;
+}
+
+l2c_status l2c_cuda_forward_at_once(l2c_cuda_session *s, const l2c_row *rows, size_t n_rows, l2c_error *err) {
+    l2c_gpu_decode p = {.steps = 1};
+    int32_t max_keys;
+    if (!s->decodes || n_rows > L2C_GPU_TOKENS) return L2C_UNSUPPORTED;
+    p.pass = s->pass;
+    l2c_status status = l2c_cuda_send_rows(s, &p.pass, rows, n_rows, &max_keys, err);
+    return status == L2C_OK ? launch(s, &p, max_keys, err) : status;
 }
 
 /* ---- Several tokens ---------------------------------------------------------------------------------- */
@@ -56,7 +64,7 @@ static l2c_status run(l2c_cuda_session *s, const l2c_row *row, const l2c_sampler
     if (status == L2C_OK) status = send(s, s->card_draws, s->draws, sizeof *s->draws, err);
     if (status == L2C_OK) status = send(s, s->card_coins, s->shared->coins, n * sizeof *s->shared->coins, err);
     if (status == L2C_OK) status = send(s, s->card_ends, s->shared->ends, n_ends * sizeof *ends, err);
-    if (status == L2C_OK) status = l2c_cuda_launch_decode(s, &p, max_keys + (int32_t)n - 1, err);
+    if (status == L2C_OK) status = launch(s, &p, max_keys + (int32_t)n - 1, err);
     l2c_status waited = l2c_cuda_wait(s, "computing", status == L2C_OK ? err : NULL);
     return status == L2C_OK ? waited : status;
 }
@@ -76,7 +84,7 @@ l2c_status l2c_cuda_decode(l2c_session *session, const l2c_row *row, l2c_sampler
                            size_t *n_fed, l2c_error *err) {
     l2c_cuda_session *s = session->state;
     size_t n = steps_a_launch(s, n_steps);
-    if (!l2c_cuda_decodes(s, 1) || n_ends > L2C_CUDA_MAX_ENDS) return L2C_UNSUPPORTED;
+    if (!s->decodes || n_ends > L2C_CUDA_MAX_ENDS) return L2C_UNSUPPORTED;
     l2c_sampler after = *sampler;
     for (size_t i = 0; i < n; i++) { /* one coin a token */
         s->shared->coins[i] = after.temperature > 0.0f ? l2c_sampler_coin(&after) : 0.0f;

@@ -106,13 +106,6 @@ l2c_status l2c_cuda_send_rows(l2c_cuda_session *s, l2c_gpu_pass *p, const l2c_ro
 
 /* ---- The pass ------------------------------------------------------------------------------------------ */
 
-/* The same in one launch, of few rows. */
-static l2c_status forward_at_once(l2c_cuda_session *s, const l2c_gpu_pass *pass, int32_t max_keys, l2c_error *err) {
-    l2c_gpu_decode p = {.steps = 1};
-    p.pass = *pass;
-    return l2c_cuda_launch_decode(s, &p, max_keys, err);
-}
-
 l2c_status l2c_cuda_forward(l2c_cuda_session *s, const l2c_row *rows, size_t n_rows, l2c_error *err) {
     /* Of many rows, so many layers are under way at a time: a wish to stop is soon heard. Few are done by then. */
     enum { MANY_ROWS = 64, LAYERS_AHEAD = 4 };
@@ -121,11 +114,6 @@ l2c_status l2c_cuda_forward(l2c_cuda_session *s, const l2c_row *rows, size_t n_r
     l2c_gpu_pass *p = &q.pass;
     int32_t max_keys;
     q.status = l2c_cuda_send_rows(s, p, rows, n_rows, &max_keys, err);
-    if (q.status == L2C_OK && l2c_cuda_decodes(s, n_rows)) {
-        q.status = forward_at_once(s, p, max_keys, err);
-        if (q.status != L2C_UNSUPPORTED) return q.status;
-        q.status = L2C_OK;
-    }
     launch(&q, l2c_gpu_embed_launch(p), p);
     for (p->layer = 0; p->layer < p->n_layers && q.status == L2C_OK; p->layer++) {
         if (n_rows > MANY_ROWS && p->layer % LAYERS_AHEAD == 0) q.status = l2c_cuda_wait(s, "computing", err);

@@ -216,17 +216,14 @@ static void session_close(l2c_session *session) {
 
 /* ---- Calls ---------------------------------------------------------------------------------------------- */
 
-l2c_status l2c_cuda_wait(l2c_cuda_session *s, const char *doing, l2c_error *err) {
-    return l2c_device_check(s->device, s->device->cu.stream_synchronize(s->stream), doing, err);
-}
-
 static l2c_status forward(l2c_session *session, const l2c_row *rows, size_t n_rows, l2c_error *err) {
     l2c_cuda_session *s = session->state;
     l2c_status status = l2c_device_enter(s->device, err);
     if (status != L2C_OK) return status;
     memset(s->fetched, 0, (size_t)session->max_rows);
     s->totals_known = 0;
-    status = l2c_cuda_forward(s, rows, n_rows, err);
+    status = l2c_cuda_forward_at_once(s, rows, n_rows, err);
+    if (status == L2C_UNSUPPORTED) status = l2c_cuda_forward(s, rows, n_rows, err);
     /* also where it failed: what is under way reads this session's memory */
     l2c_status waited = l2c_cuda_wait(s, "computing", status == L2C_OK ? err : NULL);
     l2c_device_leave(s->device);

@@ -58,10 +58,9 @@ l2c_status l2c_cuda_send_angles(l2c_cuda_session *s, int32_t position, l2c_error
 l2c_status l2c_cuda_send_rows(l2c_cuda_session *s, l2c_gpu_pass *pass, const l2c_row *rows, size_t n, int32_t *max_keys,
                               l2c_error *err);
 
-/* cuda_decode.c: whether so few rows can go through in one launch, and that launch: of p->pass, and draws where there
- * are some. L2C_UNSUPPORTED, once, where the card has no room for it. Then the entry of the backend. */
-int l2c_cuda_decodes(const l2c_cuda_session *s, size_t n_rows);
-l2c_status l2c_cuda_launch_decode(l2c_cuda_session *s, l2c_gpu_decode *p, int32_t max_keys, l2c_error *err);
+/* cuda_decode.c: the same in one launch, of few rows; L2C_UNSUPPORTED, with nothing done, where it is not to be. Then
+ * the entry of the backend. */
+l2c_status l2c_cuda_forward_at_once(l2c_cuda_session *s, const l2c_row *rows, size_t n_rows, l2c_error *err);
 l2c_status l2c_cuda_decode(l2c_session *session, const l2c_row *row, l2c_sampler *sampler, size_t n_steps,
                            const int32_t *ends, size_t n_ends, int32_t *tokens, uint64_t *rng_states, size_t *n_new,
                            size_t *n_fed, l2c_error *err);
@@ -72,6 +71,8 @@ l2c_status l2c_cuda_sample(l2c_session *session, l2c_draw *draws, l2c_draw_optio
 l2c_status l2c_cuda_logprob(l2c_session *session, size_t i, int32_t token, double *value, l2c_error *err);
 
 /* Waits until the card has done all that was asked of it. */
-l2c_status l2c_cuda_wait(l2c_cuda_session *s, const char *doing, l2c_error *err);
+static inline l2c_status l2c_cuda_wait(l2c_cuda_session *s, const char *doing, l2c_error *err) {
+    return l2c_device_check(s->device, s->device->cu.stream_synchronize(s->stream), doing, err);
+}
 
 #endif

@@ -1,11 +1,12 @@
 /*
  * decode_launches.c - the persistent kernel, launched again and again: does it ever hang, or answer differently?
  *
- *     decode_launches MODEL PTX ROWS STEPS LAUNCHES
+ *     decode_launches MODEL KERNELS ROWS STEPS LAUNCHES
  *
- * Tells ROWS stories of STEPS likeliest tokens by a kernel a phase, then LAUNCHES times by decode kernels, which must give
- * the same tokens. Prints JSON: launches, how many differed, and the microseconds of a launch, waiting included. A
- * deadlock shows as a program that does not end. The library is $PYLLAMA2C_LIBCUDA, else the system's.
+ * KERNELS: compiled for the card, or PTX. Tells ROWS stories of STEPS likeliest tokens by a kernel a phase, then LAUNCHES
+ * times by decode kernels, which must give the same tokens. Prints JSON: launches, how many differed, and the
+ * microseconds of a launch, waiting included. A deadlock shows as a program that does not end. The library is
+ * $PYLLAMA2C_LIBCUDA, else the system's.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,10 +16,6 @@
 #include "cuda/cuda_session.h"
 
 enum { MOST_ROWS = 8, MAPPED = 2 }; /* of the decode kernels; CU_MEMHOSTALLOC_DEVICEMAP */
-
-typedef cu_result (*cooperative_launch)(cu_function function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
-                                        unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes,
-                                        cu_stream stream, void **parameters);
 
 static l2c_error error;
 
@@ -66,7 +63,6 @@ static void tell_by_phases(l2c_session *session, int32_t vocab, int n_rows, int 
 
 typedef struct {
     l2c_cuda_session *s;
-    cooperative_launch launch;
     l2c_gpu_decode decode;
     l2c_gpu_row *rows; /* pinned */
     int32_t *told;     /* pinned and mapped: cancel, done, then tokens */
@@ -87,16 +83,8 @@ static void *pinned(trial *t, size_t bytes) {
     return memory;
 }
 
-static void prepare(trial *t, const char *library, int n_rows, int steps) {
+static void prepare(trial *t, int n_rows, int steps) {
     l2c_device *d = t->s->device;
-    char why[160];
-    void *driver = l2c_library_open(library != NULL ? library : "libcuda.so.1", why, sizeof why);
-    void *symbol = driver != NULL ? l2c_library_symbol(driver, "cuLaunchCooperativeKernel") : NULL;
-    if (symbol == NULL) {
-        fprintf(stderr, "the driver has no cooperative launch\n");
-        exit(1);
-    }
-    memcpy(&t->launch, &symbol, sizeof symbol);
     int blocks = d->info.processors;
     l2c_gpu_decode *p = &t->decode;
     p->pass = t->s->pass;
@@ -116,23 +104,18 @@ static void prepare(trial *t, const char *library, int n_rows, int steps) {
     t->n_told = (size_t)(2 + steps * n_rows);
     t->told = pinned(t, t->n_told * sizeof(int32_t));
     p->cancel = &t->told[0], p->done = &t->told[1], p->tokens = &t->told[2];
-    cu_result result = d->cu.func_set_attribute(d->kernels[t->how.kernel], CU_FUNC_MAX_DYNAMIC_SHARED, (int)t->how.shared);
-    check_driver(&d->cu, result, "asking for shared memory");
 }
 
 static int is_different(trial *t, const int32_t *expected) {
     const l2c_driver *cu = &t->s->device->cu;
     l2c_gpu_decode *p = &t->decode;
     size_t n = (size_t)p->n_draws;
-    void *parameter = p;
     for (size_t i = 0; i < t->n_told; i++) t->told[i] = i < 2 ? 0 : -9;
     cu_result result = cu->memset_d8_async(l2c_card_address(p->state), 0, sizeof *p->state, t->s->stream);
     if (result == 0) result = cu->memcpy_to_device_async(l2c_card_address(p->rows), t->rows, n * sizeof *t->rows, t->s->stream);
-    if (result == 0)
-        result = t->launch(t->s->device->kernels[t->how.kernel], t->how.grid_x, 1, 1, t->how.block, 1, 1, t->how.shared,
-                           t->s->stream, &parameter);
-    if (result == 0) result = cu->stream_synchronize(t->s->stream);
-    check_driver(cu, result, "the decode kernel");
+    check_driver(cu, result, "sending the rows");
+    check(l2c_device_launch(t->s->device, t->s->stream, t->how, p, &error));
+    check_driver(cu, cu->stream_synchronize(t->s->stream), "the decode kernel");
     return t->told[1] != p->steps || memcmp(&t->told[2], expected, (size_t)p->steps * n * sizeof *expected) != 0;
 }
 
@@ -144,7 +127,7 @@ static double seconds(void) {
 
 int main(int argc, char **argv) {
     if (argc != 6) {
-        fprintf(stderr, "usage: decode_launches MODEL PTX ROWS STEPS LAUNCHES\n");
+        fprintf(stderr, "usage: decode_launches MODEL KERNELS ROWS STEPS LAUNCHES\n");
         return 2;
     }
     const char *library = getenv("PYLLAMA2C_LIBCUDA");
@@ -162,11 +145,12 @@ int main(int argc, char **argv) {
     check(l2c_pool_create(1, &pool, &error));
     check(l2c_model_open_on(device, argv[1], L2C_DTYPE_AUTO, pool, &model, &error));
     check(l2c_session_create(model, pool, n_rows, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, &error));
+    trial t = {.s = session->state};
+    t.s->decodes = 0; /* at first */
     int32_t *expected = calloc((size_t)(steps * n_rows), sizeof *expected);
     tell_by_phases(session, l2c_model_config(model)->vocab_size, n_rows, steps, expected);
-    trial t = {.s = session->state};
     check(l2c_device_enter(device, &error));
-    prepare(&t, library, n_rows, steps);
+    prepare(&t, n_rows, steps);
     different += is_different(&t, expected); /* and everything is warm */
     double started = seconds();
     for (int i = 1; i < launches; i++) different += is_different(&t, expected);

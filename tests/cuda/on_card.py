@@ -24,8 +24,8 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-CARRIED = ROOT / "build" / "card"
-"""on_card.sh pack fills it: wheels, models, decode_launches"""
+CARRIED = Path(os.environ.get("ON_CARD_FILES", ROOT / "build" / "card"))
+"""what on_card.sh pack made: models, decode_launches"""
 
 Result = dict[str, Any]
 """ok: a bool; summary: a line; and figures"""

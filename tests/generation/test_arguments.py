@@ -47,6 +47,7 @@ OF_A_MODEL: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "isa": ((5, []), ("sse", "")),
     "context": (NO_INTEGERS, (0, -1, 97)),
     "threads": (NO_INTEGERS, (0, -1, 257)),
+    "device": ((5, [], b"cpu"), ("gpu", "cuda:", "")),
     "speculative": ((1, 0, None, [], np.array([1, 2])), ("yes", "")),
 }
 
