@@ -32,7 +32,7 @@ static int attribute(const l2c_driver *cu, cu_device device, int number) {
 }
 
 static l2c_status describe(const l2c_driver *cu, int32_t number, cu_device *device, l2c_device_info *info, l2c_error *err) {
-    int32_t count;
+    int32_t count = 0;
     l2c_status status = count_cards(cu, &count, err);
     if (status != L2C_OK) return status;
     if (number < 0 || number >= count)
