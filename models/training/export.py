@@ -57,7 +57,7 @@ def write_gguf(model: Llama, run: Run, target: Path) -> None:
     from pyllama2c.convert.layout import weights
     from pyllama2c.convert.model_config import ModelConfig
     from pyllama2c.convert.sentencepiece_model import read_sentencepiece
-    from pyllama2c.convert.tensors import Given, Tensor
+    from pyllama2c.convert.tensors import Computed, Tensor
     from pyllama2c.convert.writer import lay_out, write_gguf
 
     c: LlamaConfig = model.config
@@ -79,7 +79,7 @@ def write_gguf(model: Llama, run: Run, target: Path) -> None:
     tensors: dict[str, Tensor] = {}
     for weight in weights(c.n_layers, c.tied):
         name = weight_name(weight.meta)
-        tensors[f"{weight.gguf}.weight"] = Given(name, _array(state[name]))
+        tensors[f"{weight.gguf}.weight"] = Computed(name, _array(state[name]))
     vocabulary = read_sentencepiece(run.tokenizer / "tokenizer.model", c.vocab_size)
     layout = lay_out(config, tensors, vocabulary, "int8", name=run.out.name)
     write_gguf(target, layout, progress=True)
