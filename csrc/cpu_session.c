@@ -12,8 +12,6 @@
  * short story never uses. */
 enum { SPARSE = 1 << 15 };
 
-static uint64_t times(uint64_t a, uint64_t b) { return b != 0 && a > UINT64_MAX / b ? UINT64_MAX : a * b; }
-
 /* int8 rows of `cols` values, as the model's matrices take them. */
 static l2c_quantized quantized_rows(l2c_arena *a, const l2c_matrices *m, uint64_t rows, uint64_t cols) {
     l2c_quantized x = {.cols = (size_t)cols};
@@ -42,7 +40,7 @@ static uint64_t lay_out(l2c_cpu_session *s, unsigned char *memory, const l2c_mod
     uint64_t head = (uint64_t)c->head_size, q_dim = (uint64_t)c->n_heads * head, kv_dim = (uint64_t)c->n_kv_heads * head;
     uint64_t n_ctx = (uint64_t)o->n_ctx, layers = (uint64_t)c->n_layers;
     uint64_t number = o->kv == L2C_KV_FLOAT16 ? sizeof(uint16_t) : f;
-    uint64_t cache = times(times((uint64_t)o->n_sequences, layers * kv_dim * number), n_ctx);
+    uint64_t cache = l2c_times(l2c_times((uint64_t)o->n_sequences, layers * kv_dim * number), n_ctx);
     int dense = n_ctx * head < SPARSE;
     s->key_cache = l2c_arena_part(&a, cache, dense);
     s->value_cache = l2c_arena_part(&a, cache, dense);

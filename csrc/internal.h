@@ -68,6 +68,9 @@ typedef struct {
     uint64_t used;         /* UINT64_MAX once it would pass that */
 } l2c_arena;
 
+/* a * b, or UINT64_MAX for more than that. */
+static inline uint64_t l2c_times(uint64_t a, uint64_t b) { return b != 0 && a > UINT64_MAX / b ? UINT64_MAX : a * b; }
+
 /* The next part, `bytes` long and on a cache line; NULL while only measuring. Where much of it will be touched, huge
  * pages save most of the page faults and of the misses in address translation. */
 void *l2c_arena_part(l2c_arena *arena, uint64_t bytes, int huge);

@@ -13,8 +13,6 @@ typedef struct {
     uint64_t used;     /* UINT64_MAX once it would pass that */
 } arena;
 
-static uint64_t times(uint64_t a, uint64_t b) { return b != 0 && a > UINT64_MAX / b ? UINT64_MAX : a * b; }
-
 static void *part(arena *a, uint64_t bytes) {
     uint64_t begin = a->used;
     if (bytes > UINT64_MAX - L2C_CARD_LINE || begin > UINT64_MAX - L2C_CARD_LINE - bytes) {
@@ -48,7 +46,7 @@ static unsigned char *decode_inputs(const l2c_cuda_session *s, arena *a, int32_t
 }
 
 /* Gives s its parts of the card's memory, or with 0 none; returns the bytes of it all, UINT64_MAX for too many.
- * *cache: of those, the caches'. processors and shared_limit are the card's. */
+ * processors and shared_limit are the card's. */
 static uint64_t lay_out(l2c_cuda_session *s, cu_pointer memory, const l2c_model *model, const l2c_session_options *o,
                         int32_t rows, int32_t processors, int32_t shared_limit) {
     const l2c_config *c = &model->config;
@@ -58,8 +56,8 @@ static uint64_t lay_out(l2c_cuda_session *s, cu_pointer memory, const l2c_model 
     int32_t q_dim = c->n_heads * c->head_size, kv_dim = c->n_kv_heads * c->head_size;
     uint64_t n_ctx = (uint64_t)o->n_ctx, n = (uint64_t)rows, head = (uint64_t)l2c_gpu_pitch(c->head_size);
     uint64_t number = o->kv == L2C_KV_FLOAT16 ? sizeof(uint16_t) : sizeof(float);
-    uint64_t heads = times((uint64_t)o->n_sequences, (uint64_t)c->n_layers * (uint64_t)c->n_kv_heads);
-    uint64_t cache = times(times(heads, n_ctx), head * number), angles = n_ctx * (uint64_t)c->head_size / 2 * sizeof(float);
+    uint64_t heads = l2c_times((uint64_t)o->n_sequences, (uint64_t)c->n_layers * (uint64_t)c->n_kv_heads);
+    uint64_t cache = l2c_times(l2c_times(heads, n_ctx), head * number), angles = n_ctx * (uint64_t)c->head_size / 2 * sizeof(float);
     p->key_cache = part(&a, cache);
     p->value_cache = part(&a, cache);
     p->rope_cos = part(&a, angles);
