@@ -18,12 +18,6 @@ static l2c_status decode_at_once(l2c_session *s, l2c_sampler *sampler, int32_t *
     return status;
 }
 
-static int is_among(const int32_t *ids, size_t n, int32_t token) {
-    for (size_t i = 0; i < n; i++)
-        if (ids[i] == token) return 1;
-    return 0;
-}
-
 static l2c_status decode(l2c_session *s, l2c_sampler *sampler, int32_t *tokens, size_t n, size_t n_steps,
                          const int32_t *ends, size_t n_ends, uint64_t *rng_states, size_t *n_new, l2c_error *err) {
     l2c_status status = decode_at_once(s, sampler, tokens, n, n_steps, ends, n_ends, rng_states, n_new, err);
@@ -35,7 +29,7 @@ static l2c_status decode(l2c_session *s, l2c_sampler *sampler, int32_t *tokens, 
         if (status == L2C_OK) status = l2c_session_sample_held(s, 0, sampler, tokens, n + *n_new, next, err);
         if (status != L2C_OK) break;
         rng_states[(*n_new)++] = sampler->rng_state;
-        if (is_among(ends, n_ends, *next)) break;
+        if (l2c_is_among(ends, n_ends, *next)) break;
     }
     return *n_new > 0 ? L2C_OK : status; /* what failed after a token fails again in the next call */
 }

@@ -270,6 +270,13 @@ static inline l2c_status l2c_session_fail_cancelled(l2c_error *err) {
     return l2c_fail(err, L2C_CANCELLED, "the forward pass was cancelled");
 }
 
+/* Whether a token is one of n ids, such as those that end a story. */
+static inline int l2c_is_among(const int32_t *ids, size_t n, int32_t token) {
+    for (size_t i = 0; i < n; i++)
+        if (ids[i] == token) return 1;
+    return 0;
+}
+
 int l2c_session_enter(l2c_session *session); /* 0: another thread is in it */
 void l2c_session_leave(l2c_session *session);
 

@@ -20,11 +20,7 @@ typedef struct {
     size_t n;
 } end_tokens;
 
-static int ends_story(end_tokens ends, int32_t token) {
-    for (size_t i = 0; i < ends.n; i++)
-        if (ends.ids[i] == token) return 1;
-    return 0;
-}
+static int ends_story(end_tokens ends, int32_t token) { return l2c_is_among(ends.ids, ends.n, token); }
 
 /* Feeds the draft what it has not seen, up to tokens[n - 1], and leaves the last row's logits. */
 static l2c_status catch_up(l2c_session *draft, const int32_t *tokens, size_t n, l2c_error *err) {

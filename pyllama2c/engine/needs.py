@@ -83,43 +83,26 @@ class Needs(NamedTuple):
         return low * _SMALLEST_CONTEXT
 
 
-def _needs(header: Any, kv_dtype: str, threads: int) -> Needs:
-    c = read_config(lib.l2c_model_config(header))
-    weights, mapped = lib.l2c_model_bytes(header), bool(lib.l2c_model_is_mapped(header))
-    space = lib.l2c_model_file_bytes(header) + (0 if mapped else weights)
+def _needs(header: Any, kv_dtype: str, threads: int, on_card: bool) -> Needs:
+    """Of a card's memory, or of this process's with so many threads."""
+    c, kv = read_config(lib.l2c_model_config(header)), KV_DTYPES[kv_dtype]
     # In steps of 64 positions the size is linear.
-    first, both = (
-        lib.l2c_session_bytes(header, 1, context, KV_DTYPES[kv_dtype], threads)
-        for context in (64, 128)
-    )
+    if on_card:
+        weights, mapped, opening = lib.l2c_model_device_bytes(header), False, 0
+        space = weights
+        first, both = (lib.l2c_session_device_bytes(header, 1, n, kv, 0) for n in (64, 128))
+    else:
+        weights, mapped = lib.l2c_model_bytes(header), bool(lib.l2c_model_is_mapped(header))
+        opening = lib.l2c_model_opening_bytes(header)
+        space = lib.l2c_model_file_bytes(header) + (0 if mapped else weights)
+        first, both = (lib.l2c_session_bytes(header, 1, n, kv, threads) for n in (64, 128))
     return Needs(
         dtype=c.dtype,
         weights=weights,
         sweep=lib.l2c_model_sweep_bytes(header),
         mapped=mapped,
-        opening=lib.l2c_model_opening_bytes(header),
+        opening=opening,
         address_space=space,
-        fixed=first - (both - first),
-        per_position=(both - first) // 64,
-        cache_per_position=2 * c.n_layers * c.n_kv_heads * c.head_size * _KV_BYTES[kv_dtype],
-    )
-
-
-def _card_needs(header: Any, kv_dtype: str) -> Needs:
-    """Of a card's memory."""
-    c = read_config(lib.l2c_model_config(header))
-    weights = lib.l2c_model_device_bytes(header)
-    first, both = (
-        lib.l2c_session_device_bytes(header, 1, context, KV_DTYPES[kv_dtype], 0)
-        for context in (64, 128)
-    )
-    return Needs(
-        dtype=c.dtype,
-        weights=weights,
-        sweep=lib.l2c_model_sweep_bytes(header),
-        mapped=False,
-        opening=0,
-        address_space=weights,
         fixed=first - (both - first),
         per_position=(both - first) // 64,
         cache_per_position=2 * c.n_layers * c.n_kv_heads * c.head_size * _KV_BYTES[kv_dtype],
@@ -144,9 +127,7 @@ class NeedsByDtype(Mapping[tuple[str, str], Needs]):
             header = self._header(dtype)
         except UnsupportedError:
             raise KeyError(key) from None
-        if self._on_card:
-            return _card_needs(header, kv_dtype)
-        return _needs(header, kv_dtype, self._threads)
+        return _needs(header, kv_dtype, self._threads, self._on_card)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         return (key for key in product(_DTYPE_KEYS, KV_DTYPES) if key in self)
