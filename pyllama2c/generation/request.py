@@ -140,8 +140,8 @@ def batch_requests(
     tokenize: Callable[[Any], list[int]],
     context: int,
 ) -> Iterator[tuple[int, int, Request | Exception]]:
-    """(index of the prompt, number of the choice, request or what is wrong with it) of every story of
-    a batch. Prompts are taken one by one, as their requests are; what is wrong with all of them
+    """(index of the prompt, of the choice, request or what is wrong with it) of every story of a
+    batch. Prompts are taken one by one, as their requests are; what is wrong with all of them
     raises at once."""
     validate.texts("prompts", prompts, "a list of prompts: texts, or lists of token ids")
     n = validate.integer("n", n, 1, sys.maxsize, "1 or more")
