@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyllama2c import validate
@@ -203,5 +203,5 @@ def _one_a_prompt(name: str, value: Any) -> bool:
     """Whether a parameter has a value for each prompt; a list of stop strings or tokens is one."""
     if name in ("stop", "stop_tokens"):
         lists = (list, tuple, set, frozenset)
-        return isinstance(value, list) and any(v is None or isinstance(v, lists) for v in value)
-    return isinstance(value, (list, tuple))
+        return isinstance(value, Sequence) and any(v is None or isinstance(v, lists) for v in value)
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
