@@ -53,6 +53,9 @@ class Llama(OpenModel):
     $PYLLAMA2C_DEVICE, else "cpu"); the results are the same bits on all.
 
     One Llama may be used from many threads at once; forward passes take turns in its worker pool.
+    Stories and batches are iterated with `for` or, in an event loop of asyncio, `async for`; other
+    calls are for `asyncio.to_thread` there. It is copied and pickled by its arguments: the copy,
+    in this process or another, opens the model anew.
     """
 
     def generate(
@@ -93,8 +96,9 @@ class Llama(OpenModel):
         logprobs: with a number from 0 to 64, `Generation.logprobs` has a TokenLogprob for each of
         the tokens, with so many of the likeliest: the model's own, before all that is above.
 
-        Nothing runs until the result is iterated, but wrong arguments raise at once: TypeError or
-        ValueError; ContextLengthError for a prompt that does not fit, TokenizerError for wrong ids.
+        Nothing is computed until the result is iterated, but text becomes tokens and wrong arguments
+        raise at once: TypeError or ValueError; ContextLengthError for a prompt that does not fit,
+        TokenizerError for wrong ids, ClosedError after `close`.
         """
         engine = self._engine
         request = make_request(
@@ -162,7 +166,10 @@ class Llama(OpenModel):
         return Completions(new_batch, requests, max_batch, n if in_order else None)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """float32 (len(tokens), vocab_size): row i scores what may follow token i."""
+        """float32 (len(tokens), vocab_size): row i scores what may follow token i.
+
+        TokenizerError for ids outside the vocabulary, ContextLengthError for more than the context.
+        """
         self._engine.check_open()
         return self._engine.logits(validate.token_ids("tokens", tokens, self.config.vocab_size))
 

@@ -30,7 +30,9 @@ class Generation(ClosableHandle, AsyncSteps[str]):
 
     `tokens` are the sampled ones so far, the stop token excluded; `finish_reason` is None until the
     story ends, then "stop", "length" or "cancelled". NonFiniteLogitsError, from any step, for
-    logits that hold NaN or infinity; BusyError while another thread takes a step.
+    logits that hold NaN or infinity; BusyError while another thread takes a step. A story that is
+    left half-way gives its session back when it is closed (`with`, or `contextlib.aclosing`) or
+    garbage-collected.
     """
 
     def __init__(
