@@ -114,7 +114,7 @@ class Answering:
 def answers_arguments(
     answers: Mapping[str, str],
 ) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
-    """Gives a function's TypeError for arguments that it does not have our names for them."""
+    """Gives a method's TypeError for arguments that it does not have our names for them."""
 
     def decorate(function: Callable[_P, _T]) -> Callable[_P, _T]:
         known = inspect.signature(function).parameters
@@ -124,7 +124,8 @@ def answers_arguments(
         def answering(*args: _P.args, **kwargs: _P.kwargs) -> _T:
             for name in kwargs:
                 if name in others:
-                    called = function.__qualname__.removesuffix(".__init__")
+                    called = f"{type(args[0]).__name__}.{function.__name__}"
+                    called = called.removesuffix(".__init__")
                     raise TypeError(f"{called}() has no argument {name!r}; use {others[name]}")
             return function(*args, **kwargs)
 

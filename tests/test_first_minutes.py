@@ -54,7 +54,7 @@ ANSWERED = {
         ("llama.tokenizer('Once', return_tensors='pt')", "encode(text)"),
         ("llama.tokenizer.batch_decode([[1, 2]])", "decode(ids)"),
         ("llama.tokenizer.eos_token_id", "eos_id"),
-        ("llama.generate('Once')[0]['generated_text']", ".text"),
+        ("llama.generate('Once')[0]['generated_text']", "use text"),
     ],
     "llama-cpp-python": [
         ("Llama(model_path='stories.bin')", "model"),
@@ -64,7 +64,7 @@ ANSWERED = {
         ("llama('Q: Name the planets. A: ', max_tokens=32, echo=True)", "generate(prompt)"),
         ("llama.create_completion('Once', max_tokens=5)", "generate(prompt)"),
         ("llama.create_chat_completion(messages=[])", "chat(messages)"),
-        ("llama.generate('Once')['choices'][0]['text']", ".text"),
+        ("llama.generate('Once')['choices'][0]['text']", "use text"),
         ("llama.tokenize(b'Once')", "tokenizer.encode"),
         ("llama.generate('Once', repeat_penalty=1.1)", "repetition_penalty"),
         ("llama.create_embedding('Once')", "no embeddings"),
@@ -144,7 +144,7 @@ def test_one_line_says_what_to_type(line: str, ours: str, folder: Path) -> None:
         typed(line, folder)
     message = str(error.value)
     assert "; use " in message and "\n" not in message
-    assert ours in message.partition("; use ")[2]
+    assert ours in message.partition("; ")[2]
 
 
 @pytest.mark.parametrize("line", cases(SHELL_WORKS))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from pyllama2c import dialects, validate
 from pyllama2c.dialects import Answering
@@ -171,6 +171,9 @@ class BaseTokenizer(Answering, ClosableHandle):
     def close(self) -> None:
         """Frees the tokenizer; further use raises ClosedError."""
         self._closed = True
+
+    def __call__(self, *texts: object, **parameters: object) -> NoReturn:
+        raise TypeError("a tokenizer cannot be called; use encode(text)")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.path!r}, vocab_size={self.vocab_size})"
