@@ -77,10 +77,8 @@ def barrier() -> Result:
                 times.append(figures("decode_launches", *words)["us_per_step"])
             us["one block" if blocks else "all blocks"] = (times[1] - times[0]) / 16
     each = (us["all blocks"] - us["one block"]) / 5
-    summary = (
-        f"an almost empty layer: {us['all blocks']:.2f} us, {us['one block']:.2f} by one block"
-    )
-    summary += f", so {each:.2f} for each of its 5 barriers to be the whole card's"
+    both = " and ".join(f"{n:.2f} us by {blocks}" for blocks, n in us.items())
+    summary = f"an almost empty layer takes {both}: {each:.2f} us for each of 5 barriers"
     return {"ok": True, "summary": summary, "us_per_layer": us, "us_per_barrier": each}
 
 
@@ -266,7 +264,8 @@ def transformers_decode(shape: str, dtype: str, compiled: bool) -> Result:
     )  # fmt: skip
     torch.set_default_dtype(getattr(torch, dtype))
     with torch.device(device):
-        model = LlamaForCausalLM(config).eval()
+        model: Any = LlamaForCausalLM(config)
+        model.eval()
     ids = torch.tensor([[1, 270]], device=device)
     options: dict[str, Any] = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     options |= {"cache_implementation": "static"} if compiled else {}

@@ -119,7 +119,7 @@ def mutant(fault: Fault, folder: Path) -> Path:
     made = folder / "kernels.o"
     source = cuda_build.SOURCES / "source_kernels.cpp"
     command = ["g++", "-std=c++17", *cuda_build.FLAGS, "-O0", *fault.flags, "-w", f"-I{copy}"]
-    command += [f"-I{cuda_build.SOURCES}", "-c", source, "-o", made]
+    command += [f"-I{cuda_build.SOURCES}", "-c", str(source), "-o", str(made)]
     subprocess.run(command, check=True)
     return made
 
@@ -131,7 +131,7 @@ def found(fault: Fault) -> str:
     objects = [*cuda_build.check_objects(), mutant(fault, folder)]
     program = folder / "check"
     subprocess.run(["g++", "-o", program, *objects, "-lm", "-pthread"], check=True)
-    command = [program, "1", str(ROUNDS), fault.tests]
+    command = [str(program), "1", str(ROUNDS), fault.tests]
     done = subprocess.run(command, capture_output=True, text=True)
     return "" if done.returncode == 0 else (done.stdout or f"status {done.returncode}\n")
 
