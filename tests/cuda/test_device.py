@@ -334,6 +334,39 @@ def test_info_tells_of_cards(fake: Fake, model: Path, monkeypatch: pytest.Monkey
     assert "finds no card" in told.stdout and "it fits" not in told.stdout
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("mig=1", "Fake sm_80 MIG 1g.10gb, a part of a card (MIG): "),
+        ("retain=46,mode=3", "another process holds Fake sm_80, whose compute mode is exclusive"),
+        ("mode=2", "Fake sm_80 is closed to computing: its compute mode is prohibited"),
+        ("cards=70", "Fake sm_70 has compute capability 7.0; 7.5 (Turing) or newer is needed"),
+        ("held=4096", "it does not fit"),
+        (
+            "init=304",
+            "cuda:0 cannot be used: starting the NVIDIA driver failed: the operating system",
+        ),
+        ("driver=11020", "cuda:0 cannot be used: the NVIDIA driver is too old: it knows CUDA 11.2"),
+    ],
+)
+def test_info_says_what_is_wrong(
+    fake: Fake, model: Path, monkeypatch: pytest.MonkeyPatch, settings: str, words: str
+) -> None:
+    monkeypatch.setenv("FAKE_CUDA", settings)
+    told = run("info", str(model), "--device", "cuda")
+    assert told.returncode == 0, told.stderr
+    assert words in " ".join(told.stdout.split()), told.stdout
+    assert "NCCL" in told.stdout and "it fits" not in told.stdout or settings == "mig=1"
+
+
+def test_info_without_a_driver(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYLLAMA2C_LIBCUDA", "/nowhere/libcuda.so.1")
+    told = run("info", str(model), "--device", "cuda")
+    assert told.returncode == 0, told.stderr
+    assert "cuda:0 cannot be used: no NVIDIA driver: /nowhere/libcuda.so.1: " in told.stdout
+    assert "a card needs its driver only: no CUDA toolkit, cuDNN, NCCL or PyTorch" in told.stdout
+
+
 def test_the_command_tells_the_cpus_story(fake: Fake) -> None:
     arguments = ("generate", "-s", "7", "-n", "12")
     card, cpu = run(*arguments, "--device", "cuda"), run(*arguments)
