@@ -129,8 +129,9 @@ def mutant(faults: Sequence[Fault], folder: Path) -> Path:
 
 
 def found(faults: Sequence[Fault]) -> dict[str, str]:
-    """What the tests say of each fault where all are planted; nothing where they pass. Those planted
-    together are for different parts of the tests, and in kernels that only these parts run."""
+    """What the tests say of each fault where all are planted; nothing where they pass. Those that
+    are planted together are for different parts of the tests, in kernels that no other part runs.
+    """
     name = faults[0].name.replace(" ", "_") + ("_and_others" if len(faults) > 1 else "")
     folder = cuda_build.BUILD / "mutants" / name
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,5 +1,5 @@
-"""The tests of kernels find planted faults: here one for each of four parts, all in one build, since
-compiling takes longest; mutate.py plants each of its own alone."""
+"""The tests of kernels find planted faults: here one for each of four parts, all in one build,
+since compiling takes longest; mutate.py plants each of its own alone."""
 
 from __future__ import annotations
 
