@@ -21,7 +21,7 @@ __attribute__((format(printf, 3, 4)))
 #endif
 l2c_status l2c_fail(l2c_error *err, l2c_status status, const char *format, ...);
 
-/* ---- system/posix.c ---------------------------------------------------------------------------- */
+/* ---- system/posix.c, arena.c; wasm.c in a browser ---------------------------------------------- */
 
 typedef struct {
     const unsigned char *data;
@@ -61,6 +61,9 @@ l2c_status l2c_file_to_memory(l2c_mapping *mapping, size_t header);
  * NULL when it cannot be had or the product overflows. Freed with l2c_memory_free. */
 void *l2c_memory_zeroed(size_t count, size_t size);
 void l2c_memory_free(void *memory);
+
+/* Huge pages for this part of it, where they can be had; before it is touched. */
+void l2c_memory_wish_huge(void *memory, size_t size);
 
 /* Such memory as one block of many parts. One function lays it out: first without memory, to measure it. */
 typedef struct {
