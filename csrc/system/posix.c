@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "internal.h"
@@ -203,6 +204,8 @@ void l2c_memory_wish_huge(void *memory, size_t size) {
     (void)memory, (void)size;
 #endif
 }
+
+uint64_t l2c_time_noise(void) { return (uint64_t)time(NULL) << 32 ^ (uint64_t)clock(); }
 
 /* ---- Shared libraries ------------------------------------------------------------------------------- */
 

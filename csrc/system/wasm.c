@@ -77,6 +77,7 @@ void l2c_pool_free(l2c_pool *pool) { free(pool); }
 int l2c_pool_size(const l2c_pool *pool) { return (void)pool, 1; }
 void l2c_pool_run(l2c_pool *pool, l2c_task task, void *arg) { (void)pool, task(arg, 0, 1); }
 void l2c_pool_barrier(l2c_pool *pool, int thread) { (void)pool, (void)thread; }
+uint64_t l2c_time_noise(void) { return 0; }
 int l2c_cpu_count(void) { return 1; }
 unsigned l2c_fork_generation(void) { return 0; }
 
@@ -88,6 +89,7 @@ l2c_status l2c_placed_create(l2c_model *m, l2c_dtype dtype, l2c_pool *pool, l2c_
 }
 
 void l2c_placed_free(l2c_placed *placed) { (void)placed; }
+uint64_t l2c_placed_bytes(const l2c_model *m) { return (void)m, 0; }
 
 const l2c_backend l2c_backend_cuda = {.name = "cuda"};
 #endif
