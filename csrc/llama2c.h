@@ -105,7 +105,7 @@ typedef enum {
     L2C_ISA_AVX512,   /* AVX-512 F, BW, DQ, VL, VNNI */
     L2C_ISA_NEON,     /* 64-bit ARM */
     L2C_ISA_RUNQ,     /* never automatic: runq.c's own arithmetic, in plain C; see L2C_DTYPE_FILE */
-    L2C_ISA_WASM      /* WebAssembly's 128-bit SIMD */
+    L2C_ISA_SIMD128   /* WebAssembly's 128-bit SIMD */
 } l2c_isa;
 
 /* Resolves L2C_ISA_AUTO, and refuses (L2C_UNSUPPORTED) what this machine cannot run. */

@@ -98,6 +98,7 @@ void test_sampler_errors(void);
 
 void test_kernels_at_guard_page(void);
 void test_kernels_special_values(void);
+void test_fused(void);
 
 void test_pool_life(void);
 void test_pool_shared_by_sessions(void);

@@ -1,5 +1,5 @@
 /*
- * quantized_wasm.c - the integer kernels in WebAssembly's SIMD.
+ * quantized_simd128.c - the integer kernels in WebAssembly's SIMD.
  *
  * i32x4.dot_i16x8_s multiplies 8 int16 and adds neighbours: 4 int32 sums of two products. Bytes are widened
  * before it, 16 of them (4 rows x 4 columns) to two registers, of rows 0 and 1 and of rows 2 and 3, so that a row
@@ -9,11 +9,11 @@
  */
 #include "quantized.h"
 
-#if defined(L2C_WASM)
+#if defined(L2C_SIMD128)
 #include <math.h>
 #include <string.h>
 
-#include "fused_wasm.h"
+#include "fused_simd128.h"
 
 enum { TILE = 2, QUADS = 4 }; /* quantized_tiles.h; registers of a value of each of 16 rows */
 #define UNROLL_STORES UNROLL
@@ -55,7 +55,7 @@ INLINE void quantize_group(int8_t *q, float *scale, int32_t *sum, const float *x
     *sum = wasm_i32x4_extract_lane(sums, 0) + wasm_i32x4_extract_lane(sums, 1);
 }
 
-void l2c_wasm_quantize(const l2c_quantized *to, size_t row, const float *x, size_t n) {
+void l2c_simd128_quantize(const l2c_quantized *to, size_t row, const float *x, size_t n) {
     size_t group = to->group, groups = to->width / group;
     if (group % 16 != 0 || n != to->width) {
         l2c_scalar_quantize(to, row, x, n);
@@ -172,5 +172,5 @@ INLINE void tile_4_bits(sixteen *sums, const l2c_quantized *x, size_t r, const l
 
 #include "quantized_tiles.h"
 
-INTEGER_MATMULS(wasm)
+INTEGER_MATMULS(simd128)
 #endif

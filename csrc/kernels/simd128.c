@@ -1,20 +1,20 @@
 /*
- * wasm.c - simd.h's primitives in WebAssembly's SIMD, and its tile of products.
+ * simd128.c - simd.h's primitives in WebAssembly's SIMD, and its tile of products.
  *
  * Instructions: the 128-bit ones of the first SIMD proposal, which every current browser has; never the relaxed
- * ones, whose results may differ from machine to machine. There is no fused multiply-add: fused_wasm.h makes it of
+ * ones, whose results may differ from machine to machine. There is no fused multiply-add: fused_simd128.h makes it of
  * doubles, two at a time. The 16 lanes of a sum are four registers: the tree adds the first and the third, the
  * second and the fourth, then the two. Nothing can overflow but floats, and those as IEEE says.
  */
 #include "quantized.h"
 
-#if defined(L2C_WASM)
+#if defined(L2C_SIMD128)
 #include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
-#include "fused_wasm.h"
+#include "fused_simd128.h"
 #include "plain.h"
 
 enum { LANES = 16, WIDTH = 4, REGISTERS = 4, TILE_ROWS = 3, SUM_ROWS = 1, MASKED = 0 };
@@ -116,15 +116,15 @@ INLINE void dot_tile(float *out, size_t out_step, size_t out_stride, const float
     for (size_t i = 0; i < 4; i++) dot_rows(out + i * out_step, out_stride, x, x_stride, w + i * w_stride, n, rows);
 }
 
-const l2c_kernels l2c_kernels_wasm = {
-    .name = "wasm",
+const l2c_kernels l2c_kernels_simd128 = {
+    .name = "simd128",
     L2C_SIMD_KERNELS,
     L2C_PLAIN_KERNELS,
     .f32_to_f16 = l2c_scalar_f32_to_f16,
     .f16_to_f32 = l2c_scalar_f16_to_f32,
-    .quantize = l2c_wasm_quantize,
-    .matmul_q8 = l2c_wasm_matmul_q8,
-    .matmul_q4 = l2c_wasm_matmul_q4,
-    .matmul_q4_1 = l2c_wasm_matmul_q4_1,
+    .quantize = l2c_simd128_quantize,
+    .matmul_q8 = l2c_simd128_matmul_q8,
+    .matmul_q4 = l2c_simd128_matmul_q4,
+    .matmul_q4_1 = l2c_simd128_matmul_q4_1,
 };
 #endif

@@ -1,8 +1,8 @@
 /*
- * fused_wasm.h - fused.h's a * b + c for four floats at a time, in WebAssembly's SIMD.
+ * fused_simd128.h - fused.h's a * b + c for four floats at a time, in WebAssembly's SIMD.
  */
-#ifndef L2C_FUSED_WASM_H
-#define L2C_FUSED_WASM_H
+#ifndef L2C_FUSED_SIMD128_H
+#define L2C_FUSED_SIMD128_H
 
 #include <float.h>
 #include <wasm_simd128.h>
