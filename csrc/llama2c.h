@@ -97,7 +97,7 @@ const char *l2c_status_text(l2c_status status);
 
 /* ---- Instruction sets --------------------------------------------------------------------- */
 
-/* Which kernels compute. All but the last give the same bits; they differ in speed. */
+/* Which kernels compute. All but runq give the same bits; they differ in speed. */
 typedef enum {
     L2C_ISA_AUTO = 0, /* the fastest that this machine and its operating system run */
     L2C_ISA_SCALAR,   /* plain C: the oracle for the others */
