@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from pyllama2c.generation.logprobs import TokenLogprob
     from pyllama2c.generation.parameters import BatchParameters, LogitsProcessor, Parameters
     from pyllama2c.generation.score import Score
-    from pyllama2c.generation.story import Generation, GenerationStats
+    from pyllama2c.generation.stats import GenerationStats
+    from pyllama2c.generation.story import Generation
     from pyllama2c.model import Llama
     from pyllama2c.tokenizers.base import BaseTokenizer
     from pyllama2c.tokenizers.llama2c import Tokenizer

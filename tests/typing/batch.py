@@ -5,7 +5,7 @@ from typing import Literal
 
 from typing_extensions import assert_type
 
-from pyllama2c import Completion, Completions, Llama
+from pyllama2c import Completion, Completions, Llama, TokenLogprob
 
 llama = Llama()
 assert_type(llama.generate_batch(["a", b"b", [1, 2]], n=2, max_batch=8), Completions)
@@ -18,12 +18,16 @@ for story in llama.generate_batch(
     seed=range(2),
     stop=[["."], None],
     stop_tokens=[[2], (1, 2)],
+    frequency_penalty=[0.5, 0],
+    logit_bias=[{13: 1.5}, None],
+    logprobs=[None, 5],
     logits_processor=[None, lambda tokens, logits: logits * 2],
 ):
     assert_type(story, Completion)
     assert_type(story.prompt_index, int)
     assert_type(story.choice, int)
     assert_type(story.tokens, list[int])
+    assert_type(story.logprobs, tuple[TokenLogprob, ...] | None)
     assert_type(story.finish_reason, Literal["stop", "length", "error"])
     if story.error is not None:
         raise story.error

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Unpack, assert_type
 
-from pyllama2c import Config, Generation, GenerationStats, Llama, Parameters
+from pyllama2c import Config, Generation, GenerationStats, Llama, Parameters, TokenLogprob
 
 llama = Llama("stories15M", dtype="int8", kv_dtype="float16", context=128, device="cuda:1")
 Llama(Path("model.bin"), "tokenizer.bin", threads=2, isa="avx2", speculative=False)
@@ -28,6 +28,12 @@ assert_type(story.stats, GenerationStats)
 assert_type(story.stats.tokens_per_second, float)
 if story.finish_reason is not None:
     assert_type(story.finish_reason, Literal["stop", "length", "cancelled"])
+
+told = llama.generate("Once", logprobs=5, presence_penalty=0.5, logit_bias={13: -np.inf, 29: 2})
+assert_type(told.logprobs, list[TokenLogprob])
+assert_type(told.logprobs[0].logprob, float)
+for token, logprob in told.logprobs[0].top:
+    assert_type((token, logprob), tuple[int, float])
 
 llama.generate(b"bytes", stop=["a", "b"], stop_tokens={1, 2})
 llama.generate([1, 2, 3], max_tokens=None, seed=None, stop=None, stop_tokens=None)
