@@ -77,7 +77,7 @@ def build(compile: list[str]) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "engine.wasm"
         # A cache of its own: what the last build left behind proves nothing.
-        cold = {name: folder for name in ("ZIG_LOCAL_CACHE_DIR", "ZIG_GLOBAL_CACHE_DIR")}
+        cold = dict.fromkeys(("ZIG_LOCAL_CACHE_DIR", "ZIG_GLOBAL_CACHE_DIR"), folder)
         command = [*compile, *FLAGS, "-Icsrc", *map(str, sources()), "-o", str(out)]
         done = subprocess.run(
             command, cwd=ROOT, env={**os.environ, **cold}, capture_output=True, text=True
