@@ -22,7 +22,7 @@ LAYERS = """
     convert
     pretrained
     model
-    meta
+    meta serve
     cli integrations
     __main__
 """

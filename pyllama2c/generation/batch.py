@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from pyllama2c._ffi import check, ffi, lib, new_error
 from pyllama2c.engine.session import SessionOptions
 from pyllama2c.errors import NonFiniteLogitsError
+from pyllama2c.generation.logprobs import TokenLogprob
 from pyllama2c.generation.request import Request, process_logits
 from pyllama2c.generation.text import StoryText
 from pyllama2c.tokenizers.base import BaseTokenizer
@@ -46,6 +47,7 @@ class Piece(NamedTuple):
     token: int
     text: str
     """what is certain with this token: empty where half a character or a stop string may follow"""
+    logprob: TokenLogprob | None = None
 
 
 class _Story:
@@ -142,7 +144,7 @@ class Batch:
         self._stories[story[0]] = _Story(number, request, self._tokenizer, streamed)
 
     def drop(self, number: int) -> None:
-        """Ends a story before the next step, which tells nothing of it; nothing where it has ended."""
+        """Ends a story before the next step, which tells nothing of it."""
         for story, told in self._stories.items():
             if told.number == number:
                 lib.l2c_batch_drop(self._handle, story)

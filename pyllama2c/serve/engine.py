@@ -54,7 +54,8 @@ class EngineThread:
         self._inbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
         self._waiting: deque[Job] = deque()
         self._stories: dict[int, tuple[Job, Story]] = {}
-        self._scoring: deque[tuple[Job, Scoring, PromptScorer]] = deque()
+        self._to_score: deque[Job] = deque()
+        self._scorer: tuple[Job, Scoring, PromptScorer] | None = None
         self._told: list[Told] = []
         self._sweeps = 0
         self._counted: dict[str, int] = {}
@@ -76,6 +77,11 @@ class EngineThread:
         self._inbox.put(None)
         if self._thread.is_alive():
             self._thread.join()
+
+    @property
+    def n_stories(self) -> int:
+        """Stories under way."""
+        return len(self._stories)
 
     # ---- Opening ----
 
@@ -117,13 +123,12 @@ class EngineThread:
                 told, self._told = self._told, []
                 with suppress(RuntimeError):  # the loop is closed: nobody listens
                     self._post(told)
-        for _, _, scorer in self._scoring:
-            scorer.close()
+        self._end_scorer()
         self._batch = None
 
     def _read_inbox(self) -> bool:
         """Takes all messages, and waits for one where there is nothing else to do; False: stop."""
-        idle = not (self._stories or self._waiting or self._scoring)
+        idle = not (self._stories or self._waiting or self._to_score or self._scorer)
         while True:
             try:
                 message = self._inbox.get(block=idle)
@@ -134,42 +139,39 @@ class EngineThread:
             what, job = message
             if what == "add":
                 job.added_at_sweep = self._sweeps
-                self._waiting.append(job)
+                (self._to_score if job.scorings else self._waiting).append(job)
                 idle = False
             else:
                 self._remove(job)
 
     def _remove(self, job: Job) -> None:
-        with suppress(ValueError):
-            self._waiting.remove(job)
+        for waiting in (self._waiting, self._to_score):
+            with suppress(ValueError):
+                waiting.remove(job)
         for story in job.stories:
             if self._stories.pop(story.number, None) is not None and self._batch is not None:
                 self._batch.drop(story.number)
-        for entry in [entry for entry in self._scoring if entry[0] is job]:
-            self._scoring.remove(entry)
-            entry[2].close()
+        if self._scorer is not None and self._scorer[0] is job:
+            self._end_scorer()
 
     def _sweep(self) -> None:
         self._admit()
         if self._stories:
             self._step()
-        if self._scoring:
+        if self._scorer or self._to_score:
             self._score()
 
     def _admit(self) -> None:
-        """Begins what waits: a story of each request in turn, so that a large one delays no other."""
+        """Begins what waits: a story of each request in turn, lest a large one delay others."""
         while self._waiting:
             if self._batch is None:
                 self._batch = self._new_batch(self.slots, self._engine.session_options.context)
             job = self._waiting[0]
-            if job.waiting and self._batch.full:
+            if self._batch.full:
                 return
             self._waiting.popleft()
-            if len(job.waiting) == len(job.stories):
-                self._told.append((job, None, Started(self._sweeps - job.added_at_sweep)))
-                self._begin_scoring(job)
-            if job.waiting:
-                self._begin(self._batch, job, job.waiting.popleft())
+            self._tell_start(job)
+            self._begin(self._batch, job, job.waiting.popleft())
             if job.waiting:
                 self._waiting.append(job)
 
@@ -185,15 +187,10 @@ class EngineThread:
             return
         self._stories[story.number] = job, story
 
-    def _begin_scoring(self, job: Job) -> None:
-        while job.scorings:
-            scoring = job.scorings.popleft()
-            try:
-                scorer = PromptScorer(self._engine, scoring.tokens, scoring.n_top)
-            except Exception as error:
-                self._told.append((job, scoring, error))
-            else:
-                self._scoring.append((job, scoring, scorer))
+    def _tell_start(self, job: Job) -> None:
+        if not job.has_begun:
+            job.has_begun = True
+            self._told.append((job, None, Started(self._sweeps - job.added_at_sweep)))
 
     def _step(self) -> None:
         assert self._batch is not None
@@ -211,19 +208,37 @@ class EngineThread:
         self._count(self._batch)
 
     def _score(self) -> None:
-        """A sweep for the prompt whose turn it is."""
-        job, scoring, scorer = self._scoring.popleft()
+        """A sweep for a prompt that is to be scored: one at a time, of each request in turn. Its
+        stories are told after that."""
+        if self._scorer is None:
+            job = self._to_score[0]
+            self._tell_start(job)
+            scoring = job.scorings[0]
+            try:
+                scorer = PromptScorer(self._engine, scoring.tokens, scoring.n_top)
+            except Exception as error:
+                self._scored(job, scoring, error)
+                return
+            self._scorer = job, scoring, scorer
+        job, scoring, scorer = self._scorer
         try:
-            done = scorer.step()
+            if not scorer.step():
+                return
+            self._scored(job, scoring, PromptScores(scorer.logprobs))
         except Exception as error:
-            scorer.close()
-            self._told.append((job, scoring, error))
-            return
-        if done:
-            scorer.close()
-            self._told.append((job, scoring, PromptScores(scorer.logprobs)))
-        else:
-            self._scoring.append((job, scoring, scorer))
+            self._scored(job, scoring, error)
+        self._end_scorer()
+
+    def _scored(self, job: Job, scoring: Scoring, result: PromptScores | Exception) -> None:
+        self._told.append((job, scoring, result))
+        self._to_score.remove(job)
+        job.scorings.popleft()
+        (self._to_score if job.scorings else self._waiting).append(job)
+
+    def _end_scorer(self) -> None:
+        if self._scorer is not None:
+            self._scorer[2].close()
+            self._scorer = None
 
     def _count(self, batch: Batch) -> None:
         counts, counted = batch.counts, self._counted

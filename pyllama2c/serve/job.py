@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol
@@ -52,6 +52,8 @@ class Story:
     completion: Completion | None = None
     sent: int = 0
     """characters of its text that were streamed"""
+    n_told: int = 0
+    """tokens that were streamed"""
     is_told: bool = False
     """whether the engine has told a token of it"""
     first_token_at: float = 0.0
@@ -72,6 +74,9 @@ class Format(Protocol):
     def first(self, job: Job) -> bytes:
         """Events before all others."""
 
+    def scored(self, job: Job, prompt: int) -> bytes:
+        """Events of a prompt whose scores are there."""
+
     def chunk(self, job: Job, story: Story, piece: Piece) -> bytes: ...
 
     def last(self, job: Job, story: Story) -> bytes:
@@ -85,7 +90,8 @@ class Format(Protocol):
 
 
 class Job:
-    """Its methods are the event loop's; `waiting`, `scorings` and `added_at_sweep` are the engine's."""
+    """Its methods are the event loop's; `waiting`, `scorings`, `added_at_sweep` and `has_begun`
+    are the engine's."""
 
     def __init__(
         self,
@@ -97,7 +103,7 @@ class Job:
     ):
         self.stories, self.format, self.streamed = list(stories), answer_format, streamed
         self.waiting, self.scorings = deque(stories), deque(scorings)
-        self.added_at_sweep = 0
+        self.added_at_sweep, self.has_begun = 0, False
         self.prompt_logprobs: dict[int, list[TokenLogprob | None]] = {}
         self.submitted_at = perf_counter()
         self.started_at: float | None = None
@@ -105,8 +111,8 @@ class Job:
         self.timers: list[asyncio.TimerHandle] = []
         self.over = False
         """whether nothing more will come of it: answered in full, failed or cancelled"""
-        self.stuck = False
-        """whether its client does not read what it asked for"""
+        self.on_stuck: Callable[[], None] | None = None
+        """called where its client does not read what it asked for"""
         self._left = len(self.stories) + len(self.scorings)
         """stories and scorings that have not ended"""
         self._events: list[bytes] = []
@@ -126,6 +132,7 @@ class Job:
             return
         if type(event) is Piece:
             assert isinstance(story, Story)
+            story.n_told += 1
             self.put(self.format.chunk(self, story, event))
             return
         if isinstance(event, Completion) and event.error is None:
@@ -136,6 +143,8 @@ class Job:
         elif isinstance(event, PromptScores):
             assert isinstance(story, Scoring)
             self.prompt_logprobs[story.prompt] = event.logprobs
+            if self.streamed:
+                self.put(self.format.scored(self, story.prompt))
         else:
             error = event.error if isinstance(event, Completion) else event
             assert isinstance(error, Exception)
@@ -154,8 +163,9 @@ class Job:
         self._events.append(event)
         self._unread += len(event)
         if self._unread > MAX_UNREAD:
-            self.stuck = True
             self.close()
+            if self.on_stuck is not None:
+                self.on_stuck()
         elif self._join_seconds:
             self._wake_later()
         else:

@@ -14,6 +14,8 @@ from pyllama2c.serve.engine import EngineThread, Told
 from pyllama2c.serve.errors import ApiError, busy, draining
 from pyllama2c.serve.job import Job, Started
 from pyllama2c.serve.metrics import Metrics
+from pyllama2c.serve.receipts import identify
+from pyllama2c.serve.token_texts import TokenNames
 
 if TYPE_CHECKING:
     from pyllama2c.model import Llama
@@ -54,6 +56,9 @@ class Service:
         self.tokenizer = llama.tokenizer
         self.model_name = model_name or Path(llama.path).stem
         self.created = int(time.time())
+        self.names = TokenNames(self.tokenizer)
+        self.identity = identify(llama, self.model_name)
+        self.fingerprint = f"fp_{self.identity.weights}"
         self.metrics = Metrics()
         self.engine = EngineThread(llama, slots, self.metrics, self._post)
         self.jobs: set[Job] = set()
@@ -67,6 +72,11 @@ class Service:
     def stop(self) -> None:
         """Ends the engine thread; blocks for a sweep at most."""
         self.engine.stop()
+
+    @property
+    def created_now(self) -> int:
+        """Seconds since 1970, of an answer."""
+        return int(time.time())
 
     # ---- Requests ----
 
