@@ -75,11 +75,8 @@ def make_receipt(identity: Identity, story: Story, tokenizer: BaseTokenizer) -> 
     done, request = story.completion, story.request
     assert done is not None
     parameters = dict(story.parameters)
-    coins = len(done.tokens) + (
-        done.finish_reason == "stop" and not stopped_by_text(story, tokenizer)
-    )
-    if parameters["temperature"] == 0:
-        coins = 0
+    by_token = done.finish_reason == "stop" and not stopped_by_text(story, tokenizer)
+    coins = len(done.tokens) + by_token if parameters["temperature"] > 0 else 0
     if parameters.get("logit_bias"):  # JSON's keys are texts
         parameters["logit_bias"] = {str(k): v for k, v in parameters["logit_bias"].items()}
     return {
@@ -126,7 +123,7 @@ def read_receipt(value: Any, vocab_size: int) -> Receipt:
     if isinstance(parameters.get("logit_bias"), Mapping):
         parameters["logit_bias"] = {int(k): v for k, v in parameters["logit_bias"].items()}
     return Receipt(
-        identity=Identity(**identity, isa=isa),  # type: ignore[arg-type]
+        identity=Identity(**identity, isa=isa),
         prompt_tokens=validate.token_ids("prompt_tokens", value.get("prompt_tokens"), vocab_size),
         parameters=parameters,
         seed=_number(value, "seed"),

@@ -32,7 +32,7 @@ _EVENTS = {
 }
 
 
-class Disconnected(Exception):
+class DisconnectedError(Exception):
     """The client went away."""
 
 
@@ -56,7 +56,7 @@ async def send_error(send: Send, error: ApiError) -> None:
 
 async def read_body(scope: Scope, receive: Receive, most: int, seconds: float) -> bytes:
     """The request's body; a client that takes longer than `seconds` is cut off. ApiError (413) for
-    more than `most` bytes, Disconnected."""
+    more than `most` bytes, DisconnectedError."""
     too_much = ApiError(
         413,
         f"the body has more than {most} bytes",
@@ -73,7 +73,7 @@ async def read_body(scope: Scope, receive: Receive, most: int, seconds: float) -
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise Disconnected
+                raise DisconnectedError
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             more = message.get("more_body", False)
@@ -116,16 +116,16 @@ async def _stream(job: Job, send: Send) -> None:
     own."""
     loop = asyncio.get_running_loop()
     begun, sent_at = False, loop.time()
+    timer: asyncio.TimerHandle
 
-    def tick() -> None:
+    def tick(silent: float) -> None:
         nonlocal timer
-        silent = loop.time() - sent_at
         if silent >= _COMMENT_SECONDS:
             job.tick()
             silent = 0
-        timer = loop.call_later(_COMMENT_SECONDS - silent, tick)
+        timer = loop.call_later(_COMMENT_SECONDS - silent, lambda: tick(loop.time() - sent_at))
 
-    timer = loop.call_later(_COMMENT_SECONDS, tick)
+    tick(0)
     try:
         over = False
         while not over:

@@ -82,9 +82,8 @@ def cut(entries: Sequence[Entry], end: int, whole: bool) -> list[Entry]:
     """The entries of a text of `end` characters; `whole`: it was not cut by a stop string."""
     if whole:
         return list(entries)
-    return [
-        each._replace(text=each.text[: end - each.start]) for each in entries if each.start < end
-    ]
+    kept = (each for each in entries if each.start < end)
+    return [each._replace(text=each.text[: end - each.start]) for each in kept]
 
 
 def stopped_by_text(story: Story, tokenizer: BaseTokenizer) -> bool:
