@@ -21,6 +21,7 @@ LAYERS = """
     chat
     convert
     pretrained
+    opened
     model
     meta serve
     cli integrations
