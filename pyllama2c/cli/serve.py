@@ -77,7 +77,10 @@ def verify(arguments: argparse.Namespace) -> int:
         ) from None
     receipt = load_receipt(arguments.receipt)
     with load(arguments) as llama:
-        verdict = tell_again(llama, receipt)
+        try:
+            verdict = tell_again(llama, receipt)
+        except TypeError as error:  # of the file's, not of a caller's
+            raise ValueError(f"{arguments.receipt}: {error}") from None
     if verdict["identical"]:
         show("identical")
         return 0

@@ -37,6 +37,7 @@ class Completion(NamedTuple):
     """"stop", "length", or "error\""""
     error: Exception | None
     """why this story failed; the others are not affected"""
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 class Piece(NamedTuple):

@@ -12,7 +12,7 @@ from pyllama2c.serve.job import Job, Story
 from pyllama2c.serve.parameters import bias_of, check_stop, ends, nucleus
 from pyllama2c.serve.receipts import big, make_receipt
 from pyllama2c.serve.schema import LlamaCppRequest
-from pyllama2c.serve.token_texts import TokenTexts, chat_logprobs, cut, stopped_by_text
+from pyllama2c.serve.token_texts import TokenTexts, chat_logprobs, cut, stop_string
 
 if TYPE_CHECKING:
     from pyllama2c.serve.service import Service
@@ -89,8 +89,7 @@ class LlamaCppAnswer:
     def _whole(self, job: Job, story: Story) -> dict[str, Any]:
         done, request, service = story.completion, story.request, self._service
         assert done is not None
-        by_text = stopped_by_text(story, service.tokenizer)
-        word = next((s for s in request.stop if by_text), "")
+        word = stop_string(story, service.tokenizer)
         seconds = perf_counter() - (job.started_at or job.submitted_at)
         out: dict[str, Any] = {
             "index": story.index,
@@ -105,8 +104,8 @@ class LlamaCppAnswer:
             "prompt": service.tokenizer.decode(request.prompt_tokens),
             "has_new_line": "\n" in done.text,
             "truncated": False,
-            "stop_type": "word" if by_text else "eos" if done.finish_reason == "stop" else "limit",
-            "stopping_word": word,
+            "stop_type": "word" if word else "eos" if done.finish_reason == "stop" else "limit",
+            "stopping_word": word or "",
             "timings": {
                 "prompt_n": len(request.prompt_tokens),
                 "predicted_n": len(done.tokens),

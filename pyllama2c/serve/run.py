@@ -16,6 +16,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from pyllama2c import validate
 from pyllama2c.serve.app import App
 from pyllama2c.serve.errors import ApiError
 from pyllama2c.serve.service import Service
@@ -72,7 +73,11 @@ class _Protocol(H11Protocol):
             self.transport.abort()  # in the middle of an answer
             return
         body = ApiError(400, msg, code="invalid_http").encoded()
-        headers = [("content-type", "application/json"), ("connection", "close")]
+        headers = [
+            ("content-type", "application/json"),
+            ("content-length", str(len(body))),
+            ("connection", "close"),
+        ]
         start = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
         for event in (start, h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
@@ -187,6 +192,7 @@ def log_to_stderr() -> None:
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket; OSError where the address is taken or not this machine's."""
+    validate.integer("--port", port, 0, 65535)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family, backlog=1024)
 

@@ -86,14 +86,14 @@ def cut(entries: Sequence[Entry], end: int, whole: bool) -> list[Entry]:
     return [each._replace(text=each.text[: end - each.start]) for each in kept]
 
 
-def stopped_by_text(story: Story, tokenizer: BaseTokenizer) -> bool:
-    """Whether one of its stop strings ended a finished story, not one of its end tokens."""
+def stop_string(story: Story, tokenizer: BaseTokenizer) -> str | None:
+    """The stop string that ended a finished story; None where it ended otherwise."""
     request = story.request
     if not request.stop or story.completion is None:
-        return False
-    text = StoryText(tokenizer, request.prompt_tokens, request.stop)
-    text.feed_all(story.completion.tokens)
-    return text.stopped
+        return None
+    text = StoryText(tokenizer, request.prompt_tokens, ()).feed_all(story.completion.tokens)
+    found = [(text.find(string), string) for string in request.stop if string in text]
+    return min(found)[1] if found else None
 
 
 def completion_logprobs(entries: Sequence[Entry], names: TokenNames) -> dict[str, Any]:

@@ -128,7 +128,9 @@ def serving(
 
 
 @contextlib.contextmanager
-def served_by_command(*words: str | Path, **environment: str) -> Iterator[tuple[Any, str, list[str]]]:
+def served_by_command(
+    *words: str | Path, **environment: str
+) -> Iterator[tuple[Any, str, list[str]]]:
     """`pyllama2c serve` in a process: the process, its URL, and the lines of its standard error."""
     import os
 

@@ -29,9 +29,7 @@ def test_a_seed_tells_generates_story(server: Running, storyteller: Llama) -> No
         {"max_tokens": 100, "seed": 4, "stop": [" little", "."]},
         {"max_tokens": 0, "seed": 4},
     ):
-        answer = server.ok(
-            "/v1/completions", prompt=PROMPT, return_token_ids=True, **options
-        )
+        answer = server.ok("/v1/completions", prompt=PROMPT, return_token_ids=True, **options)
         (choice,) = answer["choices"]
         text, tokens, reason = told(storyteller, **options)
         assert (choice["text"], choice["token_ids"], choice["finish_reason"]) == (
