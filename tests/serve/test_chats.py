@@ -50,8 +50,8 @@ def test_openai_python(server: Running, storyteller: Llama) -> None:
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected
     assert ended.choices[0].delta.content is None and ended.choices[0].finish_reason == "length"
     assert usage.choices == [] and usage.usage == answer.usage
+    tool: Any = {"type": "function", "function": {"name": "f"}}
     with pytest.raises(BadRequestError, match="tools is") as caught:
-        tool = {"type": "function", "function": {"name": "f"}}
         client.chat.completions.create(**about, tools=[tool])
     assert caught.value.param == "tools"
 

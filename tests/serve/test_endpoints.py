@@ -100,7 +100,7 @@ def test_metrics(storyteller: Llama) -> None:
         server.ok("/v1/completions", prompt=PROMPT, max_tokens=10, ignore_eos=True, n=3)
         server.events("/v1/completions", prompt=PROMPT, max_tokens=10, ignore_eos=True)
         server.post("/v1/completions", prompt=5)
-        server.http.get("/a/path/of\nsomebody's")
+        server.http.get("/a/path/of%0asomebody's")
         server.wait_until_idle()
         text = server.http.get("/metrics").text
         for name, value in {

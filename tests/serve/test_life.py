@@ -55,9 +55,6 @@ def test_a_client_that_leaves_cancels_its_stories(storyteller: Llama, streamed: 
     with serving(storyteller, slots=2) as server:
         before = server.metric("requests_cancelled_total")
         data = json.dumps(LONG | {"n": 16, "stream": streamed}).encode()
-        head = (
-            f"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(data)}\r\n"
-        )
         connection = server.raw(request(data))
         wait(lambda: server.service.engine.n_stories == 2)
         connection.close()
@@ -83,9 +80,6 @@ def test_a_client_that_does_not_read(storyteller: Llama, monkeypatch: pytest.Mon
     with serving(storyteller, slots=16) as server:
         body = LONG | {"n": 16, "stream": True, "return_token_ids": True}
         data = json.dumps(body).encode()
-        head = (
-            f"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(data)}\r\n"
-        )
         connection = socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", server.port))

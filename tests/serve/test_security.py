@@ -66,15 +66,13 @@ def test_cors_only_where_asked_for(storyteller: Llama) -> None:
 
 def test_keys(storyteller: Llama) -> None:
     with serving(storyteller, slots=2, key="schlüssel") as server:
-        key = "schlüssel".encode().decode("latin-1")
         assert status(server) == 401
-        for wrong in ("Bearer", "Bearer x", "Basic schl", "schl", "Bearer schl\u00fcssel x"):
+        for wrong in ("Bearer", "Bearer x", "Basic schl", "schl", "Bearer schluessel"):
             assert status(server, Authorization=wrong) == 401
         raw = {"Authorization": b"Bearer " + "schlüssel".encode()}
         assert httpx.post(f"{server.url}/v1/completions", json=BODY, headers=raw).status_code == 200
         raw = {"X-Api-Key": "schlüssel".encode()}
         assert httpx.post(f"{server.url}/v1/completions", json=BODY, headers=raw).status_code == 200
-        assert key
         for path in ("/health", "/v1/models", "/models", "/v1/health"):
             assert status(server, path) == 200
         for path in ("/metrics", "/slots", "/props", "/openapi.json", "/api/verify", "/nothing"):
