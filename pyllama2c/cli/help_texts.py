@@ -100,7 +100,7 @@ pip install 'pyllama2c[serve]'; docs/serve.md has examples.""",
         """\
   pyllama2c serve                                 # the small storyteller
   pyllama2c serve model.gguf --port 8000 --context 4096
-  PYLLAMA2C_API_KEY=secret pyllama2c serve model.gguf --host 0.0.0.0""",
+  pyllama2c serve model.gguf --host 0.0.0.0 --api-key-file key.txt""",
     ),
     "verify": (
         """\

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -132,8 +133,6 @@ def served_by_command(
     *words: str | Path, **environment: str
 ) -> Iterator[tuple[Any, str, list[str]]]:
     """`pyllama2c serve` in a process: the process, its URL, and the lines of its standard error."""
-    import os
-
     command = [sys.executable, "-m", "pyllama2c", "serve", *map(str, words), "--port", "0"]
     process = subprocess.Popen(
         command,
