@@ -21,8 +21,9 @@ LAYERS = """
     chat
     convert
     pretrained
+    opened
     model
-    meta
+    meta serve
     cli integrations
     __main__
 """

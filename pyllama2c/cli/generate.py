@@ -91,7 +91,7 @@ def tell_stories(llama: Llama, arguments: argparse.Namespace) -> int:
     if arguments.stories is None or arguments.jsonl is None:
         raise ValueError("-N and --jsonl belong together")
     validate.integer("-N", arguments.stories, 1, _MOST_STORIES)
-    validate.integer("--batch", arguments.batch, 1, llama._engine.max_batch)
+    validate.integer("--batch", arguments.batch, 1, llama.max_batch)
     for name in ("json", "special", "logprobs"):
         if getattr(arguments, name):
             raise ValueError(f"--{name} is for one story, not for -N")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from pyllama2c._ffi import check, ffi, lib, new_error
 from pyllama2c.engine.session import SessionOptions
 from pyllama2c.errors import NonFiniteLogitsError
+from pyllama2c.generation.logprobs import TokenLogprob
 from pyllama2c.generation.request import Request, process_logits
 from pyllama2c.generation.text import StoryText
 from pyllama2c.tokenizers.base import BaseTokenizer
@@ -36,23 +37,36 @@ class Completion(NamedTuple):
     """"stop", "length", or "error\""""
     error: Exception | None
     """why this story failed; the others are not affected"""
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+class Piece(NamedTuple):
+    """A token of a story in progress."""
+
+    number: int
+    """of the story"""
+    token: int
+    text: str
+    """what is certain with this token: empty where half a character or a stop string may follow"""
+    logprob: TokenLogprob | None = None
 
 
 class _Story:
-    """A story in progress. Only stop strings need its text before it ends."""
+    """A story in progress. Only stop strings and `streamed` pieces need its text before it ends."""
 
-    def __init__(self, number: int, request: Request, tokenizer: BaseTokenizer):
-        self.number, self.request = number, request
+    def __init__(self, number: int, request: Request, tokenizer: BaseTokenizer, streamed: bool):
+        self.number, self.request, self.streamed = number, request, streamed
         self._decoder = StoryText(tokenizer, request.prompt_tokens, request.stop)
-        self._text = ""
+        self._text = self.new_text = ""
 
     def stops(self, token: int) -> bool:
-        """Whether a stop string is complete with this token."""
-        self._text += self._decoder.feed(token)
+        """Whether a stop string is complete with this token, whose text is then `new_text`."""
+        self.new_text = self._decoder.feed(token)
+        self._text += self.new_text
         return self._decoder.stopped
 
     def finish(self, tokens: list[int], reason: str, error: Exception | None = None) -> Completion:
-        if not self.request.stop:  # otherwise it was decoded token by token
+        if not (self.request.stop or self.streamed):  # else it was decoded token by token
             self._text = self._decoder.feed_all(tokens)
         return Completion(
             number=self.number,
@@ -90,6 +104,8 @@ class Batch:
         self._tokenizer = tokenizer
         self._events, self._n_events = ffi.new("l2c_event **"), ffi.new("size_t *")
         self._stories: dict[int, _Story] = {}
+        self.pieces: list[Piece] = []
+        """tokens of the last step, of stories that are `streamed`"""
 
     def __len__(self) -> int:
         """Stories in progress."""
@@ -103,12 +119,13 @@ class Batch:
         """Whether a story fits the context of this batch."""
         return request.context <= self._context
 
-    def add(self, number: int, request: Request) -> None:
+    def add(self, number: int, request: Request, streamed: bool = False) -> None:
+        """`streamed`: each of its tokens is told, in `pieces`."""
         vocab_size = self._tokenizer.vocab_size
         prompt = ffi.new("int32_t[]", request.prompt_tokens)
         ends = [t for t in request.ends(self._tokenizer) if 0 <= t < vocab_size]
         end_tokens = ffi.new("int32_t[]", ends)
-        events = lib.L2C_TELL_TOKENS if request.stop else 0
+        events = lib.L2C_TELL_TOKENS if request.stop or streamed else 0
         if request.logits_processor is not None:
             events |= lib.L2C_TELL_CHOICES
         c_request = ffi.new(
@@ -125,11 +142,25 @@ class Batch:
         )
         story = ffi.new("int64_t *")
         check(lib.l2c_batch_add(self._handle, c_request, story, self._error), self._error)
-        self._stories[story[0]] = _Story(number, request, self._tokenizer)
+        self._stories[story[0]] = _Story(number, request, self._tokenizer, streamed)
+
+    def drop(self, number: int) -> None:
+        """Ends a story before the next step, which tells nothing of it."""
+        for story, told in self._stories.items():
+            if told.number == number:
+                lib.l2c_batch_drop(self._handle, story)
+                del self._stories[story]
+                return
+
+    @property
+    def counts(self) -> Any:
+        """What the batch did so far: l2c_batch_counts."""
+        return lib.l2c_batch_count(self._handle)
 
     def step(self) -> list[Completion]:
         """One sweep: the next token of every story in progress, and what fits of the prompts."""
         out, n, error = self._events, self._n_events, self._error
+        self.pieces = []
         status = lib.l2c_batch_step(self._handle, out, n, error)
         check(status, error)
         ended = (self._on_event(out[0][i]) for i in range(n[0]))
@@ -141,7 +172,11 @@ class Batch:
         if story is None:  # an event from before it was dropped
             return None
         if event.kind == lib.L2C_EVENT_TOKEN:
-            if story.stops(event.chosen.token):
+            token = event.chosen.token
+            stopped = story.stops(token)
+            if story.streamed:
+                self.pieces.append(Piece(story.number, token, story.new_text))
+            if stopped:
                 return self._end(event, "stop", drop=True)
         elif event.kind == lib.L2C_EVENT_CHOOSE:
             try:

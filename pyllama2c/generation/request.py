@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from pyllama2c.generation.parameters import BatchParameters, LogitsProcessor
     from pyllama2c.tokenizers.base import BaseTokenizer
-
-    LogitsProcessor = Callable[[list[int], NDArray[np.float32]], NDArray[np.float32] | None]
 
 
 class Request(NamedTuple):
@@ -137,7 +136,7 @@ def process_logits(
 def batch_requests(
     prompts: Iterable[Any],
     n: int,
-    parameters: dict[str, Any],
+    given: BatchParameters,
     tokenize: Callable[[Any], list[int]],
     context: int,
 ) -> Iterator[tuple[int, Request | Exception]]:
@@ -145,6 +144,7 @@ def batch_requests(
     by one, as their requests are; what is wrong with all of them raises at once."""
     validate.texts("prompts", prompts, "a list of prompts: texts, or lists of token ids")
     n = validate.integer("n", n, 1, sys.maxsize, "1 or more")
+    parameters: dict[str, Any] = {**given}
     unknown = set(parameters) - set(make_request.__kwdefaults__ or {})
     if unknown:
         raise TypeError(f"generate_batch has no parameter {', '.join(sorted(unknown))}")
