@@ -25,6 +25,9 @@ _HEADER_SECONDS = 30.0
 """for a request's line and headers"""
 
 _KEEP_ALIVE_SECONDS = 75
+_SEND_BUFFER = 1 << 17
+"""bytes of a connection's output that the kernel holds; Linux doubles it"""
+
 _FLUSH_SECONDS = 1.0
 """for the last events to be read"""
 
@@ -194,7 +197,10 @@ def listen(host: str, port: int) -> socket.socket:
     """A listening socket; OSError where the address is taken or not this machine's."""
     validate.integer("--port", port, 0, 65535)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=1024)
+    listener = socket.create_server((host, port), family=family, backlog=1024)
+    # Of what a client does not read, the kernel would keep some megabytes more.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+    return listener
 
 
 def run(server: HttpServer, ready: Callable[[], None]) -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import signal
 import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -188,15 +189,23 @@ def test_an_engine_that_fails_in_the_middle(storyteller: Llama) -> None:
     """A sweep that fails ends its stories with an error event; those that wait are told by a new
     batch, as is what comes later."""
     with serving(storyteller, slots=2) as server, ThreadPoolExecutor() as pool:
+        engine = server.service.engine
+        post_to_loop, gate = engine._post, threading.Event()
+
+        def post_after_gate(told: Any) -> None:
+            post_to_loop(told)
+            gate.wait()  # the engine stands still between two sweeps
+
+        engine._post = post_after_gate  # type: ignore[method-assign]
         body = LONG | {"n": 2, "seed": 1, "stream": True}
         with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as answer:
             lines = answer.iter_lines()
             next(lines)
             waiting = pool.submit(post, server, prompt=PROMPT, seed=5, max_tokens=30)
             wait(lambda: server.metric("requests_deferred") == 1)
-            batch = server.service.engine._batch
-            assert batch is not None
-            lib.l2c_batch_cancel(batch._handle)
+            assert engine._batch is not None
+            lib.l2c_batch_cancel(engine._batch._handle)
+            gate.set()
             events = list(decoded(lines))
         assert events[-1]["error"]["type"] == "server_error"
         assert "Cancelled" in events[-1]["error"]["message"]
