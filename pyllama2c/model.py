@@ -137,7 +137,7 @@ class Llama(OpenModel):
         requests = batch_requests(prompts, n, parameters, self._tokens, self.config.seq_len)
         opened = (engine.model, engine.batch_pool(), engine.session_options)
         stories = run_batch(partial(Batch, *opened, self.tokenizer), requests, max_batch)
-        return in_prompt_order(stories) if in_order else stories
+        return in_prompt_order(stories, n) if in_order else stories
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """float32 (len(tokens), vocab_size): row i scores what may follow token i."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from pyllama2c import validate
@@ -79,7 +80,7 @@ def print_json(llama: Llama, arguments: argparse.Namespace) -> int:
         **({"logprobs": _logprobs(llama, story)} if arguments.logprobs else {}),
         "seed": story.seed,
         "finish_reason": story.finish_reason,
-        "stats": story.stats._asdict(),
+        "stats": asdict(story.stats),
     }
     show(json.dumps(record, indent=2, allow_nan=False))
     return 0

@@ -120,7 +120,7 @@ class Session(Handle):
         lib.l2c_session_cut(draft.handle, 0, draft.cached(tokens), ffi.NULL)
         status = lib.l2c_speculate(
             self.handle, draft.handle, sampler, history, n, n_draft, ends, len(ends),
-            states, count, err,
+            states, ffi.NULL, count, err,
         )  # fmt: skip
         if status == lib.L2C_OK:
             tokens = list(history[0 : n + count[0]])
