@@ -29,14 +29,7 @@ from pyllama2c.serve.schema import (
     TokenizeRequest,
 )
 from pyllama2c.serve.service import Service
-from pyllama2c.serve.streams import (
-    Receive,
-    Scope,
-    Send,
-    read_body,
-    send_job,
-    send_whole,
-)
+from pyllama2c.serve.streams import Receive, Scope, Send, read_body, send_job, send_whole
 
 _T = TypeVar("_T", bound=msgspec.Struct)
 
