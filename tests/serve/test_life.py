@@ -305,3 +305,12 @@ def test_memory_does_not_grow(
         rounds(60)
         assert resident_kilobytes() - before < 4096
     assert not caplog.records
+
+
+def test_no_packet_waits_for_an_acknowledgement(server: Running) -> None:
+    """Nagle's algorithm would put 40 ms between an answer's headers and its body."""
+    with server.raw(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n") as connection:
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+        for each in server.server._uvicorn.server_state.connections:
+            taken = each.transport.get_extra_info("socket")
+            assert taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
