@@ -10,18 +10,15 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pyllama2c._ffi import check, ffi, lib, new_error
 from pyllama2c.engine.session import SessionOptions
 from pyllama2c.errors import NonFiniteLogitsError
-from pyllama2c.generation.logprobs import TokenLogprob
+from pyllama2c.generation.logprobs import TokenLogprob, token_logprob
 from pyllama2c.generation.request import Request, process_logits
 from pyllama2c.generation.text import StoryText
 from pyllama2c.tokenizers.base import BaseTokenizer
-
-if TYPE_CHECKING:
-    from pyllama2c.generation.logprobs import TokenLogprob
 
 BatchReason = Literal["stop", "length", "error"]
 """why a story of a batch ended"""
@@ -77,18 +74,31 @@ class _Story:
         self.prompt_index, self.choice, self.request = prompt_index, choice, request
         self.streamed = streamed
         self._decoder = StoryText(tokenizer, request.prompt_tokens, request.stop)
-        self._text = self.new_text = ""
+        self._text = ""
+        self._logprobs: list[TokenLogprob] | None = None if request.logprobs is None else []
+        self._decodes = streamed or bool(request.stop)
 
-    def stops(self, token: int) -> bool:
-        """Whether a stop string is complete with this token, whose text is then `new_text`."""
-        self.new_text = self._decoder.feed(token)
-        self._text += self.new_text
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string is complete."""
         return self._decoder.stopped
+
+    def hear(self, event: Any) -> Piece:
+        """Takes a token."""
+        chosen, logprob, text = event.chosen, None, ""
+        token = chosen.token
+        if self._logprobs is not None:
+            logprob = token_logprob(token, chosen.logprob, event.top, event.n_top)
+            self._logprobs.append(logprob)
+        if self._decodes:
+            text = self._decoder.feed(token)
+            self._text += text
+        return Piece(self.prompt_index, self.choice, token, text, logprob)
 
     def finish(
         self, tokens: list[int], reason: BatchReason, error: Exception | None = None
     ) -> Completion:
-        if not (self.request.stop or self.streamed):  # else it was decoded token by token
+        if not self._decodes:
             self._text = self._decoder.feed_all(tokens)
         return Completion(
             prompt_index=self.prompt_index,
@@ -98,6 +108,7 @@ class _Story:
             text=self._text + self._decoder.rest(),
             seed=self.request.seed,
             finish_reason=reason,
+            logprobs=None if self._logprobs is None else tuple(self._logprobs),
             error=error,
         )
 
@@ -151,6 +162,8 @@ class Batch:
         events = lib.L2C_TELL_TOKENS if request.stop or streamed else 0
         if request.logits_processor is not None:
             events |= lib.L2C_TELL_CHOICES
+        if request.logprobs is not None:
+            events |= lib.L2C_TELL_LOGPROBS
         c_request = ffi.new(
             "l2c_request *",
             {
@@ -161,6 +174,7 @@ class Batch:
                 "sampler": request.sampler,
                 "max_tokens": request.max_tokens,
                 "tell": events,
+                "n_top": request.logprobs or 0,
             },
         )
         story = ffi.new("int64_t *")
@@ -196,11 +210,10 @@ class Batch:
         if story is None:  # an event from before it was dropped
             return None
         if event.kind == lib.L2C_EVENT_TOKEN:
-            token = event.chosen.token
-            stopped = story.stops(token)
+            piece = story.hear(event)
             if story.streamed:
-                self.pieces.append(Piece(story.prompt_index, story.choice, token, story.new_text))
-            if stopped:
+                self.pieces.append(piece)
+            if story.stopped:
                 return self._end(event, "stop", drop=True)
         elif event.kind == lib.L2C_EVENT_CHOOSE:
             try:
@@ -239,7 +252,8 @@ def _without_computing(i: int, j: int, request: Request | Exception) -> Completi
     if isinstance(request, Exception):
         return Completion(i, j, [], [], "", 0, "error", error=request)
     if request.max_tokens == 0:
-        return Completion(i, j, request.prompt_tokens, [], "", request.seed, "length")
+        logprobs = None if request.logprobs is None else ()
+        return Completion(i, j, request.prompt_tokens, [], "", request.seed, "length", logprobs)
     return None
 
 

@@ -271,4 +271,5 @@ def nothing(story: Story) -> Completion:
         text="",
         seed=request.seed,
         finish_reason="length",
+        logprobs=None if request.logprobs is None else (),
     )
