@@ -45,7 +45,8 @@ def sampling(arguments: argparse.Namespace) -> dict[str, Any]:
         "presence_penalty": arguments.presence_penalty,
         "frequency_penalty": arguments.frequency_penalty,
         "logit_bias": dict(arguments.logit_bias) if arguments.logit_bias else None,
-        "seed": arguments.seed or None,  # 0 is a new one, as in run.c; in the library None is
+        # 0 is a new one, as in run.c, and -1 as elsewhere; in the library None is
+        "seed": None if arguments.seed in (0, -1) else arguments.seed,
     }
 
 

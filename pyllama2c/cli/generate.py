@@ -56,9 +56,8 @@ def _logprob_line(llama: Llama, told: TokenLogprob) -> str:
         return repr(llama.tokenizer.piece(token).decode(errors="replace"))
 
     likeliest = (f"  {logprob:.4f} {shown(token)}" for token, logprob in told.top)
-    return (
-        f"{told.logprob:9.4f}  {told.token:6}  {shown(told.token):12}{''.join(likeliest)}".rstrip()
-    )
+    line = f"{told.logprob:9.4f}  {told.token:6}  {shown(told.token):12}{''.join(likeliest)}"
+    return line.rstrip()
 
 
 def print_json(llama: Llama, arguments: argparse.Namespace) -> int:
