@@ -220,9 +220,11 @@ class HarnessLM(TemplateLM):
                 if story.error is not None:
                     raise story.error
                 text = self.llama.tokenizer.decode(story.tokens)
-                text = postprocess_generated_text(text, untils[story.number], None)
-                answers[story.number] = text
-                self.cache_hook.add_partial("generate_until", requests[story.number].args, text)
+                text = postprocess_generated_text(text, untils[story.prompt_index], None)
+                answers[story.prompt_index] = text
+                self.cache_hook.add_partial(
+                    "generate_until", requests[story.prompt_index].args, text
+                )
                 bar.update()
         return answers
 

@@ -30,14 +30,7 @@ from pyllama2c.serve.schema import (
     TokenizeRequest,
 )
 from pyllama2c.serve.service import Service
-from pyllama2c.serve.streams import (
-    Receive,
-    Scope,
-    Send,
-    read_body,
-    send_job,
-    send_whole,
-)
+from pyllama2c.serve.streams import Receive, Scope, Send, read_body, send_job, send_whole
 
 _T = TypeVar("_T", bound=msgspec.Struct)
 
@@ -93,6 +86,11 @@ class Endpoints:
         service, request = self._service, self._decode(body, CompletionRequest)
         _check_stream(request.stream, request.stream_options)
         parameters = for_completion(request, service)
+        scored = bool(request.echo) and request.logprobs is not None
+        if scored and request.max_tokens == 1:
+            # Who scores a prompt so drops the last entry (lm-eval): there has to be one, also
+            # where the story would end here.
+            parameters["stop_tokens"] = []
         prompts = await tokenized(service, request.prompt)
         stories = await make_stories(
             service, prompts, parameters, seed=request.seed, n=request.n or 1
@@ -105,8 +103,9 @@ class Endpoints:
             echo=bool(request.echo),
         )
         scorings = []
-        if request.echo and request.logprobs is not None:
-            scorings = [Scoring(i, ids, request.logprobs) for i, ids in enumerate(prompts)]
+        if scored:
+            n_top = request.logprobs or 0
+            scorings = [Scoring(i, ids, n_top) for i, ids in enumerate(prompts)]
         answer = CompletionAnswer(service, prompts, wanted)
         return self._job(stories, answer, bool(request.stream), scorings)
 
@@ -146,16 +145,11 @@ class Endpoints:
         text = request.content if request.content is not None else request.prompt
         if text is None:
             raise ApiError(400, "content is required", param="content")
-        tokenizer, special = service.tokenizer, request.parse_special
-        bos = (
-            request.add_special_tokens
-            if request.add_special_tokens is not None
-            else (request.add_special)
-        )
+        tokenizer, bos = service.tokenizer, request.add_special_tokens
+        bos = tokenizer.add_bos and (request.add_special if bos is None else bos)
+        encode = service.names.encode if request.parse_special else tokenizer.encode
         try:
-            ids = await asyncio.to_thread(
-                tokenizer.encode, text, bos and tokenizer.add_bos, special=special
-            )
+            ids = await asyncio.to_thread(encode, text, bos)
         except ValueError as error:
             raise wrong("content", str(error)) from None
         out: dict[str, Any] = {

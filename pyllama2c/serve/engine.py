@@ -150,7 +150,7 @@ class EngineThread:
                 waiting.remove(job)
         for story in job.stories:
             if self._stories.pop(story.number, None) is not None and self._batch is not None:
-                self._batch.drop(story.number)
+                self._batch.drop(story.number, 0)
         if self._scorer is not None and self._scorer[0] is job:
             self._end_scorer()
 
@@ -181,7 +181,7 @@ class EngineThread:
             self._told.append((job, story, nothing(story)))
             return
         try:
-            batch.add(story.number, request, job.streamed)
+            batch.add(story.number, 0, request, job.streamed)
         except ValueError as error:
             self._told.append((job, story, error))
             return
@@ -197,13 +197,13 @@ class EngineThread:
         completions = self._batch.step()
         self._sweeps += 1
         for piece in self._batch.pieces:
-            job, story = self._stories[piece.number]
+            job, story = self._stories[piece.prompt_index]
             if not story.is_told:
                 story.is_told = True
                 self._metrics.first_token_sweeps.observe(self._sweeps - job.added_at_sweep)
             self._told.append((job, story, piece))
         for completion in completions:
-            job, story = self._stories.pop(completion.number)
+            job, story = self._stories.pop(completion.prompt_index)
             self._told.append((job, story, completion))
         self._count(self._batch)
 
@@ -264,11 +264,12 @@ def nothing(story: Story) -> Completion:
     """The Completion of a story of no tokens."""
     request = story.request
     return Completion(
-        number=story.number,
+        prompt_index=story.number,
+        choice=0,
         prompt_tokens=request.prompt_tokens,
         tokens=[],
         text="",
         seed=request.seed,
         finish_reason="length",
-        error=None,
+        logprobs=None if request.logprobs is None else (),
     )

@@ -68,6 +68,16 @@ class Scoring:
     n_top: int
 
 
+class Writer(Protocol):
+    """Takes events without waiting."""
+
+    @property
+    def unread(self) -> int:
+        """bytes that the client has not taken yet"""
+
+    def write(self, events: bytes) -> None: ...
+
+
 class Format(Protocol):
     """How an endpoint answers. Events are whole server-sent ones."""
 
@@ -111,14 +121,18 @@ class Job:
         self.timers: list[asyncio.TimerHandle] = []
         self.over = False
         """whether nothing more will come of it: answered in full, failed or cancelled"""
-        self.on_stuck: Callable[[], None] | None = None
-        """called where its client does not read what it asked for"""
+        self.writer: Writer | None = None
+        """where events go at once, once the answer has begun"""
+        self.abort: Callable[[], None] | None = None
+        """cuts off a client that does not read what it asked for"""
+        self.n_events = 0
+        """that there were to send"""
         self._left = len(self.stories) + len(self.scorings)
         """stories and scorings that have not ended"""
         self._events: list[bytes] = []
         self._unread = 0
         self._waiter: asyncio.Future[None] | None = None
-        self._join_seconds, self._woken_at = join_seconds, 0.0
+        self._join_seconds, self._sent_at = join_seconds, 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -160,16 +174,22 @@ class Job:
         """Events to be sent."""
         if not event:
             return
+        if self._unread > MAX_UNREAD:
+            self.cut_off()
+            return
+        self.n_events += 1
         self._events.append(event)
         self._unread += len(event)
-        if self._unread > MAX_UNREAD:
-            self.close()
-            if self.on_stuck is not None:
-                self.on_stuck()
-        elif self._join_seconds:
-            self._wake_later()
+        if self._join_seconds:
+            self._send_later()
         else:
-            self._wake()
+            self._send()
+
+    def cut_off(self) -> None:
+        """Ends it and its client's connection."""
+        self.close()
+        if self.abort is not None:
+            self.abort()
 
     def fail(self, error: ApiError) -> None:
         """Ends it with an error, which the client is told by status or, after that, by an event."""
@@ -186,30 +206,46 @@ class Job:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _wake_later(self) -> None:
+    def _send(self) -> None:
+        if self.writer is None or self.over:
+            self._wake()
+        elif self.writer.unread > MAX_UNREAD:
+            self.cut_off()
+        else:
+            self.writer.write(self._taken())
+
+    def _send_later(self) -> None:
         if self._timer is not None:
             return
         loop = asyncio.get_running_loop()
-        due = self._woken_at + self._join_seconds - loop.time()
+        due = self._sent_at + self._join_seconds - loop.time()
         if due <= 0:
-            self._joined()
+            self._send_joined()
         else:
-            self._timer = loop.call_later(due, self._joined)
+            self._timer = loop.call_later(due, self._send_joined)
 
-    def _joined(self) -> None:
-        self._timer, self._woken_at = None, asyncio.get_running_loop().time()
-        self._wake()
+    def _send_joined(self) -> None:
+        self._timer, self._sent_at = None, asyncio.get_running_loop().time()
+        self._send()
+
+    def _taken(self) -> bytes:
+        events, self._events, self._unread = self._events, [], 0
+        return events[0] if len(events) == 1 else b"".join(events)
 
     async def read(self) -> bytes:
-        """The next events; empty where woken for none (`tick`) or at the end."""
+        """The next events that no `writer` takes; empty where woken for none (`tick`), or over."""
         if not (self._events or self.over):
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
-        events, self._events, self._unread = self._events, [], 0
-        return events[0] if len(events) == 1 else b"".join(events)
+        return self._taken()
+
+    @property
+    def has_events(self) -> bool:
+        """Whether some wait to be read."""
+        return bool(self._events)
 
     def tick(self) -> None:
         """Wakes the reader though there is nothing."""

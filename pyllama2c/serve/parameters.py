@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,6 @@ from pyllama2c.validate import shown, token_ids
 
 if TYPE_CHECKING:
     from pyllama2c.serve.service import Limits, Service
-    from pyllama2c.tokenizers.base import BaseTokenizer
 
 _SLOW = 1 << 14
 """characters of text that take so long to become tokens that the event loop should not wait"""
@@ -160,7 +159,9 @@ async def tokenized(
 
 async def _ids(service: Service, prompt: str | list[int], special: bool) -> list[int]:
     tokenizer = service.tokenizer
-    encode = partial(encode_special, tokenizer) if special else tokenizer.encode_prompt
+    encode: Callable[[str], list[int]] = tokenizer.encode_prompt
+    if special:
+        encode = partial(service.names.encode, bos=tokenizer.add_bos)
     try:
         if not isinstance(prompt, str):
             ids = token_ids("prompt", prompt, tokenizer.vocab_size)
@@ -173,14 +174,6 @@ async def _ids(service: Service, prompt: str | list[int], special: bool) -> list
     if not ids:
         raise wrong("prompt", "prompt has no tokens; begin with BOS")
     return ids
-
-
-def encode_special(tokenizer: BaseTokenizer, text: str) -> list[int]:
-    """As `encode_prompt`, but control tokens are read as such; BOS still comes only once."""
-    tokens = tokenizer.encode(text, special=True)
-    if (tokenizer.add_bos or not tokens) and tokens[:1] != [tokenizer.bos_id]:
-        return [*tokenizer.encode_prompt(b"")[:1], *tokens]
-    return tokens
 
 
 async def make_stories(

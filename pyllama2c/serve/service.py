@@ -125,6 +125,9 @@ class Service:
             job.fail(busy(f"no slot was free within {self.limits.wait:g} seconds", 10))
 
     def _ran_out(self, job: Job) -> None:
+        if job.over:  # but its client has not read all of it
+            job.cut_off()
+            return
         seconds = self.limits.request
         headers = {"x-should-retry": "false"}
         why = f"the request took more than {seconds:g} seconds"

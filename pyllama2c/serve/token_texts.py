@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyllama2c.generation.logprobs import TokenLogprob
 from pyllama2c.generation.text import StoryText
-from pyllama2c.tokenizers.base import BaseTokenizer
+from pyllama2c.tokenizers.base import NONE, BaseTokenizer
 
 if TYPE_CHECKING:
     from pyllama2c.serve.job import Story
@@ -20,6 +21,7 @@ class TokenNames:
         self._tokenizer = tokenizer
         self._names: dict[tuple[int, bool], str] = {}
         self._fallback = {tokenizer.bos_id: "<s>", tokenizer.eos_id: "</s>"}
+        self._by_text = {text: token for token, text in self._fallback.items() if token != NONE}
 
     def name(self, token: int, opens: bool = False) -> str:
         """`opens`: it is the first of a text, whose space is not part of it."""
@@ -36,6 +38,18 @@ class TokenNames:
             return piece.decode()
         except UnicodeDecodeError:  # part of a character, as OpenAI writes it
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
+
+    def encode(self, text: str, bos: bool) -> list[int]:
+        """Ids of a text in which control tokens stand by their names. BOS comes only once."""
+        tokenizer = self._tokenizer
+        if tokenizer.special_tokens:
+            parts = tokenizer.split(text)
+        else:  # llama2.c's vocabularies have no names of their own
+            each = re.split("(</?s>)", text)
+            parts = [self._by_text.get(part, part) for part in each if part]
+        ids = tokenizer.encode_parts(parts)
+        first = [tokenizer.bos_id]
+        return [*first, *ids] if bos and tokenizer.bos_id != NONE and ids[:1] != first else ids
 
     def piece(self, token: int, opens: bool = False) -> bytes:
         return self._tokenizer.opening(token) if opens else self._tokenizer.piece(token)

@@ -56,6 +56,24 @@ class Running:
         wait(lambda: self.metric("requests_processing") == 0 == self.metric("requests_deferred"))
         wait(lambda: self.service.engine.n_stories == 0)
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """The engine stands still between two sweeps, from the next one on that has something to
+        tell."""
+        engine, gate = self.service.engine, threading.Event()
+        post = engine._post
+
+        def post_and_wait(told: Any) -> None:
+            post(told)
+            gate.wait()
+
+        engine._post = post_and_wait  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            engine._post = post  # type: ignore[method-assign]
+            gate.set()
+
     def raw(self, data: bytes) -> socket.socket:
         """A connection that has sent `data`."""
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=60)

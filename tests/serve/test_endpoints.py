@@ -48,13 +48,18 @@ def test_tokens_and_text(server: Running, storyteller: Llama) -> None:
     tokenizer = storyteller.tokenizer
     for text in ("", "Once upon a time", "日本 é\0<s>", "  two  spaces\n"):
         ids = tokenizer.encode(text)
-        assert server.ok("/tokenize", content=text)["tokens"] == ids
+        assert server.ok("/tokenize", content=text, parse_special=False)["tokens"] == ids
         assert server.ok("/detokenize", tokens=ids) == {"content": text, "prompt": text}
-        with_bos = server.ok("/tokenize", content=text, add_special=True)["tokens"]
+        body = {"content": text, "add_special": True, "parse_special": False}
+        with_bos = server.ok("/tokenize", **body)["tokens"]
         assert with_bos == [tokenizer.bos_id, *ids]
     vllm = server.ok("/tokenize", prompt="Once", add_special_tokens=True, return_token_strs=True)
     assert vllm["count"] == len(vllm["tokens"]) == len(vllm["token_strs"])
     assert vllm["max_model_len"] == storyteller.config.seq_len
+    named = server.ok("/tokenize", content="<s>Once</s>", add_special=True)["tokens"]
+    assert named == [tokenizer.bos_id, *tokenizer.encode("Once"), tokenizer.eos_id]
+    info = server.http.get("/tokenizer_info").json()
+    assert server.ok("/tokenize", content=info["bos_token"])["tokens"] == [tokenizer.bos_id]
     pieces = server.ok("/tokenize", content="é", with_pieces=True)["tokens"]
     joined = b"".join(
         p["piece"].encode() if isinstance(p["piece"], str) else bytes(p["piece"]) for p in pieces

@@ -18,8 +18,10 @@ from tiny import Shape, TinyLlama, tokenizer_file
 
 from pyllama2c import Llama
 from pyllama2c._ffi import lib
+from pyllama2c.engine.memory import Limit
+from pyllama2c.errors import OutOfMemoryError
 from pyllama2c.serve import streams
-from pyllama2c.serve.service import Limits
+from pyllama2c.serve.service import Limits, Service
 
 PROMPT = "Once upon a time"
 LONG: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 500, "ignore_eos": True}
@@ -66,13 +68,17 @@ def test_a_client_that_leaves_cancels_its_stories(storyteller: Llama, streamed: 
 
 def test_a_client_that_leaves_the_queue(storyteller: Llama) -> None:
     with serving(storyteller, slots=1) as server, ThreadPoolExecutor() as pool:
-        first = pool.submit(post, server, **LONG, n=4)
-        wait(lambda: server.metric("requests_processing") == 1)
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{server.url}/v1/completions", json=LONG, timeout=0.01)
+        with server.paused():
+            first = pool.submit(post, server, **LONG)
+            wait(lambda: server.metric("requests_processing") == 1)
+            connection = server.raw(request(json.dumps(LONG).encode()))
+            wait(lambda: server.metric("requests_deferred") == 1)
+            connection.close()
+            wait(lambda: server.metric("requests_deferred") == 0)
         assert first.result().status_code == 200
         server.wait_until_idle()
-        assert server.metric("requests_cancelled_total") >= 1
+        assert server.metric("requests_cancelled_total") == 1
+        assert server.metric("tokens_predicted_total") == 500
 
 
 def test_a_client_that_does_not_read(storyteller: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +98,7 @@ def test_a_client_that_does_not_read(storyteller: Llama, monkeypatch: pytest.Mon
 
 
 def test_comments_while_nothing_comes(storyteller: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "_COMMENT_SECONDS", 0.05)
+    monkeypatch.setattr(streams, "_COMMENT_SECONDS", 0.01)
     with serving(storyteller, slots=1) as server, ThreadPoolExecutor() as pool:
         first = pool.submit(post, server, **LONG, n=16)
         wait(lambda: server.metric("requests_processing") == 1)
@@ -111,29 +117,32 @@ def test_comments_while_nothing_comes(storyteller: Llama, monkeypatch: pytest.Mo
 def test_too_many_requests(storyteller: Llama) -> None:
     limits = Limits(queued=2)
     with serving(storyteller, slots=1, limits=limits) as server, ThreadPoolExecutor(16) as pool:
-        answers = [pool.submit(post, server, **LONG, seed=1) for _ in range(16)]
-        statuses = [each.result().status_code for each in answers]
-        assert set(statuses) == {200, 429}
-        refused = next(each.result() for each in answers if each.result().status_code == 429)
-        assert int(refused.headers["retry-after"]) >= 1
-        assert refused.json()["error"]["type"] == "rate_limit_error"
-        assert server.metric("requests_rejected_total") == statuses.count(429)
+        with server.paused():
+            answers = [pool.submit(post, server, **LONG)]
+            wait(lambda: server.metric("requests_processing") == 1)
+            answers += [pool.submit(post, server, **LONG) for _ in range(2)]
+            wait(lambda: server.metric("requests_deferred") == 2)
+            for _ in range(5):
+                refused = post(server, **LONG)
+                assert refused.status_code == 429
+                assert int(refused.headers["retry-after"]) >= 1
+                assert refused.json()["error"]["type"] == "rate_limit_error"
+        assert [each.result().status_code for each in answers] == [200] * 3
+        assert server.metric("requests_rejected_total") == 5
         server.wait_until_idle()
 
 
 def test_waiting_and_requests_have_limits(storyteller: Llama) -> None:
-    limits = Limits(wait=0.05, request=0.5)
+    limits = Limits(wait=0.1, request=1)
     with serving(storyteller, slots=1, limits=limits) as server, ThreadPoolExecutor() as pool:
-        body = LONG | {"prompt": [PROMPT] * 64, "n": 16}
-        first = pool.submit(post, server, **body)
-        wait(lambda: server.metric("requests_processing") == 1)
-        # Its first story waits for all of one of the others'.
-        others = [pool.submit(post, server, **LONG) for _ in range(12)]
-        statuses = {each.result().status_code for each in others}
-        assert 429 in statuses
-        assert first.result().status_code == 503
-        assert first.result().json()["error"]["code"] == "request_timeout"
+        with server.paused():
+            first = pool.submit(post, server, **LONG)
+            wait(lambda: server.metric("requests_processing") == 1)
+            assert post(server, **LONG).status_code == 429
+            assert first.result().status_code == 503
+            assert first.result().json()["error"]["code"] == "request_timeout"
         server.wait_until_idle()
+        assert post(server, prompt=PROMPT, max_tokens=2).status_code == 200
 
 
 def test_a_long_prompt_delays_nobody(storyteller: Llama) -> None:
@@ -188,16 +197,20 @@ def test_an_engine_that_fails_in_the_middle(storyteller: Llama) -> None:
     """A sweep that fails ends its stories with an error event; those that wait are told by a new
     batch, as is what comes later."""
     with serving(storyteller, slots=2) as server, ThreadPoolExecutor() as pool:
-        body = LONG | {"n": 2, "seed": 1, "stream": True}
-        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as answer:
-            lines = answer.iter_lines()
-            next(lines)
+        with contextlib.ExitStack() as stack:
+            resume = stack.enter_context(contextlib.ExitStack())
+            resume.enter_context(server.paused())
+            body = LONG | {"n": 2, "seed": 1, "stream": True}
+            url = f"{server.url}/v1/completions"
+            answer = stack.enter_context(httpx.stream("POST", url, json=body, timeout=60))
+            wait(lambda: server.metric("requests_processing") == 1)
             waiting = pool.submit(post, server, prompt=PROMPT, seed=5, max_tokens=30)
             wait(lambda: server.metric("requests_deferred") == 1)
             batch = server.service.engine._batch
             assert batch is not None
             lib.l2c_batch_cancel(batch._handle)
-            events = list(decoded(lines))
+            resume.close()
+            events = list(decoded(answer.iter_lines()))
         assert events[-1]["error"]["type"] == "server_error"
         assert "Cancelled" in events[-1]["error"]["message"]
         (choice,) = waiting.result().json()["choices"]
@@ -216,14 +229,28 @@ def test_draining(storyteller: Llama) -> None:
         body = LONG | {"n": 2, "seed": 1, "stream": True}
         with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as answer:
             lines = answer.iter_lines()
-            next(lines)
-            server.server.stop_threadsafe()
-            wait(lambda: server.service.draining)
-            health = server.http.get("/health")
-            assert health.status_code == 503
-            assert health.json()["error"]["type"] == "unavailable_error"
-            assert post(server, prompt="x").status_code == 503
+            with server.paused():
+                next(lines)
+                server.server.stop_threadsafe()
+                wait(lambda: server.service.draining)
+                health = server.http.get("/health")
+                assert health.status_code == 503
+                assert health.json()["error"]["type"] == "unavailable_error"
+                assert post(server, prompt="x").status_code == 503
             assert list(decoded(lines))[-1] == "[DONE]"
+
+
+def test_fewer_slots_where_memory_is_short(
+    storyteller: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = storyteller._engine
+    options = engine.session_options
+    twenty = lib.l2c_session_bytes(engine.model, 20, options.context, options.kv, engine.threads)
+    short = [Limit("memory", "left", twenty)]
+    monkeypatch.setattr("pyllama2c.serve.engine.limits", lambda: short)
+    assert Service(storyteller).engine.slots == 16
+    with pytest.raises(OutOfMemoryError, match="no memory for 32 stories of 512 positions"):
+        Service(storyteller, slots=32)
 
 
 def test_a_second_signal_ends_streams(storyteller: Llama) -> None:
@@ -278,3 +305,12 @@ def test_memory_does_not_grow(
         rounds(60)
         assert resident_kilobytes() - before < 4096
     assert not caplog.records
+
+
+def test_no_packet_waits_for_an_acknowledgement(server: Running) -> None:
+    """Nagle's algorithm would put 40 ms between an answer's headers and its body."""
+    with server.raw(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n") as connection:
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+        for each in server.server._uvicorn.server_state.connections:
+            taken = each.transport.get_extra_info("socket")
+            assert taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

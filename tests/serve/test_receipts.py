@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -26,15 +28,25 @@ PROMPTS = [
 ]
 
 
-def check(llama: Llama, receipt: Any) -> None:
-    """A receipt against generate."""
-    story = llama.generate(
-        receipt["prompt_tokens"], seed=int(receipt["seed"]), **receipt["parameters"]
-    )
+REQUESTS = int(os.environ.get("PYLLAMA2C_TEST_REQUESTS", "50"))
+"""under each load"""
+
+
+def check(llama: Llama, receipt: Any, logprobs: list[float] | None = None) -> None:
+    """A receipt, and the log-probabilities that came with it, against generate."""
+    parameters = dict(receipt["parameters"])
+    if parameters["logit_bias"]:
+        parameters["logit_bias"] = {int(k): v for k, v in parameters["logit_bias"].items()}
+    story = llama.generate(receipt["prompt_tokens"], seed=int(receipt["seed"]), **parameters)
     assert story.read() == receipt["text"]
     assert story.tokens == receipt["tokens"]
     assert story.finish_reason == receipt["finish_reason"]
     assert story.rng_state == int(receipt["rng_state"])
+    if logprobs is not None:
+        # Those of tokens that a stop string cut off are not told.
+        assert story.logprobs is not None
+        assert [each.logprob for each in story.logprobs][: len(logprobs)] == logprobs
+        assert len(logprobs) == len(story.tokens) or parameters["stop"]
 
 
 def wishes(rng: random.Random) -> dict[str, Any]:
@@ -51,48 +63,68 @@ def wishes(rng: random.Random) -> dict[str, Any]:
         "receipt": True,
         "n": rng.choice([1, 1, 1, 3]),
     }
+    if rng.random() < 0.5:
+        body["logprobs"] = rng.choice([0, 5])
+    if rng.random() < 0.3:
+        body |= {"presence_penalty": 1.5, "frequency_penalty": -0.5, "logit_bias": {"300": 4}}
     if rng.random() < 0.2:
         body |= {"ignore_eos": True, "stop_token_ids": [rng.randrange(300, 400)]}
     return body
 
 
-async def ask_all(url: str, bodies: list[dict[str, Any]], concurrency: int, seed: int) -> list[Any]:
-    """Receipts of those that ran to their end; a third is left in the middle."""
-    rng, turn = random.Random(seed), asyncio.Semaphore(concurrency)
+Answers = list[tuple[Any, list[float] | None]]
+"""receipts, each with its story's log-probabilities"""
 
-    async def one(client: httpx.AsyncClient, body: dict[str, Any], leave: float | None) -> Any:
+
+async def ask(client: httpx.AsyncClient, body: dict[str, Any], leave_at: float) -> Answers:
+    """Every other one streamed. Leaves after so many lines."""
+    streamed, n_lines = body["seed"][-1] in "02468", 0
+    receipts: dict[int, Any] = {}
+    logprobs: dict[int, list[float]] = {}
+    asked = client.stream("POST", "/v1/completions", json=body | {"stream": streamed})
+    async with asked as answer:
+        assert answer.status_code == 200
+        async for line in answer.aiter_lines():
+            n_lines += 1
+            if n_lines > leave_at:
+                return []
+            data = line.removeprefix("data: ")
+            for choice in json.loads(data)["choices"] if data.startswith("{") else ():
+                told = logprobs.setdefault(choice["index"], [])
+                if choice["logprobs"]:
+                    told += choice["logprobs"]["token_logprobs"]
+                if "receipt" in choice:
+                    receipts[choice["index"]] = choice["receipt"]
+    return [
+        (receipt, logprobs[index] if "logprobs" in body else None)
+        for index, receipt in receipts.items()
+    ]
+
+
+async def ask_all(url: str, bodies: list[dict[str, Any]], concurrency: int) -> Answers:
+    """Of those that ran to their end; a third is left in the middle."""
+    rng, turn = random.Random(concurrency), asyncio.Semaphore(concurrency)
+
+    async def one(client: httpx.AsyncClient, body: dict[str, Any], leave_at: float) -> Answers:
         async with turn:
-            streamed = body["seed"][-1] in "02468"
-            asked = client.stream("POST", "/v1/completions", json=body | {"stream": streamed})
-            receipts, n = [], 0
-            async with asked as answer:
-                assert answer.status_code == 200
-                async for line in answer.aiter_lines():
-                    n += 1
-                    if leave is not None and n > leave * 20:
-                        return []
-                    if line.startswith("{"):
-                        receipts += [c["receipt"] for c in json.loads(line)["choices"]]
-                    elif line.startswith("data: {"):
-                        choices = json.loads(line.removeprefix("data: "))["choices"]
-                        receipts += [c["receipt"] for c in choices if "receipt" in c]
-            return receipts
+            return await ask(client, body, leave_at)
 
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=None, limits=limits) as client:
-        asked = [one(client, b, rng.random() if rng.random() < 0.33 else None) for b in bodies]
-        return [r for receipts in await asyncio.gather(*asked) for r in receipts]
+        leaves = [rng.random() * 20 if rng.random() < 0.33 else math.inf for _ in bodies]
+        asked = [one(client, body, at) for body, at in zip(bodies, leaves, strict=True)]
+        return [each for answers in await asyncio.gather(*asked) for each in answers]
 
 
 @pytest.mark.parametrize("concurrency", [1, 8, 64])
 def test_under_load_the_same_stories(server: Running, storyteller: Llama, concurrency: int) -> None:
     """llama.cpp's own test says that slots change its texts; vLLM 51187."""
     rng = random.Random(concurrency)
-    bodies = [wishes(rng) for _ in range(50)]
-    receipts = asyncio.run(ask_all(server.url, bodies, concurrency, concurrency))
-    assert len(receipts) >= 25
-    for receipt in receipts:
-        check(storyteller, receipt)
+    bodies = [wishes(rng) for _ in range(REQUESTS)]
+    answers = asyncio.run(ask_all(server.url, bodies, concurrency))
+    assert len(answers) >= REQUESTS / 2
+    for receipt, logprobs in answers:
+        check(storyteller, receipt, logprobs)
     server.wait_until_idle()
 
 

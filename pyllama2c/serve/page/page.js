@@ -221,8 +221,10 @@ const MARKS = { "\n": "⏎", "\t": "⇥", " ": "␣", "": "∅" };
 
 /* A token's text as it can be read alone. */
 function nameOf(token) {
-  if (token.id === model.bos) return "⟨start⟩";
-  if (token.bytes.length === 0) return model.ends.includes(token.id) ? "⟨end⟩" : token.text || `⟨${token.id}⟩`;
+  if (token.bytes.length === 0) {
+    if (token.id === model.bos && token.why === null) return "⟨start⟩"; // where it is told, it ends the story
+    return model.ends.includes(token.id) ? "⟨end⟩" : token.text || `⟨${token.id}⟩`;
+  }
   const text = new TextDecoder().decode(Uint8Array.from(token.bytes));
   if (text.includes("\ufffd")) return token.bytes.map((byte) => `<${byte.toString(16).toUpperCase().padStart(2, "0")}>`).join("");
   return MARKS[text] ?? text.replaceAll("\n", "⏎");
@@ -353,7 +355,7 @@ function oddsOf(leaf) {
   if (steps.length === 0) return "Nothing is told yet.";
   const ln = steps.reduce((sum, step) => sum + lnOf(step), 0);
   const digits = Math.round(-ln / Math.LN10);
-  const odds = digits < 7 ? percent(Math.exp(ln)) : `1 in 10^${digits}`;
+  const odds = digits < 7 ? percent(Math.exp(ln)) : `1 in 10${[...String(digits)].map((digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]).join("")}`;
   return `The model's odds for these ${count(steps.length, "token")}: ${odds}.`;
 }
 
@@ -487,9 +489,10 @@ function reasons(step, why) {
   if (why.order === "greedy") {
     said.push(make("p", {}, "At this temperature the likeliest token is taken, and the coin does not matter."));
   } else {
-    const others = why.kept === 1 ? "It alone was kept" : `${why.kept.toLocaleString("en")} tokens were kept`;
     const order = why.order === "id" ? "in the order of their ids" : "the likeliest first";
-    said.push(make("p", {}, `${others}, side by side on a line, ${order}, each as long as it is likely. `,
+    const kept = why.kept === 1 ? "One token was kept, and is all there is on the line. "
+      : `${why.kept.toLocaleString("en")} tokens were kept. They lie side by side on a line, ${order}, each as long as it is likely. `;
+    said.push(make("p", {}, kept,
       `The coin is a number between 0 and 1: ${short(why.coin)}. On the line, which is ${short(why.sum)} long, `,
       `that is ${short(why.target)}: the arrow.`));
     const picked = why.top.find((each) => each.id === why.picked);
@@ -794,7 +797,7 @@ function arcs(step, weights) {
   };
   const [x, y] = middle(index);
   const story = byId("story").getBoundingClientRect();
-  const paths = [...weights.keys()].filter((i) => weights[i] >= 0.01 && i !== index).map((i) => {
+  const paths = [...weights.keys()].filter((i) => weights[i] >= 0.02 && i !== index).map((i) => {
     const [a, b] = middle(i);
     const lift = 14 + Math.min(30, Math.abs(x - a) / 12);
     return draw("path", { d: `M${x} ${y}C${x} ${y - lift} ${a} ${b - lift} ${a} ${b}`, "stroke-width": (1 + 7 * weights[i]).toFixed(1), "stroke-opacity": (0.35 + 0.65 * weights[i]).toFixed(2) });
@@ -1042,8 +1045,8 @@ async function start() {
   await busy(async () => {
     model = await engine.about();
     byId("key-form").hidden = true;
-    byId("model").textContent = `${model.name}: ${model.n_parameters.toLocaleString("en")} learned numbers (${model.dtype}) on ${model.device}, ` +
-      `which know ${model.vocab_size.toLocaleString("en")} tokens and remember ${model.seq_len.toLocaleString("en")}.`;
+    byId("model").textContent = `${model.name}, a model of ${model.n_parameters.toLocaleString("en")} learned numbers (${model.dtype}, on ${model.device}). ` +
+      `It knows ${model.vocab_size.toLocaleString("en")} tokens and looks back over up to ${model.seq_len.toLocaleString("en")}.`;
   });
   if (!model) return;
   if (location.hash.length > 1) await replay(location.hash.slice(1));
