@@ -134,9 +134,7 @@ def test_a_small_vocabulary_is_shown_whole(storyteller: Llama) -> None:
 def test_what_is_shown_of_the_model(storyteller: Llama) -> None:
     ids = storyteller.tokenizer.encode_prompt(PROMPT)
     sampling = {"temperature": 0.5, "top_p": 0.8}
-    answer = explain.next_token(
-        storyteller, Nodes(), {"ids": ids, "seed": 5, "sampling": sampling}
-    )
+    answer = explain.next_token(storyteller, Nodes(), {"ids": ids, "seed": 5, "sampling": sampling})
     logits = np.frombuffer(base64.b64decode(answer["logits"]), "<f4")
     assert logits.tobytes() == storyteller.logits(ids)[-1].tobytes()
     exact = logits.astype(float)
