@@ -19,6 +19,7 @@ from pyllama2c.serve.chats import chat_prompt, prompt_text
 from pyllama2c.serve.decoding import decode, wrong
 from pyllama2c.serve.errors import ApiError
 from pyllama2c.serve.job import Format, Job, Scoring, Story
+from pyllama2c.serve.page_routes import page_answers, page_routes
 from pyllama2c.serve.parameters import for_chat, for_completion, make_stories, tokenized
 from pyllama2c.serve.schema import (
     ChatRequest,
@@ -246,6 +247,7 @@ class Endpoints:
             "/detokenize": self.detokenize,
             "/apply-template": self.apply_template,
             "/api/verify": self.verify,
+            **page_answers(service.llama),
         }
         facts = {
             "/v1/models": self.models,
@@ -264,6 +266,7 @@ class Endpoints:
         ]
         routes = [Route(path, endpoint, methods=["POST"]) for path, endpoint in posts]
         routes += [Route(path, endpoint) for path, endpoint in facts.items()]
+        routes += page_routes(service.llama)
         # Each also without /v1.
         return routes + [
             Route(route.path[3:], route.endpoint, methods=list(route.methods or ["POST"]))

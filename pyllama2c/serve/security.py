@@ -8,8 +8,9 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from pyllama2c.serve.errors import ApiError
+from pyllama2c.serve.page_routes import PAGE_PATHS
 
-PUBLIC = frozenset(["/health", "/v1/health", "/models", "/v1/models"])
+PUBLIC = frozenset(["/health", "/v1/health", "/models", "/v1/models"]) | PAGE_PATHS
 """paths that need no key"""
 
 
