@@ -11,7 +11,8 @@ from pyllama2c import validate
 from pyllama2c.chat.conversation import chat_tokens
 from pyllama2c.engine import cache_file
 from pyllama2c.errors import TokenizerNotFoundError
-from pyllama2c.generation.batch import Batch, Completion, in_prompt_order, run_batch
+from pyllama2c.generation.batch import Batch, Completion
+from pyllama2c.generation.batch_loop import in_prompt_order, run_batch
 from pyllama2c.generation.request import batch_requests, make_request
 from pyllama2c.generation.score import Score, score_texts
 from pyllama2c.generation.story import Generation
