@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from pyllama2c._ffi import check, ffi, lib, new_error
 from pyllama2c.engine.session import SessionOptions
-from pyllama2c.errors import NonFiniteLogitsError
+from pyllama2c.errors import CancelledError, NonFiniteLogitsError
 from pyllama2c.generation.logprobs import TokenLogprob, token_logprob
 from pyllama2c.generation.request import Request, process_logits
 from pyllama2c.generation.text import StoryText
@@ -132,6 +132,7 @@ class Batch:
         self._tokenizer = tokenizer
         self._events, self._n_events = ffi.new("l2c_event **"), ffi.new("size_t *")
         self._stories: dict[int, _Story] = {}
+        self._cancelled = False
         self.pieces: list[Piece] = []
         """tokens of the last step, of stories that are `streamed`"""
 
@@ -189,8 +190,15 @@ class Batch:
         """What the batch did so far: l2c_batch_counts."""
         return lib.l2c_batch_count(self._handle)
 
+    def cancel(self) -> None:
+        """From any thread: the step in progress, else the next, raises CancelledError."""
+        self._cancelled = True  # a step that is about to begin would forget C's flag
+        lib.l2c_batch_cancel(self._handle)
+
     def step(self) -> list[Completion]:
         """One sweep: the next token of every story in progress, and what fits of the prompts."""
+        if self._cancelled:
+            raise CancelledError
         out, n, error = self._events, self._n_events, self._error
         self.pieces = []
         status = lib.l2c_batch_step(self._handle, out, n, error)
