@@ -12,8 +12,10 @@ import asyncio
 import json
 import multiprocessing
 import statistics
+import sys
 import threading
 import time
+from functools import partial
 from typing import Any
 
 from pyllama2c import Llama
@@ -87,8 +89,6 @@ def main() -> None:
     answers: Any = multiprocessing.Queue()
     process = multiprocessing.Process(target=client, args=(requests, answers))
     process.start()
-    import sys
-
     sys.setswitchinterval(0.0005)
     figures: dict[str, list[float]] = {}
     cpu: dict[str, list[float]] = {}
@@ -123,15 +123,14 @@ def main() -> None:
             figures.setdefault(name, []).append(n * tokens / seconds)
             cpu.setdefault(name, []).append(1e6 * (time.process_time() - before) / (n * tokens))
 
+        plain, joined = servers
         library(0)
-        for round_number in range(arguments.rounds):
-            seed = 1 + round_number * n
-            measured("generate_batch", lambda s=seed: library(s))
-            first = "one event a token"
-            measured("not streamed", lambda s=seed: served(first, s, False))
-            measured(first, lambda s=seed: served(first, s, True))
-            joined = "joined within 25 ms"
-            measured(joined, lambda s=seed: served(joined, s, True))
+        for i in range(arguments.rounds):
+            seed = 1 + i * n
+            measured("generate_batch", partial(library, seed))
+            measured("not streamed", partial(served, plain, seed, False))
+            measured(plain, partial(served, plain, seed, True))
+            measured(joined, partial(served, joined, seed, True))
         for each in running.values():
             each.close()
     requests.put(None)
@@ -139,7 +138,8 @@ def main() -> None:
     base = statistics.median(figures["generate_batch"])
     for name, values in figures.items():
         speed, work = statistics.median(values), statistics.median(cpu[name])
-        print(f"{name:<22} {speed:9,.0f} tok/s {speed / base:6.1%} {work:6.1f} us of processor/token")
+        print(f"{name:<22} {speed:9,.0f} tok/s {speed / base:6.1%}", end=" ")
+        print(f"{work:6.1f} us of processor a token")
 
 
 if __name__ == "__main__":

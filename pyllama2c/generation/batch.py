@@ -6,15 +6,12 @@ row's logits do not depend on the other rows of a call, so a story is the same b
 
 from __future__ import annotations
 
-import itertools
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from pyllama2c._ffi import check, ffi, lib, new_error
 from pyllama2c.engine.session import SessionOptions
-from pyllama2c.errors import NonFiniteLogitsError
+from pyllama2c.errors import CancelledError, NonFiniteLogitsError
 from pyllama2c.generation.logprobs import TokenLogprob, token_logprob
 from pyllama2c.generation.request import Request, process_logits
 from pyllama2c.generation.text import StoryText
@@ -22,9 +19,6 @@ from pyllama2c.tokenizers.base import BaseTokenizer
 
 BatchReason = Literal["stop", "length", "error"]
 """why a story of a batch ended"""
-
-_ROUND_UP = 64
-"""positions: a batch that is reopened for a longer story has room for slightly longer ones, too"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +132,7 @@ class Batch:
         self._tokenizer = tokenizer
         self._events, self._n_events = ffi.new("l2c_event **"), ffi.new("size_t *")
         self._stories: dict[int, _Story] = {}
+        self._cancelled = False
         self.pieces: list[Piece] = []
         """tokens of the last step, of stories that are `streamed`"""
 
@@ -195,8 +190,15 @@ class Batch:
         """What the batch did so far: l2c_batch_counts."""
         return lib.l2c_batch_count(self._handle)
 
+    def cancel(self) -> None:
+        """From any thread: the step in progress, else the next, raises CancelledError."""
+        self._cancelled = True  # a step that is about to begin would forget C's flag
+        lib.l2c_batch_cancel(self._handle)
+
     def step(self) -> list[Completion]:
         """One sweep: the next token of every story in progress, and what fits of the prompts."""
+        if self._cancelled:
+            raise CancelledError
         out, n, error = self._events, self._n_events, self._error
         self.pieces = []
         status = lib.l2c_batch_step(self._handle, out, n, error)
@@ -245,64 +247,3 @@ class Batch:
             lib.l2c_batch_drop(self._handle, event.story)
         tokens = ffi.unpack(event.tokens, event.n_tokens)
         return self._stories.pop(event.story).finish(tokens, reason, error)
-
-
-def _without_computing(i: int, j: int, request: Request | Exception) -> Completion | None:
-    """The Completion of a wrong prompt, or of a story of no tokens."""
-    if isinstance(request, Exception):
-        return Completion(i, j, [], [], "", 0, "error", error=request)
-    if request.max_tokens == 0:
-        logprobs = None if request.logprobs is None else ()
-        return Completion(i, j, request.prompt_tokens, [], "", request.seed, "length", logprobs)
-    return None
-
-
-def run_batch(
-    new_batch: Callable[[int, int], Batch],
-    requests: Iterator[tuple[int, int, Request | Exception]],
-    max_batch: int,
-) -> Iterator[Completion]:
-    """Stories in the order in which they end. `new_batch` takes n_sequences and a context: what the
-    first stories need. Where one needs a longer context, those before it are finished first, and a
-    larger batch goes on."""
-    waiting: deque[tuple[int, int, Request]] = deque()  # taken from `requests`, but not added
-
-    def fill(n: int) -> Iterator[Completion]:
-        """Takes requests until n wait; yields those that need no computing."""
-        while len(waiting) < n:
-            i, j, request = next(requests, (-1, -1, None))
-            if request is None:
-                return
-            completion = _without_computing(i, j, request)
-            if completion is not None:
-                yield completion
-            elif isinstance(request, Request):
-                waiting.append((i, j, request))
-
-    for round_up in itertools.chain([1], itertools.repeat(_ROUND_UP)):
-        yield from fill(max_batch)
-        if not waiting:
-            return
-        longest = max(request.context for _, _, request in waiting)
-        batch = new_batch(len(waiting), -(-longest // round_up) * round_up)
-        while True:
-            while not batch.full:
-                yield from fill(1)
-                if not waiting or not batch.has_room(waiting[0][-1]):
-                    break
-                batch.add(*waiting.popleft())
-            if not len(batch):
-                break
-            yield from batch.step()
-        del batch  # freed before the next one is allocated
-
-
-def in_prompt_order(stories: Iterable[Completion], n: int) -> Iterator[Completion]:
-    """The same, the `n` of each prompt side by side: one that overtakes others is held back."""
-    held: dict[int, Completion] = {}
-    number = 0
-    for story in stories:
-        held[story.prompt_index * n + story.choice] = story
-        while number in held:
-            yield held.pop(number)
-            number += 1

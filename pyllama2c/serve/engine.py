@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from pyllama2c._ffi import lib
 from pyllama2c.engine.memory import limits
 from pyllama2c.errors import OutOfMemoryError
-from pyllama2c.generation.batch import Batch, Completion
+from pyllama2c.generation.batch import Batch
+from pyllama2c.generation.batch_loop import without_computing
 from pyllama2c.serve.job import Event, Job, PromptScores, Scoring, Started, Story
 from pyllama2c.serve.metrics import Metrics
 from pyllama2c.serve.prompt_scores import PromptScorer
@@ -177,8 +178,9 @@ class EngineThread:
 
     def _begin(self, batch: Batch, job: Job, story: Story) -> None:
         request = story.request
-        if request.max_tokens == 0:
-            self._told.append((job, story, nothing(story)))
+        done = without_computing(story.number, 0, request)
+        if done is not None:
+            self._told.append((job, story, done))
             return
         try:
             batch.add(story.number, 0, request, job.streamed)
@@ -258,18 +260,3 @@ class EngineThread:
             self._waiting.clear()
         self._stories, self._batch, self._counted = {}, None, {}
         self._told += [(job, story, error) for job, story in failed]
-
-
-def nothing(story: Story) -> Completion:
-    """The Completion of a story of no tokens."""
-    request = story.request
-    return Completion(
-        prompt_index=story.number,
-        choice=0,
-        prompt_tokens=request.prompt_tokens,
-        tokens=[],
-        text="",
-        seed=request.seed,
-        finish_reason="length",
-        logprobs=None if request.logprobs is None else (),
-    )

@@ -30,7 +30,7 @@ class Running:
     def __init__(self, service: Service, server: HttpServer, port: int):
         self.service, self.server, self.port = service, server, port
         self.url = f"http://127.0.0.1:{port}"
-        self.http = httpx.Client(base_url=self.url, timeout=60)
+        self.http = httpx.Client(base_url=self.url, timeout=None)
 
     def post(self, path: str, **body: Any) -> httpx.Response:
         return self.http.post(path, json=body)
@@ -76,7 +76,7 @@ class Running:
 
     def raw(self, data: bytes) -> socket.socket:
         """A connection that has sent `data`."""
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=60)
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=None)
         connection.sendall(data)
         return connection
 

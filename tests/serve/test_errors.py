@@ -219,14 +219,14 @@ NOT_HTTP = [
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS
     b"GET\r\n\r\n",
     b"\0\0\0\0\r\n\r\n",
-    b"GET / HTTP/9.9\r\nhost: localhost\r\n\r\n",
-    b"GET / HTTP/1.1\r\n\r\n",  # no host
-    b"GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
+    b"GET /x HTTP/9.9\r\nhost: localhost\r\n\r\n",
+    b"GET /x HTTP/1.1\r\n\r\n",  # no host
+    b"GET /x HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
     b"GET /\xff HTTP/1.1\r\nhost: localhost\r\n\r\n",
-    b"GET / HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * 100_000 + b"\r\n\r\n",
+    b"GET /x HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * 100_000 + b"\r\n\r\n",
     b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n",
-    b"GET / HTTP/1.1\r\nhost: localhost\r\n" + b"x: y\r\n" * 20_000 + b"\r\n",
-    b"GET / HTTP/1.1\r\nhost: localhost\r\nbad header\r\n\r\n",
+    b"GET /x HTTP/1.1\r\nhost: localhost\r\n" + b"x: y\r\n" * 20_000 + b"\r\n",
+    b"GET /x HTTP/1.1\r\nhost: localhost\r\nbad header\r\n\r\n",
     b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: x\r\n\r\n",
     b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: -1\r\n\r\n",
     b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\n"

@@ -102,6 +102,17 @@ def test_a_public_server_needs_a_key() -> None:
         assert answer.status_code == 200
 
 
+@pytest.mark.parametrize("command", ["serve", "verify"])
+def test_a_package_that_is_missing_is_named(command: str) -> None:
+    code = (
+        "import sys; sys.modules['msgspec'] = None; from pyllama2c.cli.main import main; "
+        f"sys.exit(main(['{command}', '/dev/null']))"
+    )
+    done = run_python("-c", code)
+    assert done.returncode == 1 and "pip install 'pyllama2c[serve]'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
