@@ -17,7 +17,16 @@ _POSTS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "/detokenize": ("Token ids to text", schema.DetokenizeRequest),
     "/apply-template": ("A conversation as a prompt", schema.TemplateRequest),
 }
+_API = {
+    "/api/verify": "Tell a receipt's story again and compare",
+    "/api/tokens": "How a story begins (docs/page.md, as the next two)",
+    "/api/next": "The token after a story, and how it was chosen",
+    "/api/attention": "What a token looked at",
+}
+"""objects, of which docs say the fields"""
+
 _GETS = {
+    "/api/model": "The model, as the page shows it",
     "/v1/models": "The model",
     "/health": "Whether requests are taken",
     "/props": "Settings, by llama.cpp's names",
@@ -74,15 +83,18 @@ def document() -> dict[str, Any]:
                 "responses": {"200": {"description": "The answer", "content": answer}, **failures},
             }
         }
-    receipt = {"application/json": {"schema": {"type": "object"}}}
-    answer = {"application/json": {"schema": {"type": "object"}}}
-    paths["/api/verify"] = {
-        "post": {
-            "summary": "Tell a receipt's story again and compare",
-            "requestBody": {"required": True, "content": receipt},
-            "responses": {"200": {"description": "The verdict", "content": answer}, **failures},
+    anything = {"application/json": {"schema": {"type": "object"}}}
+    for path, summary in _API.items():
+        paths[path] = {
+            "post": {
+                "summary": summary,
+                "requestBody": {"required": True, "content": anything},
+                "responses": {
+                    "200": {"description": "The answer", "content": anything},
+                    **failures,
+                },
+            }
         }
-    }
     for path, summary in _GETS.items():
         ok = {"description": "The answer", "content": {"application/json": {"schema": {}}}}
         paths[path] = {"get": {"summary": summary, "responses": {"200": ok, **failures}}}

@@ -39,6 +39,9 @@ _HEADERS = {
     "cache-control": "no-cache",
 }
 
+_AT_ONCE = 2
+"""questions under way: each holds a session, with keys and values of a whole context"""
+
 Answer = Callable[[bytes], Awaitable[Any]]
 
 
@@ -64,15 +67,20 @@ def page_routes(llama: Llama) -> list[Route]:
 def page_answers(llama: Llama) -> dict[str, Answer]:
     """By path: from a request's body to an answer. ApiError for a wrong one."""
     nodes = Nodes()
+    turns = asyncio.Semaphore(_AT_ONCE)
     asked = {
         "/api/tokens": explain.tokens,
         "/api/next": explain.next_token,
         "/api/attention": explain.attention,
     }
-    return {path: partial(_answer, partial(ask, llama, nodes)) for path, ask in asked.items()}
+    return {
+        path: partial(_answer, partial(ask, llama, nodes), turns) for path, ask in asked.items()
+    }
 
 
-async def _answer(ask: Callable[[Mapping[str, Any]], dict[str, Any]], body: bytes) -> Any:
+async def _answer(
+    ask: Callable[[Mapping[str, Any]], dict[str, Any]], turns: asyncio.Semaphore, body: bytes
+) -> Any:
     try:
         request = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -80,7 +88,8 @@ async def _answer(ask: Callable[[Mapping[str, Any]], dict[str, Any]], body: byte
     if not isinstance(request, dict):
         raise ApiError(400, "the body is not an object", code="invalid_type")
     try:
-        return await asyncio.to_thread(ask, request)
+        async with turns:
+            return await asyncio.to_thread(ask, request)
     except ContextLengthError as error:
         raise ApiError(400, str(error), code="context_length_exceeded") from None
     except UnsupportedError as error:
