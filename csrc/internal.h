@@ -245,20 +245,6 @@ struct l2c_session {
     l2c_session *partner; /* whose request to stop counts here as well: draft and target while they speculate */
 };
 
-/* What a batch wants of a draw besides its token. */
-typedef struct {
-    const uint32_t *mask; /* a bit for each token that may be picked, as for l2c_batch_mask; NULL: all may */
-    float *logits;        /* (vocab_size) for the row as the model computed it; NULL: no log-probabilities are wanted */
-    int logits_are_kept;  /* they are there already: the caller has changed the row since */
-    double logprob;       /* out: of the token; of `logits`, as are those of */
-    l2c_logprob *top;     /* (n_top) the likeliest, likeliest first; of equals, the smaller id first */
-    size_t n_top;
-} l2c_draw_options;
-
-/* l2c_session_sample_many, with options for each draw. */
-l2c_status l2c_session_sample_with(l2c_session *session, l2c_draw *draws, l2c_draw_options *options, size_t n,
-                                   l2c_error *err);
-
 /* Whether whoever computes should stop: somebody asked for it, and no call has answered yet. */
 static inline int l2c_session_stopping(const l2c_session *s) {
     return atomic_load_explicit(&s->cancel, memory_order_relaxed) ||

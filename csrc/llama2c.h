@@ -448,6 +448,28 @@ typedef struct {
  * for a row that is not there, is used up, or comes twice (L2C_ARG), and with L2C_BUSY. */
 l2c_status l2c_session_sample_many(l2c_session *session, l2c_draw *draws, size_t n, l2c_error *err);
 
+enum { L2C_MAX_TOP = 64 };
+
+typedef struct {
+    int32_t token;
+    double logprob; /* natural logarithm, of the model's own distribution: before masks, changes by the
+                     * caller, biases, penalties and temperature; NaN where its logits hold NaN or infinity */
+} l2c_logprob;
+
+/* What is wanted of a draw besides its token; all zero, nothing. */
+typedef struct {
+    const uint32_t *mask; /* a bit for each token that may be picked: bit t % 32 of mask[t / 32]; NULL: all may */
+    float *logits;        /* (vocab_size) for the row as the model computed it; NULL: no log-probabilities are wanted */
+    int logits_are_kept;  /* they are there already: the caller has changed the row since */
+    double logprob;       /* out: of the token that was picked */
+    l2c_logprob *top;     /* out: (n_top) the likeliest, likeliest first; of equals, the smaller id first */
+    size_t n_top;         /* at most L2C_MAX_TOP, and vocab_size; 0 without logits */
+} l2c_draw_options;
+
+/* The same, with options for each draw; L2C_ARG also for an n_top that is too much. */
+l2c_status l2c_session_sample_with(l2c_session *session, l2c_draw *draws, l2c_draw_options *options, size_t n,
+                                   l2c_error *err);
+
 enum { L2C_MAX_STEPS = 32 };
 
 /*
@@ -531,8 +553,6 @@ void l2c_session_free(l2c_session *session);
  */
 typedef struct l2c_batch l2c_batch;
 
-enum { L2C_MAX_TOP = 64 };
-
 /* What is told of a story before its end: flags. */
 typedef enum {
     L2C_TELL_TOKENS = 1,   /* each token */
@@ -551,12 +571,6 @@ typedef struct {
     int32_t tell;       /* l2c_tell flags */
     int32_t n_top;      /* of L2C_TELL_LOGPROBS: so many of the likeliest tokens, at most L2C_MAX_TOP */
 } l2c_request;
-
-typedef struct {
-    int32_t token;
-    double logprob; /* natural logarithm, of the model's own distribution: before masks, changes by the
-                     * caller, penalties and temperature; NaN where its logits hold NaN or infinity */
-} l2c_logprob;
 
 typedef enum {
     L2C_EVENT_TOKEN,  /* a token was sampled, which does not end the story */

@@ -17,6 +17,13 @@ static l2c_status check_row(const l2c_session *s, size_t i, l2c_error *err) {
     return L2C_OK;
 }
 
+static l2c_status check_options(const l2c_session *s, const l2c_draw_options *options, l2c_error *err) {
+    size_t vocab = (size_t)s->model->config.vocab_size, most = vocab < L2C_MAX_TOP ? vocab : L2C_MAX_TOP;
+    if (options->logits == NULL) most = 0;
+    if (options->n_top <= most) return L2C_OK;
+    return l2c_fail(err, L2C_ARG, "n_top is %zu; it must be 0 to %zu", options->n_top, most);
+}
+
 l2c_status l2c_session_sample_held(l2c_session *s, size_t i, l2c_sampler *sampler, const int32_t *history,
                                    size_t n_history, int32_t *token, l2c_error *err) {
     l2c_status status = check_row(s, i, err);
@@ -56,7 +63,9 @@ l2c_status l2c_session_sample_with(l2c_session *s, l2c_draw *draws, l2c_draw_opt
                                    l2c_error *err) {
     if (!l2c_session_enter(s)) return l2c_session_fail_busy(err);
     l2c_float_env env = l2c_float_enter();
-    l2c_status status = take_rows(s, draws, n, err);
+    l2c_status status = L2C_OK;
+    for (size_t i = 0; i < n && options != NULL && status == L2C_OK; i++) status = check_options(s, &options[i], err);
+    if (status == L2C_OK) status = take_rows(s, draws, n, err);
     if (status == L2C_OK && n > 0) {
         status = s->backend->sample(s, draws, options, n, err);
         for (size_t i = 0; i < n; i++) s->used[draws[i].row] = status == L2C_OK && draws[i].status != L2C_ARG;
