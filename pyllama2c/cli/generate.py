@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from pyllama2c import validate
@@ -79,7 +80,7 @@ def print_json(llama: Llama, arguments: argparse.Namespace) -> int:
         **({"logprobs": _logprobs(llama, story)} if arguments.logprobs else {}),
         "seed": story.seed,
         "finish_reason": story.finish_reason,
-        "stats": story.stats._asdict(),
+        "stats": asdict(story.stats),
     }
     show(json.dumps(record, indent=2, allow_nan=False))
     return 0
@@ -91,7 +92,7 @@ def tell_stories(llama: Llama, arguments: argparse.Namespace) -> int:
     if arguments.stories is None or arguments.jsonl is None:
         raise ValueError("-N and --jsonl belong together")
     validate.integer("-N", arguments.stories, 1, _MOST_STORIES)
-    validate.integer("--batch", arguments.batch, 1, llama._engine.max_batch)
+    validate.integer("--batch", arguments.batch, 1, llama.max_batch)
     for name in ("json", "special", "logprobs"):
         if getattr(arguments, name):
             raise ValueError(f"--{name} is for one story, not for -N")

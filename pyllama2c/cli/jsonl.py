@@ -152,7 +152,7 @@ def write_stories(
                 if story.error is not None:
                     raise story.error
                 n_tokens += len(story.tokens)
-                target.write(_line(story, missing[story.number], fields))
+                target.write(_line(story, missing[story.prompt_index], fields))
                 bar.update()
         seconds = perf_counter() - started
     return (

@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from pyllama2c.generation.parameters import BatchParameters, LogitsProcessor
     from pyllama2c.tokenizers.base import BaseTokenizer
-
-    LogitsProcessor = Callable[[list[int], NDArray[np.float32]], NDArray[np.float32] | None]
 
 
 class Request(NamedTuple):
@@ -137,14 +136,16 @@ def process_logits(
 def batch_requests(
     prompts: Iterable[Any],
     n: int,
-    parameters: dict[str, Any],
+    given: BatchParameters,
     tokenize: Callable[[Any], list[int]],
     context: int,
-) -> Iterator[tuple[int, Request | Exception]]:
-    """(number, request or what is wrong with it) of every story of a batch. Prompts are taken one
-    by one, as their requests are; what is wrong with all of them raises at once."""
+) -> Iterator[tuple[int, int, Request | Exception]]:
+    """(index of the prompt, number of the choice, request or what is wrong with it) of every story of
+    a batch. Prompts are taken one by one, as their requests are; what is wrong with all of them
+    raises at once."""
     validate.texts("prompts", prompts, "a list of prompts: texts, or lists of token ids")
     n = validate.integer("n", n, 1, sys.maxsize, "1 or more")
+    parameters: dict[str, Any] = {**given}
     unknown = set(parameters) - set(make_request.__kwdefaults__ or {})
     if unknown:
         raise TypeError(f"generate_batch has no parameter {', '.join(sorted(unknown))}")
@@ -166,7 +167,7 @@ def _each_request(
     listed: set[str],
     tokenize: Callable[[Any], list[int]],
     context: int,
-) -> Iterator[tuple[int, Request | Exception]]:
+) -> Iterator[tuple[int, int, Request | Exception]]:
     for i, prompt in enumerate(prompts):
         own = {name: v[i] if name in listed else v for name, v in parameters.items()}
         seed = seed_or_none("seed", own.pop("seed", None))
@@ -175,16 +176,15 @@ def _each_request(
         except Exception as error:
             tokens = error
         for j in range(n):
-            number = i * n + j
             if isinstance(tokens, Exception):
-                yield number, tokens
+                yield i, j, tokens
                 continue
-            nth = j if "seed" in listed else number
+            nth = j if "seed" in listed else i * n + j
             try:
                 story_seed = None if seed is None else (seed + nth) % 2**64
-                yield number, make_request(tokens, context, seed=story_seed, **own)
+                yield i, j, make_request(tokens, context, seed=story_seed, **own)
             except (ValueError, TypeError) as error:
-                yield number, error
+                yield i, j, error
 
 
 def _check_parameters(parameters: dict[str, Any], listed: set[str]) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from time import perf_counter
-from typing import NamedTuple
+from typing import Literal
 
 from pyllama2c._ffi import ffi
 from pyllama2c.engine.draft import Draft, DraftLength
@@ -18,7 +19,8 @@ from pyllama2c.handle import ClosableHandle
 from pyllama2c.tokenizers.base import BaseTokenizer
 
 
-class GenerationStats(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class GenerationStats:
     """Times are seconds on a monotonic clock, spent generating (not in the caller's loop)."""
 
     prompt_tokens: int
@@ -57,7 +59,7 @@ class Generation(ClosableHandle, Iterator[str]):
         self.seed = request.seed
         self.prompt_tokens = request.prompt_tokens
         self.tokens: list[int] = []
-        self.finish_reason: str | None = None
+        self.finish_reason: Literal["stop", "length", "cancelled"] | None = None
         self._vocab_size = tokenizer.vocab_size
         self._max_tokens, self._sampler = request.max_tokens, request.sampler
         self._logits_processor = request.logits_processor
@@ -150,7 +152,7 @@ class Generation(ClosableHandle, Iterator[str]):
             accepted_tokens=self._draft_length.accepted,
         )
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: Literal["stop", "length", "cancelled"]) -> None:
         """Settles how the story ended, once, and returns the sessions."""
         if self.finish_reason is None:
             self.finish_reason = reason

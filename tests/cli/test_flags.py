@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def test_json(tiny_path: Path) -> None:
     with Llama(tiny_path) as llama:
         story = llama.generate(b"a\xffb", seed=3, max_tokens=9)
         assert record["text"] == story.read() and record["tokens"] == story.tokens
-        assert record["stats"].keys() == story.stats._asdict().keys()
+        assert record["stats"].keys() == asdict(story.stats).keys()
     assert (record["prompt"], record["prompt_bytes"]) == ("a\ufffdb", "61ff62")
     assert (record["seed"], record["finish_reason"]) == (3, "length")
     assert done.stdout.isascii() and done.stderr == ""

@@ -218,9 +218,9 @@ def test_many_stories_at_a_time(tmp_path: Path) -> None:
     pair = open_pair(tmp_path, "float32")
     prompts = [[1, 3 + i] for i in range(260)]
     told = list(pair.card.generate_batch(prompts, max_batch=260, max_tokens=1, temperature=0))
-    assert sorted(story.number for story in told) == list(range(260))
+    assert sorted(story.prompt_index for story in told) == list(range(260))
     for story in told[:5]:
-        alone = pair.cpu.generate(prompts[story.number], max_tokens=1, temperature=0)
+        alone = pair.cpu.generate(prompts[story.prompt_index], max_tokens=1, temperature=0)
         assert alone.read() is not None and alone.tokens == story.tokens
     with pytest.raises(ValueError, match="max_batch is 1025; it must be 1 to 1024"):
         next(pair.card.generate_batch(prompts, max_batch=1025))

@@ -1,0 +1,46 @@
+"""The keyword arguments of `Llama.generate` as types, for those that hand them on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    LogitsProcessor = Callable[[list[int], NDArray[np.float32]], NDArray[np.float32] | None]
+
+
+class Parameters(TypedDict, total=False):
+    """Keyword arguments of `Llama.generate`, which says what they mean and has their defaults.
+
+    For functions that pass them on: `def tell(**parameters: Unpack[Parameters])`.
+    """
+
+    max_tokens: int | None
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    seed: int | None
+    stop: str | Iterable[str] | None
+    stop_tokens: Iterable[int] | None
+    logits_processor: LogitsProcessor | None
+
+
+class BatchParameters(TypedDict, total=False):
+    """Those of `Llama.generate_batch`: one value for all prompts, or a sequence with one a prompt
+    (for stop and stop_tokens a list of lists)."""
+
+    max_tokens: int | Sequence[int | None] | None
+    temperature: float | Sequence[float]
+    top_p: float | Sequence[float]
+    top_k: int | Sequence[int]
+    min_p: float | Sequence[float]
+    repetition_penalty: float | Sequence[float]
+    seed: int | Sequence[int | None] | None
+    stop: str | Iterable[str] | Sequence[Iterable[str] | None] | None
+    stop_tokens: Iterable[int] | Sequence[Iterable[int] | None] | None
+    logits_processor: LogitsProcessor | Sequence[LogitsProcessor | None] | None
