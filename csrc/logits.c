@@ -25,11 +25,12 @@ static l2c_status check_options(const l2c_session *s, const l2c_draw_options *op
 }
 
 l2c_status l2c_session_sample_held(l2c_session *s, size_t i, l2c_sampler *sampler, const int32_t *history,
-                                   size_t n_history, int32_t *token, l2c_error *err) {
+                                   size_t n_history, l2c_draw_options *options, int32_t *token, l2c_error *err) {
     l2c_status status = check_row(s, i, err);
+    if (status == L2C_OK && options != NULL) status = check_options(s, options, err);
     if (status != L2C_OK) return status;
     l2c_draw draw = {.row = i, .sampler = sampler, .history = history, .n_history = n_history};
-    status = s->backend->sample(s, &draw, NULL, 1, err);
+    status = s->backend->sample(s, &draw, options, 1, err);
     if (status != L2C_OK) return status;
     s->used[i] = draw.status != L2C_ARG;
     if (draw.status == L2C_OK) *token = draw.token;
@@ -40,7 +41,7 @@ l2c_status l2c_session_sample(l2c_session *s, size_t i, l2c_sampler *sampler, co
                               size_t n_history, int32_t *token, l2c_error *err) {
     if (!l2c_session_enter(s)) return l2c_session_fail_busy(err);
     l2c_float_env env = l2c_float_enter();
-    l2c_status status = l2c_session_sample_held(s, i, sampler, history, n_history, token, err);
+    l2c_status status = l2c_session_sample_held(s, i, sampler, history, n_history, NULL, token, err);
     l2c_float_leave(env);
     l2c_session_leave(s);
     return status;

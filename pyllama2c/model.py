@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -64,10 +64,14 @@ class Llama(OpenModel):
         top_k: int = 0,
         min_p: float = 0.0,
         repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
         seed: int | None = None,
         stop: str | Iterable[str] | None = (),
         stop_tokens: Iterable[int] | None = None,
         logits_processor: LogitsProcessor | None = None,
+        logprobs: int | None = None,
     ) -> Generation:
         """A story that continues `prompt`: text (BOS is put before it, unless the tokenizer's
         `add_bos` says otherwise) or token ids (as they are).
@@ -75,11 +79,18 @@ class Llama(OpenModel):
         max_tokens: new tokens at most, clipped to what the context leaves (None: all of that).
         temperature: 0 is greedy. top_p: 0 and 1 mean off, as in llama2.c. top_k, min_p: 0 is off.
         repetition_penalty: CTRL's rule over prompt and story; 1 is off.
+        presence_penalty, frequency_penalty: taken from the logit of each token that the story has
+        so far, once and as often as it has it; the prompt does not count (OpenAI's and vLLM's rule;
+        llama.cpp counts it). 0 is off; below 0, repeating is likelier.
+        logit_bias: numbers that are added to the logits of token ids, before the penalties; minus
+        infinity forbids a token.
         seed: the same seed gives run.c's story; None and -1 draw one (`Generation.seed`).
         stop: strings that end the story; they are not part of it. stop_tokens: ids that do, and are
         not either (None: the tokenizer's `ends`; BOS and EOS, as in llama2.c).
         logits_processor: called as f(token ids so far, logits) with a float32 array (vocab_size),
         which it changes in place or returns anew; minus infinity forbids a token.
+        logprobs: with a number from 0 to 64, `Generation.logprobs` has a TokenLogprob for each of
+        the tokens, with so many of the likeliest: the model's own, before all that is above.
 
         Nothing runs until the result is iterated, but wrong arguments raise at once: TypeError or
         ValueError; ContextLengthError for a prompt that does not fit, TokenizerError for wrong ids.
@@ -88,16 +99,21 @@ class Llama(OpenModel):
         request = make_request(
             self._tokens(prompt),
             self.config.seq_len,
+            self.config.vocab_size,
             max_tokens=max_tokens,
             temperature=temperature,
             top_p=top_p,
             top_k=top_k,
             min_p=min_p,
             repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            logit_bias=logit_bias,
             seed=seed,
             stop=stop,
             stop_tokens=stop_tokens,
             logits_processor=logits_processor,
+            logprobs=logprobs,
         )
         return Generation(request, self.tokenizer, engine.sessions, engine.draft)
 
@@ -134,7 +150,8 @@ class Llama(OpenModel):
         max_batch = validate.integer("max_batch", max_batch, 1, self.max_batch)
         in_order = validate.flag("in_order", in_order)
         engine = self._engine
-        requests = batch_requests(prompts, n, parameters, self._tokens, self.config.seq_len)
+        sizes = (self.config.seq_len, self.config.vocab_size)
+        requests = batch_requests(prompts, n, parameters, self._tokens, *sizes)
         opened = (engine.model, engine.batch_pool(), engine.session_options)
         stories = run_batch(partial(Batch, *opened, self.tokenizer), requests, max_batch)
         return in_prompt_order(stories, n) if in_order else stories

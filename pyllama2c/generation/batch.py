@@ -10,17 +10,15 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pyllama2c._ffi import check, ffi, lib, new_error
 from pyllama2c.engine.session import SessionOptions
 from pyllama2c.errors import NonFiniteLogitsError
+from pyllama2c.generation.logprobs import TokenLogprob, token_logprob
 from pyllama2c.generation.request import Request, process_logits
 from pyllama2c.generation.text import StoryText
 from pyllama2c.tokenizers.base import BaseTokenizer
-
-if TYPE_CHECKING:
-    from pyllama2c.generation.logprobs import TokenLogprob
 
 BatchReason = Literal["stop", "length", "error"]
 """why a story of a batch ended"""
@@ -58,9 +56,17 @@ class _Story:
         self.prompt_index, self.choice, self.request = prompt_index, choice, request
         self._decoder = StoryText(tokenizer, request.prompt_tokens, request.stop)
         self._text = ""
+        self._logprobs: list[TokenLogprob] | None = None if request.logprobs is None else []
 
-    def stops(self, token: int) -> bool:
-        """Whether a stop string is complete with this token."""
+    def hear(self, event: Any) -> bool:
+        """Takes a token; whether a stop string is complete with it."""
+        chosen = event.chosen
+        if self._logprobs is not None:
+            told = token_logprob(chosen.token, chosen.logprob, event.top, event.n_top)
+            self._logprobs.append(told)
+        return bool(self.request.stop) and self._stops(chosen.token)
+
+    def _stops(self, token: int) -> bool:
         self._text += self._decoder.feed(token)
         return self._decoder.stopped
 
@@ -77,6 +83,7 @@ class _Story:
             text=self._text + self._decoder.rest(),
             seed=self.request.seed,
             finish_reason=reason,
+            logprobs=None if self._logprobs is None else tuple(self._logprobs),
             error=error,
         )
 
@@ -127,6 +134,8 @@ class Batch:
         events = lib.L2C_TELL_TOKENS if request.stop else 0
         if request.logits_processor is not None:
             events |= lib.L2C_TELL_CHOICES
+        if request.logprobs is not None:
+            events |= lib.L2C_TELL_LOGPROBS
         c_request = ffi.new(
             "l2c_request *",
             {
@@ -137,6 +146,7 @@ class Batch:
                 "sampler": request.sampler,
                 "max_tokens": request.max_tokens,
                 "tell": events,
+                "n_top": request.logprobs or 0,
             },
         )
         story = ffi.new("int64_t *")
@@ -157,7 +167,7 @@ class Batch:
         if story is None:  # an event from before it was dropped
             return None
         if event.kind == lib.L2C_EVENT_TOKEN:
-            if story.stops(event.chosen.token):
+            if story.hear(event):
                 return self._end(event, "stop", drop=True)
         elif event.kind == lib.L2C_EVENT_CHOOSE:
             try:
@@ -196,7 +206,8 @@ def _without_computing(i: int, j: int, request: Request | Exception) -> Completi
     if isinstance(request, Exception):
         return Completion(i, j, [], [], "", 0, "error", error=request)
     if request.max_tokens == 0:
-        return Completion(i, j, request.prompt_tokens, [], "", request.seed, "length")
+        logprobs = None if request.logprobs is None else ()
+        return Completion(i, j, request.prompt_tokens, [], "", request.seed, "length", logprobs)
     return None
 
 

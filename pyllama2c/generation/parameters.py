@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
@@ -24,10 +24,14 @@ class Parameters(TypedDict, total=False):
     top_k: int
     min_p: float
     repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float] | None
     seed: int | None
     stop: str | Iterable[str] | None
     stop_tokens: Iterable[int] | None
     logits_processor: LogitsProcessor | None
+    logprobs: int | None
 
 
 class BatchParameters(TypedDict, total=False):
@@ -40,7 +44,11 @@ class BatchParameters(TypedDict, total=False):
     top_k: int | Sequence[int]
     min_p: float | Sequence[float]
     repetition_penalty: float | Sequence[float]
+    presence_penalty: float | Sequence[float]
+    frequency_penalty: float | Sequence[float]
+    logit_bias: Mapping[int, float] | Sequence[Mapping[int, float] | None] | None
     seed: int | Sequence[int | None] | None
     stop: str | Iterable[str] | Sequence[Iterable[str] | None] | None
     stop_tokens: Iterable[int] | Sequence[Iterable[int] | None] | None
     logits_processor: LogitsProcessor | Sequence[LogitsProcessor | None] | None
+    logprobs: int | Sequence[int | None] | None

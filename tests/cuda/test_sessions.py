@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -191,6 +192,23 @@ def test_a_processor_sees_and_changes_logits(tmp_path: Path) -> None:
         stories.append(story.tokens)
     assert stories[0] == stories[1] and all(token % 2 for token in stories[0])
     assert same_bits(seen["cpu"], seen["cuda:0"])
+
+
+def test_biases_penalties_and_log_probabilities(tmp_path: Path) -> None:
+    """Of one story, of one with drafts, and of a batch."""
+    for speculative in (False, True):
+        pair = open_pair(tmp_path, "float32", speculative=speculative)
+        for _ in range(3):
+            prompt, options = pair.prompt(), settings(pair.prompts) | {"max_tokens": 5}
+            options |= {"logprobs": pair.prompts.choice([None, 0, 6]), "presence_penalty": 0.7}
+            options |= {"frequency_penalty": -0.2, "logit_bias": {5: 2.0, 9: -math.inf}}
+            one, two = (llama.generate(prompt, **options) for llama in pair[:2])
+            assert one.read() == two.read() and one.tokens == two.tokens
+            assert one.logprobs == two.logprobs
+            options |= {"seed": 3, "max_batch": 4}
+            one, two = (list(llama.generate_batch([prompt], **options)) for llama in pair[:2])
+            assert [s.tokens for s in one] == [s.tokens for s in two]
+            assert [s.logprobs for s in one] == [s.logprobs for s in two]
 
 
 def test_drafts_on_a_card(tmp_path: Path) -> None:
