@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pyllama2c._ffi import check, ffi, lib, new_error
 from pyllama2c.engine.session import SessionOptions
-from pyllama2c.errors import NonFiniteLogitsError
+from pyllama2c.errors import GrammarError, NonFiniteLogitsError
 from pyllama2c.generation.logprobs import TokenLogprob, token_logprob
 from pyllama2c.generation.request import Request, process_logits
 from pyllama2c.generation.text import StoryText
@@ -56,15 +56,17 @@ class _Story:
         self.prompt_index, self.choice, self.request = prompt_index, choice, request
         self._decoder = StoryText(tokenizer, request.prompt_tokens, request.stop)
         self._text = ""
+        self.guide = None if request.grammar is None else request.grammar.guide()
         self._logprobs: list[TokenLogprob] | None = None if request.logprobs is None else []
 
     def hear(self, event: Any) -> bool:
-        """Takes a token; whether a stop string is complete with it."""
+        """Takes a token; whether it completes a stop string, or what the grammar wants."""
         chosen = event.chosen
         if self._logprobs is not None:
             told = token_logprob(chosen.token, chosen.logprob, event.top, event.n_top)
             self._logprobs.append(told)
-        return bool(self.request.stop) and self._stops(chosen.token)
+        matched = self.guide is not None and self.guide.take(chosen.token)
+        return matched or (bool(self.request.stop) and self._stops(chosen.token))
 
     def _stops(self, token: int) -> bool:
         self._text += self._decoder.feed(token)
@@ -131,7 +133,7 @@ class Batch:
         prompt = ffi.new("int32_t[]", request.prompt_tokens)
         ends = [t for t in request.ends(self._tokenizer) if 0 <= t < vocab_size]
         end_tokens = ffi.new("int32_t[]", ends)
-        events = lib.L2C_TELL_TOKENS if request.stop else 0
+        events = lib.L2C_TELL_TOKENS if request.stop or request.grammar else 0
         if request.logits_processor is not None:
             events |= lib.L2C_TELL_CHOICES
         if request.logprobs is not None:
@@ -152,6 +154,7 @@ class Batch:
         story = ffi.new("int64_t *")
         check(lib.l2c_batch_add(self._handle, c_request, story, self._error), self._error)
         self._stories[story[0]] = _Story(prompt_index, choice, request, self._tokenizer)
+        self._mask(story[0])
 
     def step(self) -> list[Completion]:
         """One sweep: the next token of every story in progress, and what fits of the prompts."""
@@ -167,8 +170,12 @@ class Batch:
         if story is None:  # an event from before it was dropped
             return None
         if event.kind == lib.L2C_EVENT_TOKEN:
-            if story.hear(event):
-                return self._end(event, "stop", drop=True)
+            try:
+                if story.hear(event):
+                    return self._end(event, "stop", drop=True)
+                self._mask(event.story)
+            except GrammarError as error:
+                return self._end(event, "error", error, drop=True)
         elif event.kind == lib.L2C_EVENT_CHOOSE:
             try:
                 self._process(story, event)
@@ -180,6 +187,12 @@ class Batch:
         else:
             return self._end(event, "stop" if event.reason == lib.L2C_END_STOP else "length")
         return None
+
+    def _mask(self, number: int) -> None:
+        """Allows what the story's grammar permits next; nothing for a story that has ended."""
+        guide = self._stories[number].guide
+        if guide is not None:
+            lib.l2c_batch_mask(self._handle, number, guide.mask(), self._error)
 
     def _process(self, story: _Story, event: Any) -> None:
         import numpy as np

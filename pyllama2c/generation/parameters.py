@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     LogitsProcessor = Callable[[list[int], NDArray[np.float32]], NDArray[np.float32] | None]
+
+    class PydanticModel(Protocol):
+        """A class with a JSON Schema, as pydantic's models have."""
+
+        def model_json_schema(self) -> dict[str, Any]: ...
+
+    JsonSchema = Mapping[str, Any] | bool | str | PydanticModel
 
 
 class Parameters(TypedDict, total=False):
@@ -32,6 +39,9 @@ class Parameters(TypedDict, total=False):
     stop_tokens: Iterable[int] | None
     logits_processor: LogitsProcessor | None
     logprobs: int | None
+    json_schema: JsonSchema | None
+    regex: str | None
+    grammar: str | None
 
 
 class BatchParameters(TypedDict, total=False):
@@ -52,3 +62,6 @@ class BatchParameters(TypedDict, total=False):
     stop_tokens: Iterable[int] | Sequence[Iterable[int] | None] | None
     logits_processor: LogitsProcessor | Sequence[LogitsProcessor | None] | None
     logprobs: int | Sequence[int | None] | None
+    json_schema: JsonSchema | Sequence[JsonSchema | None] | None
+    regex: str | Sequence[str | None] | None
+    grammar: str | Sequence[str | None] | None
