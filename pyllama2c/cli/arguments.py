@@ -28,7 +28,7 @@ COMMANDS = (
 )
 
 _TAKE_NUMBERS = ("-t", "-p", "-s", "-n")
-_TAKE_TEXT = ("-i", "-z", "-y", "--prompt", "--system-prompt", "--stop", "--file")
+_TAKE_TEXT = ("-i", "-z", "-y", "--prompt", "--system-prompt", "--stop", "--file", "--regex")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -190,6 +190,14 @@ def _add_story(parser: argparse._ActionsContainer, steps: int) -> argparse._Mutu
         metavar="ID=VALUE",
         help="add VALUE to a token's logit, -inf: never choose it; may be given several times",
     )
+    held = parser.add_mutually_exclusive_group()
+    held.add_argument(
+        "--json-schema",
+        metavar="SCHEMA",
+        help="the story is JSON by this JSON Schema: a file, or its text; {} is any JSON",
+    )
+    held.add_argument("--regex", metavar="REGEX", help="the story matches this expression")
+    held.add_argument("--grammar", metavar="PATH", help="the story matches this Lark grammar")
     add(
         "--stop",
         action="append",

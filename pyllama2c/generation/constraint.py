@@ -21,7 +21,7 @@ from pyllama2c.tokenizers.source import TokenizerSource
 MAX_TEXT = 1 << 16
 """characters of a schema, an expression or a grammar"""
 
-LIMITS = {
+LIMITS: Any = {
     "initial_lexer_fuel": 1_000_000,
     "max_grammar_size": 500_000,
     "max_lexer_states": 50_000,
@@ -41,6 +41,8 @@ _SIGNS = {
     "fuel": "step_lexer_fuel",
 }
 """what llguidance says when it comes to a limit"""
+
+_COMPACT: Any = {"whitespace_flexible": False}  # unless the schema's "x-guidance" says otherwise
 
 _CACHED = 64
 """compiled grammars that a model keeps"""
@@ -222,11 +224,10 @@ class _Vocabulary:
 
         matchers, spaced = llguidance.LLMatcher, strips and self._has_space
         first = (self._stripped if spaced else ~self._stripped) if strips else None
-        limits = llguidance.LLParserLimits(**LIMITS, verbose_errors=False)
+        limits = llguidance.LLParserLimits(verbose_errors=False, **LIMITS)
         try:
             if argument == "json_schema":
-                compact = {"whitespace_flexible": False}
-                source = matchers.grammar_from_json_schema(text, defaults=compact)
+                source = matchers.grammar_from_json_schema(text, defaults=_COMPACT)
             elif argument == "regex":
                 source = matchers.grammar_from_regex(text)
             else:
