@@ -4,47 +4,25 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from dataclasses import dataclass
 from time import perf_counter
-from typing import Literal
+from typing import Literal, NoReturn
 
-from pyllama2c import validate
+from pyllama2c import dialects, validate
 from pyllama2c._ffi import ffi
+from pyllama2c.dialects import Answering
 from pyllama2c.engine.draft import Draft, DraftLength
 from pyllama2c.engine.session import MAX_DRAFT, Session, Sessions
 from pyllama2c.errors import BusyError, CancelledError
 from pyllama2c.generation.asynchronous import AsyncSteps
 from pyllama2c.generation.logprobs import LogprobReader, TokenLogprob
 from pyllama2c.generation.request import Request, process_logits
+from pyllama2c.generation.stats import GenerationStats
 from pyllama2c.generation.text import StoryText
 from pyllama2c.handle import ClosableHandle
 from pyllama2c.tokenizers.base import BaseTokenizer
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationStats:
-    """Times are seconds on a monotonic clock, spent generating (not in the caller's loop)."""
-
-    prompt_tokens: int
-    """tokens of the prompt, BOS included"""
-    cached_tokens: int
-    """of those, found in a cache and not computed again"""
-    tokens: int
-    """sampled tokens, the stop token excluded"""
-    time_to_first_token: float
-    prefill_tokens_per_second: float
-    """all tokens of the prompt over the time until the first new one"""
-    decode_seconds: float
-    """from the first token on"""
-    tokens_per_second: float
-    """tokens after the first, a final stop token included, over decode_seconds: as run.c reports"""
-    drafted_tokens: int
-    """tokens that the draft proposed; 0 without speculative decoding"""
-    accepted_tokens: int
-    """of those, the ones that the model itself picked as well"""
-
-
-class Generation(ClosableHandle, AsyncSteps[str]):
+class Generation(Answering, ClosableHandle, AsyncSteps[str]):
     """A story, generated as it is iterated, also with `async for`; nothing is computed before the
     first step.
 
@@ -53,8 +31,12 @@ class Generation(ClosableHandle, AsyncSteps[str]):
 
     `tokens` are the sampled ones so far, the stop token excluded; `finish_reason` is None until the
     story ends, then "stop", "length" or "cancelled". NonFiniteLogitsError, from any step, for
-    logits that hold NaN or infinity; BusyError while another thread takes a step.
+    logits that hold NaN or infinity; BusyError while another thread takes a step. A story that is
+    left half-way gives its session back when it is closed (`with`, or `contextlib.aclosing`) or
+    garbage-collected.
     """
+
+    _answers = dialects.STORY
 
     def __init__(
         self, request: Request, tokenizer: BaseTokenizer, sessions: Sessions, draft: Draft | None
@@ -97,6 +79,9 @@ class Generation(ClosableHandle, AsyncSteps[str]):
         self._cached_tokens = 0
         self._first_token_seconds = self._decode_seconds = 0.0
         self._decode_passes = 0
+
+    def __getitem__(self, key: object) -> NoReturn:
+        raise TypeError("a Generation has no items; use text, tokens or logprobs")
 
     def __iter__(self) -> Generation:
         return self
