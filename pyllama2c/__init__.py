@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         ContextLengthError,
         DeviceError,
         DownloadError,
+        GrammarError,
         Llama2cError,
         NonFiniteLogitsError,
         OutOfMemoryError,
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
     from pyllama2c.generation.logprobs import TokenLogprob
     from pyllama2c.generation.parameters import BatchParameters, LogitsProcessor, Parameters
     from pyllama2c.generation.score import Score
-    from pyllama2c.generation.story import Generation, GenerationStats
+    from pyllama2c.generation.stats import GenerationStats
+    from pyllama2c.generation.story import Generation
     from pyllama2c.model import Llama
     from pyllama2c.tokenizers.base import BaseTokenizer
     from pyllama2c.tokenizers.llama2c import Tokenizer
@@ -66,6 +68,7 @@ __all__ = [
     "DownloadError",
     "Generation",
     "GenerationStats",
+    "GrammarError",
     "Llama",
     "Llama2cError",
     "LogitsProcessor",
@@ -92,6 +95,7 @@ _MODULES = (
     "pyllama2c.generation.logprobs",
     "pyllama2c.generation.parameters",
     "pyllama2c.generation.score",
+    "pyllama2c.generation.stats",
     "pyllama2c.generation.story",
     "pyllama2c.tokenizers.base",
     "pyllama2c.tokenizers.llama2c",
@@ -107,7 +111,9 @@ if not TYPE_CHECKING:  # which would then take every name for one that is there
                 if hasattr(module, name):
                     globals()[name] = getattr(module, name)
                     return globals()[name]
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        dialects = import_module("pyllama2c.dialects")
+        ours = dialects.in_our_words(name, dialects.PACKAGE)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{ours}")
 
 
 def __dir__() -> list[str]:

@@ -6,12 +6,14 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar
 
-from pyllama2c import pretrained, validate
+from pyllama2c import dialects, pretrained, validate
+from pyllama2c.dialects import answers_arguments
 from pyllama2c.engine.config import warn_of_groups
 from pyllama2c.engine.engine import aligned, open_buffer, open_file
 from pyllama2c.engine.options import Options
 from pyllama2c.files import hub
 from pyllama2c.files.gguf import Gguf
+from pyllama2c.generation.constraint import Grammars
 from pyllama2c.handle import ClosableHandle
 from pyllama2c.tokenizers.base import BaseTokenizer
 from pyllama2c.tokenizers.source import TokenizerSource
@@ -28,6 +30,7 @@ _Path = str | os.PathLike[str] | None
 class OpenModel(ClosableHandle):
     """What Llama is before anything is asked of it; its docstring says what the arguments are."""
 
+    @answers_arguments(dialects.MODEL_ARGUMENTS)
     def __init__(
         self,
         model: str | os.PathLike[str] | None = None,
@@ -51,6 +54,7 @@ class OpenModel(ClosableHandle):
         self._set_up()
         find, open_gguf = files.find_tokenizer, partial(Gguf, self.path)
         self._tokenizer_source = TokenizerSource(self.config, tokenizer, find, open_gguf)
+        self._grammars = Grammars(self._tokenizer_source)
 
     @classmethod
     def from_pretrained(
@@ -98,6 +102,7 @@ class OpenModel(ClosableHandle):
         self._set_up()
         find, open_gguf = hub.no_tokenizer(self.path), partial(Gguf.from_buffer, checkpoint)
         self._tokenizer_source = TokenizerSource(self.config, tokenizer, find, open_gguf)
+        self._grammars = Grammars(self._tokenizer_source)
         return self
 
     def _set_up(self) -> None:

@@ -4,47 +4,25 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from dataclasses import dataclass
 from time import perf_counter
-from typing import Literal
+from typing import Literal, NoReturn
 
-from pyllama2c import validate
+from pyllama2c import dialects, validate
 from pyllama2c._ffi import ffi
+from pyllama2c.dialects import Answering
 from pyllama2c.engine.draft import Draft, DraftLength
 from pyllama2c.engine.session import MAX_DRAFT, Session, Sessions
 from pyllama2c.errors import BusyError, CancelledError
 from pyllama2c.generation.asynchronous import AsyncSteps
 from pyllama2c.generation.logprobs import LogprobReader, TokenLogprob
 from pyllama2c.generation.request import Request, process_logits
+from pyllama2c.generation.stats import GenerationStats
 from pyllama2c.generation.text import StoryText
 from pyllama2c.handle import ClosableHandle
 from pyllama2c.tokenizers.base import BaseTokenizer
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationStats:
-    """Times are seconds on a monotonic clock, spent generating (not in the caller's loop)."""
-
-    prompt_tokens: int
-    """tokens of the prompt, BOS included"""
-    cached_tokens: int
-    """of those, found in a cache and not computed again"""
-    tokens: int
-    """sampled tokens, the stop token excluded"""
-    time_to_first_token: float
-    prefill_tokens_per_second: float
-    """all tokens of the prompt over the time until the first new one"""
-    decode_seconds: float
-    """from the first token on"""
-    tokens_per_second: float
-    """tokens after the first, a final stop token included, over decode_seconds: as run.c reports"""
-    drafted_tokens: int
-    """tokens that the draft proposed; 0 without speculative decoding"""
-    accepted_tokens: int
-    """of those, the ones that the model itself picked as well"""
-
-
-class Generation(ClosableHandle, AsyncSteps[str]):
+class Generation(Answering, ClosableHandle, AsyncSteps[str]):
     """A story, generated as it is iterated, also with `async for`; nothing is computed before the
     first step.
 
@@ -53,8 +31,12 @@ class Generation(ClosableHandle, AsyncSteps[str]):
 
     `tokens` are the sampled ones so far, the stop token excluded; `finish_reason` is None until the
     story ends, then "stop", "length" or "cancelled". NonFiniteLogitsError, from any step, for
-    logits that hold NaN or infinity; BusyError while another thread takes a step.
+    logits that hold NaN or infinity; BusyError while another thread takes a step. A story that is
+    left half-way gives its session back when it is closed (`with`, or `contextlib.aclosing`) or
+    garbage-collected.
     """
+
+    _answers = dialects.STORY
 
     def __init__(
         self, request: Request, tokenizer: BaseTokenizer, sessions: Sessions, draft: Draft | None
@@ -80,8 +62,10 @@ class Generation(ClosableHandle, AsyncSteps[str]):
         # A signal handler may cancel or end the story while this thread holds it.
         self._holding = threading.RLock()
         self._session: Session | None = None
-        # A processor changes the logits before the choice, which the draft cannot know.
-        self._draft = draft if request.logits_processor is None else None
+        self._guide = None if request.grammar is None else request.grammar.guide()
+        # A processor and a grammar are asked before each choice, of which drafts make several.
+        self._asks = self._guide is not None or request.logits_processor is not None
+        self._draft = None if self._asks else draft
         self._draft_session: Session | None = None
         self._draft_length = DraftLength()
         # Prompt and story, for the penalties and the draft.
@@ -95,6 +79,9 @@ class Generation(ClosableHandle, AsyncSteps[str]):
         self._cached_tokens = 0
         self._first_token_seconds = self._decode_seconds = 0.0
         self._decode_passes = 0
+
+    def __getitem__(self, key: object) -> NoReturn:
+        raise TypeError("a Generation has no items; use text, tokens or logprobs")
 
     def __iter__(self) -> Generation:
         return self
@@ -216,7 +203,8 @@ class Generation(ClosableHandle, AsyncSteps[str]):
                 self.logprobs.append(logprob)
             self.tokens.append(token)
             text = self._decoder.feed(token)
-            if self._decoder.stopped:
+            matched = self._guide is not None and self._guide.take(token)
+            if matched or self._decoder.stopped:
                 self._end("stop")
             elif len(self.tokens) == self._max_tokens:
                 self._end("length")
@@ -239,7 +227,7 @@ class Generation(ClosableHandle, AsyncSteps[str]):
             self._draft_session = self._draft.lease(self.prompt_tokens, self)
             if self._draft_session is None:
                 self._draft = None
-        plain = self._logits_processor is None and self._reader is None
+        plain = not self._asks and self._reader is None
         if self._draft_session is None and session.max_steps > 1 and plain:
             steps = min(session.max_steps, room + 1)
             new = session.decode(self._sampler, self._history, n, steps, self._end_list)
@@ -286,6 +274,9 @@ class Generation(ClosableHandle, AsyncSteps[str]):
         n = len(self.prompt_tokens) + len(self.tokens)
         reader = self._reader
         options = None if reader is None else reader.options
+        if self._guide is not None:
+            options = options or ffi.new("l2c_draw_options[]", 1)
+            options[0].mask = self._guide.mask()
         token = session.sample(self._sampler, self._history, n, options)
         logprob = None if reader is None else reader.read(token)
         self._ready.append((token, int(self._sampler.rng_state), logprob))

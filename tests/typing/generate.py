@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Unpack, assert_type
 
-from pyllama2c import Config, Generation, GenerationStats, Llama, Parameters
+from pyllama2c import Config, Generation, GenerationStats, Llama, Parameters, TokenLogprob
 
 llama = Llama("stories15M", dtype="int8", kv_dtype="float16", context=128, device="cuda:1")
 Llama(Path("model.bin"), "tokenizer.bin", threads=2, isa="avx2", speculative=False)
@@ -29,6 +29,10 @@ assert_type(story.stats.tokens_per_second, float)
 if story.finish_reason is not None:
     assert_type(story.finish_reason, Literal["stop", "length", "cancelled"])
 
+biased = llama.generate("Once", logit_bias={5: 1.5}, presence_penalty=0.5, logprobs=3)
+for told in biased.logprobs:
+    assert_type(told, TokenLogprob)
+    assert_type(told.top, tuple[tuple[int, float], ...])
 llama.generate(b"bytes", stop=["a", "b"], stop_tokens={1, 2})
 llama.generate([1, 2, 3], max_tokens=None, seed=None, stop=None, stop_tokens=None)
 llama.generate(llama.tokenizer.encode("ids", bos=True))
