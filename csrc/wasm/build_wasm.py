@@ -3,8 +3,8 @@
     python csrc/wasm/build_wasm.py            writes pyllama2c/wasm/engine.wasm.xz
     python csrc/wasm/build_wasm.py --check    compares that with its sources, compiled once more
 
-The compiler is the package ziglang of exactly this version (pip install ziglang==0.17.1), whose output is
-the same on every machine; --check compares byte for byte where it is installed.
+The compiler is the package ziglang of exactly this version (pip install ziglang==0.17.1), whose
+output is the same on every machine; --check compares byte for byte where it is installed.
 """
 
 from __future__ import annotations

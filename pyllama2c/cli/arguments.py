@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NoReturn
 from pyllama2c import __version__
 from pyllama2c.cli import help_texts
 from pyllama2c.cli.sampling_flags import add_sampling
+from pyllama2c.cli.serve_flags import add_serve, add_verify
 
 COMMANDS = (
     "generate",
@@ -24,12 +25,14 @@ COMMANDS = (
     "quantize",
     "convert",
     "eval",
+    "serve",
+    "verify",
     "completion",
     "help",
 )
 
 _TAKE_NUMBERS = ("-t", "-p", "-s", "-n")
-_TAKE_TEXT = ("-i", "-z", "-y", "--prompt", "--system-prompt", "--stop", "--file")
+_TAKE_TEXT = ("-i", "-z", "-y", "--prompt", "--system-prompt", "--stop", "--file", "--regex")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -172,6 +175,14 @@ def _add_story(parser: argparse._ActionsContainer, steps: int) -> argparse._Mutu
     )
     add("-y", "--system-prompt", metavar="TEXT", help="system prompt of a chat")
     add_sampling(parser)
+    held = parser.add_mutually_exclusive_group()
+    held.add_argument(
+        "--json-schema",
+        metavar="SCHEMA",
+        help="the story is JSON by this JSON Schema: a file, or its text; {} is any JSON",
+    )
+    held.add_argument("--regex", metavar="REGEX", help="the story matches this expression")
+    held.add_argument("--grammar", metavar="PATH", help="the story matches this Lark grammar")
     add(
         "--stop",
         action="append",
@@ -276,6 +287,8 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("text", help="a file: passages with <|endoftext|> between them, or JSON")
     _add_model(evaluate, "-M", "--model")
     evaluate.add_argument("--json", action="store_true")
+    add_serve(commands, _add_model)
+    add_verify(commands, _add_model)
     completion = commands.add_parser("completion", help="print a completion script for your shell")
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     helper = commands.add_parser("help", help="what a command does")
