@@ -33,6 +33,14 @@ def add_sampling(parser: argparse._ActionsContainer) -> None:
         metavar="ID=VALUE",
         help="add VALUE to a token's logit, -inf: never choose it; may be given several times",
     )
+    held = parser.add_mutually_exclusive_group()
+    held.add_argument(
+        "--json-schema",
+        metavar="SCHEMA",
+        help="the story is JSON by this JSON Schema: a file, or its text; {} is any JSON",
+    )
+    held.add_argument("--regex", metavar="REGEX", help="the story matches this expression")
+    held.add_argument("--grammar", metavar="PATH", help="the story matches this Lark grammar")
 
 
 def _bias(text: str) -> tuple[int, float]:

@@ -209,6 +209,8 @@ class Job:
     def _send(self) -> None:
         if self.writer is None or self.over:
             self._wake()
+        elif not self._events:
+            return  # an empty chunk would end the answer
         elif self.writer.unread > MAX_UNREAD:
             self.cut_off()
         else:

@@ -184,3 +184,14 @@ def test_a_fresh_id_and_the_time(server: Running) -> None:
     assert a["id"] != b["id"] and a["id"].startswith("cmpl-")
     assert abs(a["created"] - b["created"]) < 600
     json.dumps(a)
+
+
+def test_a_timer_that_finds_nothing_ends_no_stream(storyteller: Llama) -> None:
+    """With --join-ms a timer may come when all has been sent: an empty chunk would be the end."""
+    with serving(storyteller, limits=Limits(join_seconds=0.0005)) as joined:
+        for seed in range(12):
+            body = {"prompt": PROMPT, "seed": seed, "max_tokens": 60, "n": 2, "ignore_eos": True}
+            chunks = joined.events("/v1/completions", **body)
+            assert chunks[-1] == "[DONE]"
+            texts = [chunk["choices"][0]["text"] for chunk in chunks[:-1]]
+            assert len([text for text in texts if text]) == 120
