@@ -54,7 +54,9 @@ class _Story:
 
     def __init__(self, prompt_index: int, choice: int, request: Request, tokenizer: BaseTokenizer):
         self.prompt_index, self.choice, self.request = prompt_index, choice, request
-        self._decoder = StoryText(tokenizer, request.prompt_tokens, request.stop)
+        self._decoder = StoryText(
+            tokenizer, request.prompt_tokens, request.stop, request.grammar is not None
+        )
         self._text = ""
         self.guide = None if request.grammar is None else request.grammar.guide()
         self._logprobs: list[TokenLogprob] | None = None if request.logprobs is None else []
