@@ -193,7 +193,7 @@ EXPRESSIONS = [
     "[^a]{1,9}",
     r"[\u0000-\u001f]{2}",
     "<s>|</s>|<unk>|<0x41>",
-    r"(https?://)?[a-z]+\.(com|org)(/[\w%]*)*",
+    r"(https?://)?[a-z]+\.(com|org)(/[a-z%]*)*",
     r"\p{L}{1,4}",
     "",
     "a*",
@@ -383,14 +383,14 @@ CHAIN = "start: a0\n" + "".join(f"a{i}: a{i + 1}\n" for i in range(5000)) + 'a50
         ({"grammar": 'start: "a" start'}, GrammarError, "step_max_items is 50,000"),
         ({"regex": "x" * 70_000}, GrammarError, "70,000 characters; the limit MAX_TEXT is 65,536"),
         (
-            {"json_schema": {"enum": [f"{i:x}" for i in range(7000)]}},
+            {"json_schema": {"enum": [f"{i:x}" for i in range(20000)]}},
             GrammarError,
-            "json_schema: .*limit",
+            "json_schema has .* the limit MAX_TEXT",
         ),
         (
             {"json_schema": {"type": "object", "properties": {str(i): {} for i in range(5000)}}},
             GrammarError,
-            "max_grammar_size is 500,000",
+            "max_items_in_row is 2,000",
         ),
     ],
     ids=lambda value: repr(value)[:40],
@@ -404,7 +404,7 @@ def test_refused_before_the_first_token(
         storyteller.generate_batch(["a", "b"], **given)
     lists: Any = {name: [None, value] for name, value in given.items()}
     if len(lists) == 1:
-        with pytest.raises(error, match=f"prompt 1: {says}"):
+        with pytest.raises(error, match=f"prompt 1: .*{says}"):
             storyteller.generate_batch(["a", "b"], **lists)
     assert issubclass(GrammarError, Llama2cError) and issubclass(GrammarError, ValueError)
 
