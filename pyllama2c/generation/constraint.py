@@ -9,7 +9,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from pyllama2c import validate
 from pyllama2c._ffi import ffi
@@ -23,7 +23,7 @@ MAX_TEXT = 1 << 16
 
 LIMITS: Any = {
     "initial_lexer_fuel": 1_000_000,
-    "max_grammar_size": 500_000,
+    "max_grammar_size": 100_000,
     "max_lexer_states": 50_000,
     "max_items_in_row": 2_000,
     "step_lexer_fuel": 200_000,
@@ -52,8 +52,6 @@ _STACK = 256 << 20
 """bytes: llguidance compiles rules that lead to rules by recursion, without a limit of its own"""
 
 _stack_size = threading.Lock()  # which is a setting of the process
-
-_T = TypeVar("_T")
 
 
 class Grammar(NamedTuple):
@@ -168,14 +166,10 @@ def _schema_text(schema: Any) -> str:
     try:
         if isinstance(schema, str):
             schema = json.loads(schema)
-        if schema is True:
-            schema = {}  # which can say that white space is compact
-        if schema is False:
-            raise GrammarError("json_schema: no value matches False")
+        if isinstance(schema, bool):  # which cannot say that white space is compact
+            schema = {} if schema else {"enum": []}
         if isinstance(schema, Mapping):
             return json.dumps(dict(schema), allow_nan=False)
-    except GrammarError:
-        raise
     except (TypeError, ValueError, RecursionError) as error:
         raise GrammarError(f"json_schema is not JSON: {error}") from None
     needed = "a JSON Schema: a dict, True, its JSON text, or a class with model_json_schema"
@@ -281,8 +275,8 @@ class _Source:
         return [] if None in by_byte else [i for i in by_byte if i is not None]
 
 
-def _on_a_large_stack(function: Callable[[], _T]) -> _T:
-    result: list[_T] = []
+def _on_a_large_stack(function: Callable[[], Grammar]) -> Grammar:
+    result: list[Grammar] = []
     raised: list[BaseException] = []
 
     def run() -> None:

@@ -380,7 +380,6 @@ CHAIN = "start: a0\n" + "".join(f"a{i}: a{i + 1}\n" for i in range(5000)) + 'a50
         ({"regex": "a", "grammar": "b"}, ValueError, "regex and grammar are both given"),
         ({"regex": r"[^\s\S]"}, GrammarError, "regex: no text .* matches it"),
         ({"grammar": "start: start"}, GrammarError, "grammar: no text .* matches it"),
-        ({"grammar": 'start: "a" start'}, GrammarError, "step_max_items is 50,000"),
         ({"regex": "x" * 70_000}, GrammarError, "70,000 characters; the limit MAX_TEXT is 65,536"),
         (
             {"json_schema": {"enum": [f"{i:x}" for i in range(20000)]}},
@@ -388,9 +387,9 @@ CHAIN = "start: a0\n" + "".join(f"a{i}: a{i + 1}\n" for i in range(5000)) + 'a50
             "json_schema has .* the limit MAX_TEXT",
         ),
         (
-            {"json_schema": {"type": "object", "properties": {str(i): {} for i in range(5000)}}},
+            {"json_schema": {"allOf": [{"properties": {str(i): {}}} for i in range(900)]}},
             GrammarError,
-            "max_items_in_row is 2,000",
+            "json_schema: .*max_grammar_size is 100,000",
         ),
     ],
     ids=lambda value: repr(value)[:40],
@@ -407,6 +406,12 @@ def test_refused_before_the_first_token(
         with pytest.raises(error, match=f"prompt 1: .*{says}"):
             storyteller.generate_batch(["a", "b"], **lists)
     assert issubclass(GrammarError, Llama2cError) and issubclass(GrammarError, ValueError)
+
+
+def test_text_without_end(storyteller: Llama) -> None:
+    story = storyteller.generate("", grammar='start: "a" start', max_tokens=9)
+    with pytest.raises(GrammarError, match=r"grammar: .*step_max_items is 50,000"):
+        story.read()
 
 
 def test_rules_that_lead_to_rules(storyteller: Llama) -> None:
