@@ -369,8 +369,8 @@ typedef struct {
  *     x += value                                     for each of the biases, in their order
  *     x = x > 0 ? x / repetition : x * repetition    for each token of the history, once (CTRL, Keskar et al. 2019)
  *     x -= frequency * count; x -= presence          for each token of the story, which it has `count` times
- * The story is the history from n_prompt on. Then comes temperature, then min_p, top_k and top_p. A sum beyond
- * float32 is minus infinity, which forbids the token, or one of the logits that L2C_NONFINITE means.
+ * The story is the history from n_prompt on. Then comes temperature, then min_p, top_k and top_p. What falls below
+ * float32's range is minus infinity, which forbids the token; what exceeds it is L2C_NONFINITE.
  */
 typedef struct {
     float temperature;        /* 0: greedy */
@@ -378,9 +378,9 @@ typedef struct {
     int32_t top_k;            /* keep the k most probable; 0: off */
     float min_p;              /* keep p >= min_p * largest p; 0: off */
     float repetition_penalty; /* 1: off */
-    float presence_penalty;   /* 0: off; below 0, tokens that the story has are likelier. So is */
-    float frequency_penalty;
-    size_t n_prompt;          /* tokens at the beginning of the history that are not the story's; in a batch, the prompt */
+    float presence_penalty;   /* 0: off; below 0, what the story has becomes likelier */
+    float frequency_penalty;  /* the same */
+    size_t n_prompt;          /* tokens of the history before the story; a batch sets it itself */
     const l2c_logit_bias *biases; /* (n_biases) the caller's, there as long as the sampler is used */
     size_t n_biases;          /* at most vocab_size */
     uint64_t rng_state;       /* xorshift64*, as llama2.c; never 0 */

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from pyllama2c import validate
 from pyllama2c.chat.conversation import chat_tokens
 from pyllama2c.engine import cache_file
 from pyllama2c.errors import TokenizerNotFoundError
-from pyllama2c.generation.batch import Batch, Completion, in_prompt_order, run_batch
+from pyllama2c.generation.batch import Batch
+from pyllama2c.generation.completions import Completions
 from pyllama2c.generation.request import batch_requests, make_request
 from pyllama2c.generation.score import Score, score_texts
 from pyllama2c.generation.story import Generation
@@ -133,7 +134,11 @@ class Llama(OpenModel):
         )
         return Generation(request, self.tokenizer, engine.sessions, engine.draft)
 
-    def chat(self, messages: Sequence[Message], **parameters: Unpack[Parameters]) -> Generation:
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Mapping[str, str]],
+        **parameters: Unpack[Parameters],
+    ) -> Generation:
         """The next answer to `messages`: dicts with a "role" (at most one "system", then "user" and
         "assistant" in turn) and a "content".
 
@@ -141,7 +146,7 @@ class Llama(OpenModel):
         messages say is text, even where it spells a control token. `parameters` are those of
         `generate`. ChatTemplateError for a template that is wrong or refuses the messages.
         """
-        return self.generate(chat_tokens(self, messages), **parameters)
+        return self.generate(chat_tokens(self, cast("Sequence[Message]", messages)), **parameters)
 
     def generate_batch(
         self,
@@ -151,7 +156,7 @@ class Llama(OpenModel):
         max_batch: int = 64,
         in_order: bool = False,
         **parameters: Unpack[BatchParameters],
-    ) -> Iterator[Completion]:
+    ) -> Completions:
         """`n` stories of each prompt, up to `max_batch` (1 to 256; on a card 1,024) at a time: the
         same stories as one by one, and faster by far.
 
@@ -169,8 +174,8 @@ class Llama(OpenModel):
         sizes = (self.config.seq_len, self.config.vocab_size)
         requests = batch_requests(prompts, n, parameters, self._tokens, *sizes, self._grammars)
         opened = (engine.model, engine.batch_pool(), engine.session_options)
-        stories = run_batch(partial(Batch, *opened, self.tokenizer), requests, max_batch)
-        return in_prompt_order(stories, n) if in_order else stories
+        new_batch = partial(Batch, *opened, self.tokenizer)
+        return Completions(new_batch, requests, max_batch, n if in_order else None)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """float32 (len(tokens), vocab_size): row i scores what may follow token i."""

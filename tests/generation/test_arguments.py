@@ -188,7 +188,8 @@ def test_what_a_processor_returns(llama: Llama, result: Any, kind: type, message
 def test_handles_are_not_copied(llama: Llama) -> None:
     story = llama.generate("ab", seed=1, max_tokens=9)
     next(story)
-    for handle in (story, llama, llama.tokenizer, story._session, llama._engine.sessions):
+    batch = llama.generate_batch(["ab"])
+    for handle in (story, batch, llama.tokenizer, story._session, llama._engine.sessions):
         name = f"a {type(handle).__name__} cannot be copied or pickled"
         for way in (copy.copy, copy.deepcopy, pickle.dumps):
             with pytest.raises(TypeError, match=name):
