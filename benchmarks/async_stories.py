@@ -1,6 +1,6 @@
 """How long an event loop is kept waiting: a ticker of 1 ms beside async stories, and beside none.
 
-    python benchmarks/async_stories.py [--stories 8] [--seconds 3] [--json FILE]
+    python benchmarks/async_stories.py [--stories 8] [--seconds 1] [--json PATH]
 
 A tick late by more than the others is one that somebody else's step delayed: the interpreter's
 lock, or a processor that is not free. Stories that end are begun anew.
@@ -13,7 +13,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from common import finish, parser, table
+from common import finish, interleaved, model_files, parser, table
 
 from pyllama2c import Llama
 
@@ -54,26 +54,31 @@ async def measure(llama: Llama, stories: int, seconds: float) -> tuple[list[floa
 
 
 def main() -> None:
-    made = parser(__doc__, rounds=1)
+    made = parser(__doc__, rounds=3)
     made.add_argument("--stories", type=int, default=8, metavar="N", help="[8]")
-    made.add_argument("--seconds", type=float, default=3.0, help="of each measurement [3]")
-    made.add_argument("--model", help="[the embedded storyteller]")
+    made.add_argument("--seconds", type=float, default=1.0, help="of each measurement [1]")
     arguments = made.parse_args()
+    counts = [0, arguments.stories]
+    with model_files(arguments.shape) as files, Llama(*files) as llama:
+
+        def ticker(stories: int, _: int) -> tuple[list[float], int]:
+            return asyncio.run(measure(llama, stories, arguments.seconds))
+
+        figures = interleaved(counts, arguments.rounds, ticker)
     rows: list[dict[str, Any]] = []
-    with Llama(arguments.model) as llama:
-        for stories in (0, arguments.stories):
-            intervals, pieces = asyncio.run(measure(llama, stories, arguments.seconds))
-            ordered = sorted(intervals)
-            rows.append(
-                {
-                    "stories": stories,
-                    "median_ms": median(ordered),
-                    "p99_ms": ordered[len(ordered) * 99 // 100],
-                    "longest_ms": ordered[-1],
-                    "ticks": len(ordered),
-                    "pieces_per_second": pieces / arguments.seconds,
-                }
-            )
+    for stories, rounds in zip(counts, figures, strict=True):
+        ordered = sorted(interval for intervals, _ in rounds for interval in intervals)
+        pieces = sum(count for _, count in rounds)
+        rows.append(
+            {
+                "stories": stories,
+                "median_ms": median(ordered),
+                "p99_ms": ordered[len(ordered) * 99 // 100],
+                "longest_ms": ordered[-1],
+                "ticks": len(ordered),
+                "pieces_per_second": pieces / arguments.seconds / arguments.rounds,
+            }
+        )
     cells = [
         [
             row["stories"],

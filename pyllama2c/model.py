@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NoReturn, cast
 
-from pyllama2c import validate
+from pyllama2c import dialects, validate
 from pyllama2c.chat.conversation import chat_tokens
+from pyllama2c.dialects import Answering, answers_arguments
 from pyllama2c.engine import cache_file
 from pyllama2c.errors import TokenizerNotFoundError
 from pyllama2c.generation.batch import Batch
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     )
 
 
-class Llama(OpenModel):
+class Llama(Answering, OpenModel):
     """A language model.
 
     `model` is the path of a llama2.c checkpoint (.bin, version 0, 1 or 2) or a GGUF file of
@@ -58,8 +59,14 @@ class Llama(OpenModel):
     $PYLLAMA2C_DEVICE, else "cpu"); the results are the same bits on all.
 
     One Llama may be used from many threads at once; forward passes take turns in its worker pool.
+    Stories and batches are iterated with `for` or, in an event loop of asyncio, `async for`; other
+    calls are for `asyncio.to_thread` there. It is copied and pickled by its arguments: the copy,
+    in this process or another, opens the model anew.
     """
 
+    _answers = dialects.LLAMA
+
+    @answers_arguments(dialects.STORY_ARGUMENTS)
     def generate(
         self,
         prompt: str | bytes | Sequence[int] = "",
@@ -104,9 +111,10 @@ class Llama(OpenModel):
         llguidance has it): the whole text is such; one of them, see docs/constraints.md. It ends
         with "stop" where it is complete, and matches then.
 
-        Nothing runs until the result is iterated, but wrong arguments raise at once: TypeError or
-        ValueError; ContextLengthError for a prompt that does not fit, TokenizerError for wrong ids,
-        GrammarError for a schema, regex or grammar that cannot be taken.
+        Nothing is computed until the result is iterated, but text becomes tokens at once, and wrong
+        arguments raise: TypeError or ValueError; ContextLengthError for a prompt that does not fit,
+        TokenizerError for wrong ids, GrammarError for a schema, regex or grammar that cannot be
+        taken, ClosedError after `close`.
         """
         engine = self._engine
         request = make_request(
@@ -134,6 +142,7 @@ class Llama(OpenModel):
         )
         return Generation(request, self.tokenizer, engine.sessions, engine.draft)
 
+    @answers_arguments(dialects.STORY_ARGUMENTS)
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Mapping[str, str]],
@@ -163,10 +172,10 @@ class Llama(OpenModel):
         Yields Completions as they end or, with `in_order`, in the order of the prompts (the n of a
         prompt side by side). Prompts are taken when there is room for their stories, so that they
         may come from a generator without an end. `parameters` are those of `generate`; each may be
-        a list with a value per prompt, where `prompts` has a length. Story number k uses seed + k,
-        where `seed` is one number; the j-th of prompt i uses seed[i] + j, where it is a list. A
-        prompt that is wrong fails alone, as does a story whose logits_processor raises: its
-        Completion has the `error`, and the finish reason "error". A wrong parameter raises at once.
+        a list with a value per prompt, where `prompts` has a length. Choice j of prompt i uses
+        seed + i * n + j, where `seed` is one number, and seed[i] + j where it is a list. A prompt
+        that is wrong fails alone, as does a story whose logits_processor raises: its Completion has
+        the `error`, and the finish reason "error". A wrong parameter raises at once.
         """
         max_batch = validate.integer("max_batch", max_batch, 1, self.max_batch)
         in_order = validate.flag("in_order", in_order)
@@ -178,7 +187,10 @@ class Llama(OpenModel):
         return Completions(new_batch, requests, max_batch, n if in_order else None)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """float32 (len(tokens), vocab_size): row i scores what may follow token i."""
+        """float32 (len(tokens), vocab_size): row i scores what may follow token i.
+
+        TokenizerError for ids outside the vocabulary, ContextLengthError for more than the context.
+        """
         self._engine.check_open()
         return self._engine.logits(validate.token_ids("tokens", tokens, self.config.vocab_size))
 
@@ -233,3 +245,6 @@ class Llama(OpenModel):
         if isinstance(text, (str, bytes)):
             return self.tokenizer.encode_prompt(text)
         return validate.token_ids("prompt", text, self.config.vocab_size)
+
+    def __call__(self, *prompt: object, **parameters: object) -> NoReturn:
+        raise TypeError("a Llama cannot be called; use generate(prompt)")

@@ -37,14 +37,12 @@ def test_a_story_shows_itself(llama: Llama, capsys: pytest.CaptureFixture[str]) 
 
 
 def shown(notebook: dict[str, Any]) -> list[str]:
-    """What each code cell printed and returned. Addresses and instruction sets differ."""
+    """What each code cell printed and returned."""
     cells = []
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             parts = [out.get("text") or out["data"]["text/plain"] for out in cell["outputs"]]
-            cells.append(
-                "".join(text if isinstance(text, str) else "".join(text) for text in parts)
-            )
+            cells.append("".join("".join(part) for part in parts))  # lists of lines, or texts
     return cells
 
 
@@ -55,5 +53,5 @@ def test_the_notebook_of_docs() -> None:
     done = run_python("-c", RUN, str(NOTEBOOK))
     assert done.returncode == 0, done.stderr
     saved, now = shown(json.loads(NOTEBOOK.read_text())), shown(json.loads(done.stdout))
-    assert saved[0].startswith("Llama(") and now[0].startswith("Llama(")
+    assert saved[0].startswith("Llama(") and now[0].startswith("Llama(")  # its path differs
     assert now[1:] == saved[1:] and all(saved)

@@ -18,23 +18,22 @@ for story in llama.generate_batch(
     seed=range(2),
     stop=[["."], None],
     stop_tokens=[[2], (1, 2)],
-    frequency_penalty=[0.5, 0],
-    logit_bias=[{13: 1.5}, None],
-    logprobs=[None, 5],
+    logprobs=0,
+    logit_bias=[None, {5: -1.0}],
     logits_processor=[None, lambda tokens, logits: logits * 2],
 ):
     assert_type(story, Completion)
     assert_type(story.prompt_index, int)
     assert_type(story.choice, int)
     assert_type(story.tokens, list[int])
-    assert_type(story.logprobs, tuple[TokenLogprob, ...] | None)
     assert_type(story.finish_reason, Literal["stop", "length", "error"])
+    assert_type(story.logprobs, tuple[TokenLogprob, ...] | None)
     if story.error is not None:
         raise story.error
     print(prompts[story.prompt_index], story.text)
+    story.text = "else"  # type: ignore[misc] # pyright: ignore[reportAttributeAccessIssue]
 
 endless = (f"Story {i}" for i in range(10**9))
 texts: list[str] = [story.text for story in llama.generate_batch(endless, stop=".", seed=1)]
 
-story.text = "else"  # type: ignore[misc] # pyright: ignore[reportAttributeAccessIssue]
 llama.generate_batch(prompts, top_k=["a"])  # type: ignore[list-item] # pyright: ignore[reportArgumentType]

@@ -29,12 +29,10 @@ assert_type(story.stats.tokens_per_second, float)
 if story.finish_reason is not None:
     assert_type(story.finish_reason, Literal["stop", "length", "cancelled"])
 
-told = llama.generate("Once", logprobs=5, presence_penalty=0.5, logit_bias={13: -np.inf, 29: 2})
-assert_type(told.logprobs, list[TokenLogprob])
-assert_type(told.logprobs[0].logprob, float)
-for token, logprob in told.logprobs[0].top:
-    assert_type((token, logprob), tuple[int, float])
-
+biased = llama.generate("Once", logit_bias={5: 1.5}, presence_penalty=0.5, logprobs=3)
+for told in biased.logprobs:
+    assert_type(told, TokenLogprob)
+    assert_type(told.top, tuple[tuple[int, float], ...])
 llama.generate(b"bytes", stop=["a", "b"], stop_tokens={1, 2})
 llama.generate([1, 2, 3], max_tokens=None, seed=None, stop=None, stop_tokens=None)
 llama.generate(llama.tokenizer.encode("ids", bos=True))
