@@ -286,14 +286,3 @@ def test_work_that_is_done_at_once_comes_to_the_same(fake: Fake, tmp_path: Path)
     pair = open_pair(tmp_path, "mixed")
     expected = pair.cpu.generate([1, 5, 9], seed=8, max_tokens=3).read()
     assert pair.card.generate([1, 5, 9], seed=8, max_tokens=3).read() == expected
-
-
-def test_a_grammar_holds_on_a_card(tmp_path: Path) -> None:
-    pytest.importorskip("llguidance")
-    pair = open_pair(tmp_path, "int4")
-    held: Any = {"json_schema": {"enum": ["ab", 12, None]}, "seed": 8, "max_tokens": 12}
-    expected = pair.cpu.generate("ab", **held).read()
-    assert expected in ('"ab"', "12", "null")
-    assert pair.card.generate("ab", **held).read() == expected
-    (batched,) = pair.card.generate_batch(["ab"], **held)
-    assert batched.text == expected
