@@ -67,7 +67,9 @@ class _Story:
     ):
         self.prompt_index, self.choice, self.request = prompt_index, choice, request
         self.streamed = streamed
-        self._decoder = StoryText(tokenizer, request.prompt_tokens, request.stop)
+        self._decoder = StoryText(
+            tokenizer, request.prompt_tokens, request.stop, request.grammar is not None
+        )
         self._text = ""
         self.guide = None if request.grammar is None else request.grammar.guide()
         self._logprobs: list[TokenLogprob] | None = None if request.logprobs is None else []

@@ -9,7 +9,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from pyllama2c import validate
 from pyllama2c._ffi import ffi
@@ -23,7 +23,7 @@ MAX_TEXT = 1 << 16
 
 LIMITS: Any = {
     "initial_lexer_fuel": 1_000_000,
-    "max_grammar_size": 500_000,
+    "max_grammar_size": 100_000,
     "max_lexer_states": 50_000,
     "max_items_in_row": 2_000,
     "step_lexer_fuel": 200_000,
@@ -38,6 +38,7 @@ _SIGNS = {
     "grammar size": "max_grammar_size",
     "too many states": "max_lexer_states",
     "items (limit": "step_max_items",
+    "items; max is": "max_items_in_row",
     "fuel": "step_lexer_fuel",
 }
 """what llguidance says when it comes to a limit"""
@@ -51,8 +52,6 @@ _STACK = 256 << 20
 """bytes: llguidance compiles rules that lead to rules by recursion, without a limit of its own"""
 
 _stack_size = threading.Lock()  # which is a setting of the process
-
-_T = TypeVar("_T")
 
 
 class Grammar(NamedTuple):
@@ -167,14 +166,10 @@ def _schema_text(schema: Any) -> str:
     try:
         if isinstance(schema, str):
             schema = json.loads(schema)
-        if schema is True:
-            schema = {}  # which can say that white space is compact
-        if schema is False:
-            raise GrammarError("json_schema: no value matches False")
+        if isinstance(schema, bool):  # which cannot say that white space is compact
+            schema = {} if schema else {"enum": []}
         if isinstance(schema, Mapping):
             return json.dumps(dict(schema), allow_nan=False)
-    except GrammarError:
-        raise
     except (TypeError, ValueError, RecursionError) as error:
         raise GrammarError(f"json_schema is not JSON: {error}") from None
     needed = "a JSON Schema: a dict, True, its JSON text, or a class with model_json_schema"
@@ -220,29 +215,39 @@ class _Vocabulary:
     def compile(self, argument: str, text: str, strips: bool) -> Grammar:
         """`strips`: the first piece loses its space. It must begin with one then, as the encoded
         texts do that the model knows."""
-        import llguidance
-
-        matchers, spaced = llguidance.LLMatcher, strips and self._has_space
-        first = (self._stripped if spaced else ~self._stripped) if strips else None
-        limits = llguidance.LLParserLimits(verbose_errors=False, **LIMITS)
         try:
-            if argument == "json_schema":
-                source = matchers.grammar_from_json_schema(text, defaults=_COMPACT)
-            elif argument == "regex":
-                source = matchers.grammar_from_regex(text)
-            else:
-                source = json.dumps({"grammars": [{"lark_grammar": text}]})
-            if spaced:
-                inner = {**json.loads(source)["grammars"][0], "name": "story"}
-                outer = {"lark_grammar": 'start: " " @story'}
-                source = json.dumps({"grammars": [outer, inner]})
-            matcher = matchers(self._tokenizer, source, log_level=0, limits=limits)
+            source = _source(argument, text)
         except ValueError as error:
             raise GrammarError(f"{argument}: {error}") from None
+        compiled = self._start(argument, source)
+        if not strips:
+            return compiled
+        if not self._has_space:
+            return compiled._replace(first=~self._stripped)
+        inner = {**json.loads(source)["grammars"][0], "name": "story"}
+        source = json.dumps({"grammars": [{"lark_grammar": 'start: " " @story'}, inner]})
+        return self._start(argument, source)._replace(first=self._stripped)
+
+    def _start(self, argument: str, source: str) -> Grammar:
+        import llguidance
+
+        limits = llguidance.LLParserLimits(verbose_errors=False, **LIMITS)
+        matcher = llguidance.LLMatcher(self._tokenizer, source, log_level=0, limits=limits)
         _check(matcher, argument)
-        compiled = Grammar(argument, matcher, first, self._words)
-        compiled.guide().mask()  # what nothing matches is known only now
-        return compiled
+        grammar = Grammar(argument, matcher, None, self._words)
+        grammar.guide().mask()  # only this finds that nothing matches
+        return grammar
+
+
+def _source(argument: str, text: str) -> str:
+    """A grammar as llguidance takes it: JSON."""
+    from llguidance import LLMatcher
+
+    if argument == "json_schema":
+        return LLMatcher.grammar_from_json_schema(text, defaults=_COMPACT)
+    if argument == "regex":
+        return LLMatcher.grammar_from_regex(text)
+    return json.dumps({"grammars": [{"lark_grammar": text}]})
 
 
 class _Source:
@@ -254,20 +259,24 @@ class _Source:
         self.tokens, self.special_token_ids = pieces, special
         self.eos_token_id, self.bos_token_id = ends[0], None
         self._tokenizer = tokenizer
+        self._bytes = {piece: i for i, piece in enumerate(pieces) if len(piece) == 1}
 
     def __call__(self, text: bytes) -> list[int]:
         """Ids of text that the grammar leaves no choice about; it continues a text, so that no
         space is put before it. None where the vocabulary cannot spell it."""
         try:
             ids = self._tokenizer.encode_parts([text.decode()], inside=True)
-            spelt = b"".join(map(self._tokenizer.piece, ids))
+            if b"".join(map(self._tokenizer.piece, ids)) == text:
+                return ids
         except ValueError:
-            return []
-        return ids if spelt == text else []
+            pass
+        # SentencePiece has no other space than U+2581, nor bytes for it: here they will do.
+        by_byte = [self._bytes.get(bytes([byte])) for byte in text]
+        return [] if None in by_byte else [i for i in by_byte if i is not None]
 
 
-def _on_a_large_stack(function: Callable[[], _T]) -> _T:
-    result: list[_T] = []
+def _on_a_large_stack(function: Callable[[], Grammar]) -> Grammar:
+    result: list[Grammar] = []
     raised: list[BaseException] = []
 
     def run() -> None:

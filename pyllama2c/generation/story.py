@@ -55,7 +55,9 @@ class Generation(Answering, ClosableHandle, AsyncSteps[str]):
         self._logits_processor = request.logits_processor
         self._ends = request.ends(tokenizer)
         self._end_list = ffi.new("int32_t[]", list(self._ends))
-        self._decoder = StoryText(tokenizer, request.prompt_tokens, request.stop)
+        self._decoder = StoryText(
+            tokenizer, request.prompt_tokens, request.stop, request.grammar is not None
+        )
         self._text: list[str] = []
         self._sessions = sessions
         # Held while the session is taken or returned, so that `cancel` never stops another story.

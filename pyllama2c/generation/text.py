@@ -56,11 +56,19 @@ class StoryText:
     continues the tokens of the last have texts that join without a gap.
     """
 
-    def __init__(self, tokenizer: BaseTokenizer, prompt_tokens: Sequence[int], stop: Sequence[str]):
+    def __init__(
+        self,
+        tokenizer: BaseTokenizer,
+        prompt_tokens: Sequence[int],
+        stop: Sequence[str],
+        begins_anew: bool = False,
+    ):
+        """`begins_anew`: half a character at the end of the prompt is not the story's."""
         self._tokenizer = tokenizer
         self._strip_space = strips_space(tokenizer, prompt_tokens)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._decoder.decode(_last_bytes(tokenizer, prompt_tokens))  # keeps half a character
+        if not begins_anew:
+            self._decoder.decode(_last_bytes(tokenizer, prompt_tokens))  # keeps half a character
         self._finder = StopFinder(stop)
 
     @property
