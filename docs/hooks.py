@@ -32,12 +32,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def _page(name: str, path: Path) -> str:
     head = f"---\nsearch:\n  exclude: true\nhide: [navigation, toc]\n---\n\n# {name}\n\n"
     if path.is_dir():
-        names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith((".", "__")))
+        names = sorted(
+            entry.name for entry in path.iterdir() if not entry.name.startswith((".", "__"))
+        )
         return head + "".join(f"- {entry}\n" for entry in names)
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
         return head + text
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=2))
+    fence = "`" * (1 + max(map(len, ["``", *re.findall("`+", text)])))
     language = {".h": "c", ".cuh": "cpp", ".cu": "cpp"}.get(path.suffix, path.suffix[1:])
     return f'{head}{fence}{{.{language or "text"} linenums="1"}}\n{text}\n{fence}\n'
 
