@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from pyllama2c import validate
 from pyllama2c.chat.conversation import chat_tokens
 from pyllama2c.engine import cache_file
 from pyllama2c.errors import TokenizerNotFoundError
-from pyllama2c.generation.batch import Batch, Completion, in_prompt_order, run_batch
+from pyllama2c.generation.batch import Batch
+from pyllama2c.generation.completions import Completions
 from pyllama2c.generation.request import batch_requests, make_request
 from pyllama2c.generation.score import Score, score_texts
 from pyllama2c.generation.story import Generation
@@ -52,6 +53,9 @@ class Llama(OpenModel):
     $PYLLAMA2C_DEVICE, else "cpu"); the results are the same bits on all.
 
     One Llama may be used from many threads at once; forward passes take turns in its worker pool.
+    Stories and batches are iterated with `for` or, in an event loop of asyncio, `async for`; other
+    calls are for `asyncio.to_thread` there. It is copied and pickled by its arguments: the copy,
+    in this process or another, opens the model anew.
     """
 
     def generate(
@@ -92,8 +96,9 @@ class Llama(OpenModel):
         logprobs: with a number from 0 to 64, `Generation.logprobs` has a TokenLogprob for each of
         the tokens, with so many of the likeliest: the model's own, before all that is above.
 
-        Nothing runs until the result is iterated, but wrong arguments raise at once: TypeError or
-        ValueError; ContextLengthError for a prompt that does not fit, TokenizerError for wrong ids.
+        Nothing is computed until the result is iterated, but text becomes tokens and wrong arguments
+        raise at once: TypeError or ValueError; ContextLengthError for a prompt that does not fit,
+        TokenizerError for wrong ids, ClosedError after `close`.
         """
         engine = self._engine
         request = make_request(
@@ -117,7 +122,11 @@ class Llama(OpenModel):
         )
         return Generation(request, self.tokenizer, engine.sessions, engine.draft)
 
-    def chat(self, messages: Sequence[Message], **parameters: Unpack[Parameters]) -> Generation:
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Mapping[str, str]],
+        **parameters: Unpack[Parameters],
+    ) -> Generation:
         """The next answer to `messages`: dicts with a "role" (at most one "system", then "user" and
         "assistant" in turn) and a "content".
 
@@ -125,7 +134,7 @@ class Llama(OpenModel):
         messages say is text, even where it spells a control token. `parameters` are those of
         `generate`. ChatTemplateError for a template that is wrong or refuses the messages.
         """
-        return self.generate(chat_tokens(self, messages), **parameters)
+        return self.generate(chat_tokens(self, cast("Sequence[Message]", messages)), **parameters)
 
     def generate_batch(
         self,
@@ -135,7 +144,7 @@ class Llama(OpenModel):
         max_batch: int = 64,
         in_order: bool = False,
         **parameters: Unpack[BatchParameters],
-    ) -> Iterator[Completion]:
+    ) -> Completions:
         """`n` stories of each prompt, up to `max_batch` (1 to 256; on a card 1,024) at a time: the
         same stories as one by one, and faster by far.
 
@@ -153,11 +162,14 @@ class Llama(OpenModel):
         sizes = (self.config.seq_len, self.config.vocab_size)
         requests = batch_requests(prompts, n, parameters, self._tokens, *sizes)
         opened = (engine.model, engine.batch_pool(), engine.session_options)
-        stories = run_batch(partial(Batch, *opened, self.tokenizer), requests, max_batch)
-        return in_prompt_order(stories, n) if in_order else stories
+        new_batch = partial(Batch, *opened, self.tokenizer)
+        return Completions(new_batch, requests, max_batch, n if in_order else None)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """float32 (len(tokens), vocab_size): row i scores what may follow token i."""
+        """float32 (len(tokens), vocab_size): row i scores what may follow token i.
+
+        TokenizerError for ids outside the vocabulary, ContextLengthError for more than the context.
+        """
         self._engine.check_open()
         return self._engine.logits(validate.token_ids("tokens", tokens, self.config.vocab_size))
 

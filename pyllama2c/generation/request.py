@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyllama2c import validate
@@ -157,8 +157,8 @@ def batch_requests(
     context: int,
     vocab_size: int = 2**31,
 ) -> Iterator[tuple[int, int, Request | Exception]]:
-    """(index of the prompt, number of the choice, request or what is wrong with it) of every story
-    of a batch. Prompts are taken one by one, as their requests are; what is wrong with all of them
+    """(index of the prompt, of the choice, request or what is wrong with it) of every story of a
+    batch. Prompts are taken one by one, as their requests are; what is wrong with all of them
     raises at once."""
     validate.texts("prompts", prompts, "a list of prompts: texts, or lists of token ids")
     n = validate.integer("n", n, 1, sys.maxsize, "1 or more")
@@ -220,5 +220,5 @@ def _one_a_prompt(name: str, value: Any) -> bool:
     """Whether a parameter has a value for each prompt; a list of stop strings or tokens is one."""
     if name in ("stop", "stop_tokens"):
         lists = (list, tuple, set, frozenset)
-        return isinstance(value, list) and any(v is None or isinstance(v, lists) for v in value)
-    return isinstance(value, (list, tuple))
+        return isinstance(value, Sequence) and any(v is None or isinstance(v, lists) for v in value)
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
