@@ -96,8 +96,8 @@ class Llama(OpenModel):
         logprobs: with a number from 0 to 64, `Generation.logprobs` has a TokenLogprob for each of
         the tokens, with so many of the likeliest: the model's own, before all that is above.
 
-        Nothing is computed until the result is iterated, but text becomes tokens and wrong arguments
-        raise at once: TypeError or ValueError; ContextLengthError for a prompt that does not fit,
+        Nothing is computed until the result is iterated, but text becomes tokens at once, and wrong
+        arguments raise: TypeError or ValueError; ContextLengthError for a prompt that does not fit,
         TokenizerError for wrong ids, ClosedError after `close`.
         """
         engine = self._engine
@@ -151,10 +151,10 @@ class Llama(OpenModel):
         Yields Completions as they end or, with `in_order`, in the order of the prompts (the n of a
         prompt side by side). Prompts are taken when there is room for their stories, so that they
         may come from a generator without an end. `parameters` are those of `generate`; each may be
-        a list with a value per prompt, where `prompts` has a length. Story number k uses seed + k,
-        where `seed` is one number; the j-th of prompt i uses seed[i] + j, where it is a list. A
-        prompt that is wrong fails alone, as does a story whose logits_processor raises: its
-        Completion has the `error`, and the finish reason "error". A wrong parameter raises at once.
+        a list with a value per prompt, where `prompts` has a length. Choice j of prompt i uses
+        seed + i * n + j, where `seed` is one number, and seed[i] + j where it is a list. A prompt
+        that is wrong fails alone, as does a story whose logits_processor raises: its Completion has
+        the `error`, and the finish reason "error". A wrong parameter raises at once.
         """
         max_batch = validate.integer("max_batch", max_batch, 1, self.max_batch)
         in_order = validate.flag("in_order", in_order)

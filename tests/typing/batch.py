@@ -31,9 +31,9 @@ for story in llama.generate_batch(
     if story.error is not None:
         raise story.error
     print(prompts[story.prompt_index], story.text)
+    story.text = "else"  # type: ignore[misc] # pyright: ignore[reportAttributeAccessIssue]
 
 endless = (f"Story {i}" for i in range(10**9))
 texts: list[str] = [story.text for story in llama.generate_batch(endless, stop=".", seed=1)]
 
-story.text = "else"  # type: ignore[misc] # pyright: ignore[reportAttributeAccessIssue]
 llama.generate_batch(prompts, top_k=["a"])  # type: ignore[list-item] # pyright: ignore[reportArgumentType]
