@@ -16,6 +16,9 @@ class BuildPy(build_py):
             status = subprocess.call([sys.executable, "csrc/cuda/build_ptx.py"])
             if status != 0:
                 sys.exit("PYLLAMA2C_CUDA=1: the kernels for graphics cards were not compiled.")
+        status = subprocess.call([sys.executable, "csrc/cut_excerpts.py"])
+        if status != 0:
+            sys.exit("the page's excerpts of csrc were not cut.")
         super().run()
 
 

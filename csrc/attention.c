@@ -21,6 +21,7 @@ typedef struct {
     const void *keys, *values;   /* (n_keys + (n - 1) * step, head_size), as the cache has them */
     size_t n, stride;            /* how many, and how far apart in q and attn_out */
     size_t n_keys, step;         /* query i attends to the first n_keys + i * step */
+    size_t layer;
 } query_tile;
 
 /* The positions that the last of the queries attends to, which are the most. */
@@ -55,6 +56,7 @@ static int next_tile(const pass *p, size_t layer, range heads, size_t *r, size_t
         .stride = by_rows ? q_dim : head_size,
         .n_keys = (size_t)row->position + 1,
         .step = by_rows,
+        .layer = layer,
     };
     *h += tile_heads;
     if (*h >= heads.end) {
@@ -86,11 +88,20 @@ static void attention_scores(const l2c_cpu_session *s, const query_tile *tile, f
     }
 }
 
+/* Copies the weights of query i, a head of the only row, to where l2c_session_attention wants them. */
+static void tell_attention(const l2c_cpu_session *s, const query_tile *tile, const float *weights, size_t i) {
+    const l2c_config *c = &s->model->config;
+    size_t head = (size_t)(tile->query - s->q) / (size_t)c->head_size + i;
+    memcpy(s->session->attention + (tile->layer * (size_t)c->n_heads + head) * tile->n_keys, weights,
+           tile->n_keys * sizeof *weights);
+}
+
 /* scores = softmax(scores / sqrt(head_size)), of query i */
 static void attention_weights(const l2c_cpu_session *s, const query_tile *tile, float *scores, size_t i) {
     float *row = scores + i * s->n_ctx;
     s->kernels->divide(row, sqrtf((float)s->model->config.head_size), tile->n_keys + i * tile->step);
     s->kernels->softmax(row, tile->n_keys + i * tile->step);
+    if (s->session->attention != NULL) tell_attention(s, tile, row, i);
 }
 
 /* out (n, head_size) = scores values, or with `accumulate` += that, of the up to L2C_SUM_BLOCK positions from t on */

@@ -20,6 +20,7 @@ typedef struct {
 
 struct l2c_backend {
     const char *name;
+    int tells_attention; /* forward fills session->attention where it is not NULL, and the call has one row then */
 
     /* Bytes of a session with n_threads threads; the model may be header-only. UINT64_MAX when they do not fit 64
      * bits. */

@@ -185,6 +185,7 @@ static l2c_status cache_copy(l2c_session *session, int32_t from, int32_t to, siz
 
 const l2c_backend l2c_backend_cpu = {
     .name = "cpu",
+    .tells_attention = 1,
     .session_bytes = session_bytes,
     .session_open = session_open,
     .session_close = session_close,

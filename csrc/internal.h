@@ -240,6 +240,8 @@ struct l2c_session {
     size_t n_logits;     /* rows of the last call that have logits */
     unsigned char *used; /* (max_rows) of those, the ones that were sampled, and are logits no more */
 
+    float *attention; /* NULL but within l2c_session_attention: (n_layers, n_heads, position + 1) of the one row */
+
     atomic_int busy;
     atomic_int cancel;    /* asked to stop, and no call has yet */
     l2c_session *partner; /* whose request to stop counts here as well: draft and target while they speculate */

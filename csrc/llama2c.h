@@ -439,6 +439,13 @@ int32_t l2c_session_max_rows(const l2c_session *session);
 l2c_status l2c_session_forward(l2c_session *session, const l2c_row *rows, size_t n_rows,
                                l2c_error *err);
 
+/*
+ * l2c_session_forward of one row, which also copies what that row attends to: weights (n_layers, n_heads,
+ * row->position + 1), the very floats by which each head sums the values of those positions. Other calls pay nothing
+ * for it. L2C_UNSUPPORTED on a graphics card, before anything is done; after any failure weights mean nothing.
+ */
+l2c_status l2c_session_attention(l2c_session *session, const l2c_row *row, float *weights, l2c_error *err);
+
 /* Logits (vocab_size) of the i-th row of the last forward call that wanted them; NULL if there is
  * no such row, it is used up, or the card that it is on is lost. Rows lie one behind the other. The caller may change them before sampling; valid until the next
  * forward call, or the row is sampled. */

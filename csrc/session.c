@@ -143,15 +143,28 @@ l2c_status l2c_session_forward_held(l2c_session *s, const l2c_row *rows, size_t 
     return L2C_OK;
 }
 
-l2c_status l2c_session_forward(l2c_session *s, const l2c_row *rows, size_t n_rows, l2c_error *err) {
+static l2c_status forward(l2c_session *s, const l2c_row *rows, size_t n_rows, float *attention, l2c_error *err) {
     if (!l2c_session_enter(s)) return l2c_session_fail_busy(err);
     l2c_float_env env = l2c_float_enter();
+    s->attention = attention;
     l2c_status status = l2c_session_forward_held(s, rows, n_rows, err);
     /* this answers the request; speculate.c, which calls the held form itself, answers its own */
     if (status == L2C_CANCELLED) l2c_session_resume(s);
+    s->attention = NULL;
     l2c_float_leave(env);
     l2c_session_leave(s);
     return status;
+}
+
+l2c_status l2c_session_forward(l2c_session *s, const l2c_row *rows, size_t n_rows, l2c_error *err) {
+    return forward(s, rows, n_rows, NULL, err);
+}
+
+l2c_status l2c_session_attention(l2c_session *s, const l2c_row *row, float *weights, l2c_error *err) {
+    if (!s->backend->tells_attention)
+        return l2c_fail(err, L2C_UNSUPPORTED, "attention weights can be had on the CPU only; this session is on %s",
+                        s->backend->name);
+    return forward(s, row, 1, weights, err);
 }
 
 /* ---- Lengths and the cache -------------------------------------------------------------------------- */

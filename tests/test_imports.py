@@ -23,7 +23,7 @@ LAYERS = """
     pretrained
     opened
     model
-    meta
+    meta serve
     cli integrations
     __main__
 """

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NoReturn
 from pyllama2c import __version__
 from pyllama2c.cli import help_texts
 from pyllama2c.cli.sampling_flags import add_sampling
+from pyllama2c.cli.serve_flags import add_serve, add_verify
 
 COMMANDS = (
     "generate",
@@ -24,6 +25,8 @@ COMMANDS = (
     "quantize",
     "convert",
     "eval",
+    "serve",
+    "verify",
     "completion",
     "help",
 )
@@ -273,6 +276,8 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("text", help="a file: passages with <|endoftext|> between them, or JSON")
     _add_model(evaluate, "-M", "--model")
     evaluate.add_argument("--json", action="store_true")
+    add_serve(commands, _add_model)
+    add_verify(commands, _add_model)
     completion = commands.add_parser("completion", help="print a completion script for your shell")
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     helper = commands.add_parser("help", help="what a command does")

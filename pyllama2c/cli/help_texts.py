@@ -98,6 +98,24 @@ chat template. Needs pip install 'pyllama2c[convert]'.""",
   pyllama2c eval stories.txt -M stories15M
   pyllama2c eval stories.txt -M model.gguf --dtype int4 --json""",
     ),
+    "serve": (
+        """\
+Answers HTTP requests as OpenAI's API and llama.cpp's server do, many at a time: the same seed gives
+the same text under any load. Ctrl-C lets the requests under way end; a second one ends them. Needs
+pip install 'pyllama2c[serve]'; docs/serve.md has examples.""",
+        """\
+  pyllama2c serve                                 # the small storyteller
+  pyllama2c serve model.gguf --port 8000 --context 4096
+  pyllama2c serve model.gguf --host 0.0.0.0 --api-key-file key.txt""",
+    ),
+    "verify": (
+        """\
+Tells the story of a receipt (`"receipt": true` in a request to the server) again, on this machine,
+and says "identical", or where it parts.""",
+        """\
+  pyllama2c verify receipt.json
+  pyllama2c verify receipt.json model.gguf""",
+    ),
     "completion": (
         """\
 Prints a script with which your shell completes commands, flags, models and files. Printing it takes

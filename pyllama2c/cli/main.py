@@ -125,6 +125,18 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _serve(arguments: argparse.Namespace) -> int:
+    from pyllama2c.cli.serve import serve
+
+    return serve(arguments)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from pyllama2c.cli.serve import verify
+
+    return verify(arguments)
+
+
 def _completion(arguments: argparse.Namespace) -> int:
     from pyllama2c.cli.completion import script
 
@@ -148,6 +160,8 @@ _RUN = {
     "quantize": _quantize,
     "convert": _convert,
     "eval": _evaluate,
+    "serve": _serve,
+    "verify": _verify,
     "completion": _completion,
     "help": _help,
 }

@@ -102,6 +102,20 @@ class Session(Handle):
         check(lib.l2c_session_forward(self.handle, rows, len(tokens), err), err)
         self.fed += tokens
 
+    def attention(self, token: int, position: int, shape: tuple[int, int, int]) -> Any:
+        """Feeds one token; what it looks at, as float32 of `shape`: (n_layers, n_heads,
+        position + 1). UnsupportedError on a card."""
+        import numpy as np
+
+        row = self._rows[0]
+        row.position, row.token, row.want_logits = position, token, 1
+        weights, err = np.empty(shape, np.float32), self._error
+        out = ffi.cast("float *", weights.ctypes.data)
+        del self.fed[position:]
+        check(lib.l2c_session_attention(self.handle, self._rows, out, err), err)
+        self.fed.append(token)
+        return weights
+
     def sample(self, sampler: Any, history: Any, n_history: int, options: Any = None) -> int:
         """A token from the last row's logits, which it uses up. `options`: l2c_draw_options *."""
         token, err = self._token, self._error

@@ -6,11 +6,8 @@ row's logits do not depend on the other rows of a call, so a story is the same b
 
 from __future__ import annotations
 
-import itertools
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pyllama2c._ffi import check, ffi, lib, new_error
 from pyllama2c.engine.session import SessionOptions
@@ -22,9 +19,6 @@ from pyllama2c.tokenizers.base import BaseTokenizer
 
 BatchReason = Literal["stop", "length", "error"]
 """why a story of a batch ended"""
-
-_ROUND_UP = 64
-"""positions: a batch that is reopened for a longer story has room for slightly longer ones, too"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,31 +43,56 @@ class Completion:
     """why this story failed; the others are not affected"""
 
 
-class _Story:
-    """A story in progress. Only stop strings need its text before it ends."""
+class Piece(NamedTuple):
+    """A token of a story in progress."""
 
-    def __init__(self, prompt_index: int, choice: int, request: Request, tokenizer: BaseTokenizer):
+    prompt_index: int
+    choice: int
+    token: int
+    text: str
+    """what is certain with this token: empty where half a character or a stop string may follow"""
+    logprob: TokenLogprob | None = None
+
+
+class _Story:
+    """A story in progress. Only stop strings and `streamed` pieces need its text before it ends."""
+
+    def __init__(
+        self,
+        prompt_index: int,
+        choice: int,
+        request: Request,
+        tokenizer: BaseTokenizer,
+        streamed: bool,
+    ):
         self.prompt_index, self.choice, self.request = prompt_index, choice, request
+        self.streamed = streamed
         self._decoder = StoryText(tokenizer, request.prompt_tokens, request.stop)
         self._text = ""
         self._logprobs: list[TokenLogprob] | None = None if request.logprobs is None else []
+        self._decodes = streamed or bool(request.stop)
 
-    def hear(self, event: Any) -> bool:
-        """Takes a token; whether a stop string is complete with it."""
-        chosen = event.chosen
-        if self._logprobs is not None:
-            told = token_logprob(chosen.token, chosen.logprob, event.top, event.n_top)
-            self._logprobs.append(told)
-        return bool(self.request.stop) and self._stops(chosen.token)
-
-    def _stops(self, token: int) -> bool:
-        self._text += self._decoder.feed(token)
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string is complete."""
         return self._decoder.stopped
+
+    def hear(self, event: Any) -> Piece:
+        """Takes a token."""
+        chosen, logprob, text = event.chosen, None, ""
+        token = chosen.token
+        if self._logprobs is not None:
+            logprob = token_logprob(token, chosen.logprob, event.top, event.n_top)
+            self._logprobs.append(logprob)
+        if self._decodes:
+            text = self._decoder.feed(token)
+            self._text += text
+        return Piece(self.prompt_index, self.choice, token, text, logprob)
 
     def finish(
         self, tokens: list[int], reason: BatchReason, error: Exception | None = None
     ) -> Completion:
-        if not self.request.stop:  # otherwise it was decoded token by token
+        if not self._decodes:
             self._text = self._decoder.feed_all(tokens)
         return Completion(
             prompt_index=self.prompt_index,
@@ -114,6 +133,8 @@ class Batch:
         self._events, self._n_events = ffi.new("l2c_event **"), ffi.new("size_t *")
         self._stories: dict[int, _Story] = {}
         self._cancelled = False
+        self.pieces: list[Piece] = []
+        """tokens of the last step, of stories that are `streamed`"""
 
     def __len__(self) -> int:
         """Stories in progress."""
@@ -127,12 +148,13 @@ class Batch:
         """Whether a story fits the context of this batch."""
         return request.context <= self._context
 
-    def add(self, prompt_index: int, choice: int, request: Request) -> None:
+    def add(self, prompt_index: int, choice: int, request: Request, streamed: bool = False) -> None:
+        """`streamed`: each of its tokens is told, in `pieces`."""
         vocab_size = self._tokenizer.vocab_size
         prompt = ffi.new("int32_t[]", request.prompt_tokens)
         ends = [t for t in request.ends(self._tokenizer) if 0 <= t < vocab_size]
         end_tokens = ffi.new("int32_t[]", ends)
-        events = lib.L2C_TELL_TOKENS if request.stop else 0
+        events = lib.L2C_TELL_TOKENS if request.stop or streamed else 0
         if request.logits_processor is not None:
             events |= lib.L2C_TELL_CHOICES
         if request.logprobs is not None:
@@ -152,7 +174,21 @@ class Batch:
         )
         story = ffi.new("int64_t *")
         check(lib.l2c_batch_add(self._handle, c_request, story, self._error), self._error)
-        self._stories[story[0]] = _Story(prompt_index, choice, request, self._tokenizer)
+        made = _Story(prompt_index, choice, request, self._tokenizer, streamed)
+        self._stories[story[0]] = made
+
+    def drop(self, prompt_index: int, choice: int) -> None:
+        """Ends a story before the next step, which tells nothing of it."""
+        for story, told in self._stories.items():
+            if (told.prompt_index, told.choice) == (prompt_index, choice):
+                lib.l2c_batch_drop(self._handle, story)
+                del self._stories[story]
+                return
+
+    @property
+    def counts(self) -> Any:
+        """What the batch did so far: l2c_batch_counts."""
+        return lib.l2c_batch_count(self._handle)
 
     def cancel(self) -> None:
         """From any thread: the step in progress, else the next, raises CancelledError."""
@@ -164,6 +200,7 @@ class Batch:
         if self._cancelled:
             raise CancelledError
         out, n, error = self._events, self._n_events, self._error
+        self.pieces = []
         status = lib.l2c_batch_step(self._handle, out, n, error)
         check(status, error)
         ended = (self._on_event(out[0][i]) for i in range(n[0]))
@@ -175,7 +212,10 @@ class Batch:
         if story is None:  # an event from before it was dropped
             return None
         if event.kind == lib.L2C_EVENT_TOKEN:
-            if story.hear(event):
+            piece = story.hear(event)
+            if story.streamed:
+                self.pieces.append(piece)
+            if story.stopped:
                 return self._end(event, "stop", drop=True)
         elif event.kind == lib.L2C_EVENT_CHOOSE:
             try:
@@ -207,64 +247,3 @@ class Batch:
             lib.l2c_batch_drop(self._handle, event.story)
         tokens = ffi.unpack(event.tokens, event.n_tokens)
         return self._stories.pop(event.story).finish(tokens, reason, error)
-
-
-def _without_computing(i: int, j: int, request: Request | Exception) -> Completion | None:
-    """The Completion of a wrong prompt, or of a story of no tokens."""
-    if isinstance(request, Exception):
-        return Completion(i, j, [], [], "", 0, "error", error=request)
-    if request.max_tokens == 0:
-        logprobs = None if request.logprobs is None else ()
-        return Completion(i, j, request.prompt_tokens, [], "", request.seed, "length", logprobs)
-    return None
-
-
-def run_batch(
-    new_batch: Callable[[int, int], Batch],
-    requests: Iterator[tuple[int, int, Request | Exception]],
-    max_batch: int,
-) -> Iterator[Completion]:
-    """Stories in the order in which they end. `new_batch` takes n_sequences and a context: what the
-    first stories need. Where one needs a longer context, those before it are finished first, and a
-    larger batch goes on."""
-    waiting: deque[tuple[int, int, Request]] = deque()  # taken from `requests`, but not added
-
-    def fill(n: int) -> Iterator[Completion]:
-        """Takes requests until n wait; yields those that need no computing."""
-        while len(waiting) < n:
-            i, j, request = next(requests, (-1, -1, None))
-            if request is None:
-                return
-            completion = _without_computing(i, j, request)
-            if completion is not None:
-                yield completion
-            elif isinstance(request, Request):
-                waiting.append((i, j, request))
-
-    for round_up in itertools.chain([1], itertools.repeat(_ROUND_UP)):
-        yield from fill(max_batch)
-        if not waiting:
-            return
-        longest = max(request.context for _, _, request in waiting)
-        batch = new_batch(len(waiting), -(-longest // round_up) * round_up)
-        while True:
-            while not batch.full:
-                yield from fill(1)
-                if not waiting or not batch.has_room(waiting[0][-1]):
-                    break
-                batch.add(*waiting.popleft())
-            if not len(batch):
-                break
-            yield from batch.step()
-        del batch  # freed before the next one is allocated
-
-
-def in_prompt_order(stories: Iterable[Completion], n: int) -> Iterator[Completion]:
-    """The same, the `n` of each prompt side by side: one that overtakes others is held back."""
-    held: dict[int, Completion] = {}
-    number = 0
-    for story in stories:
-        held[story.prompt_index * n + story.choice] = story
-        while number in held:
-            yield held.pop(number)
-            number += 1

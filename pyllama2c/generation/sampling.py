@@ -36,6 +36,19 @@ def seed_or_none(name: str, seed: Any) -> int | None:
     return None if seed == -1 else seed
 
 
+def rng_state_after(seed: int, n_coins: int) -> int:
+    """State of a new sampler's xorshift64* generator after `n_coins` coins: one for each token that
+    was sampled, the one that ended the story included, none at temperature 0."""
+    sampler = ffi.new("l2c_sampler *")
+    lib.l2c_sampler_init(sampler, seed)
+    state = int(sampler.rng_state)
+    for _ in range(n_coins):
+        state ^= state >> 12
+        state ^= state << 25 & _MAX_SEED
+        state ^= state >> 27
+    return state
+
+
 def new_sampler(
     *,
     temperature: float,

@@ -66,7 +66,9 @@ class StoryText:
 
     def feed(self, token: int) -> str:
         """The text that is certain with this token; half a character, half a stop is held back."""
-        return self.feed_all((token,))
+        if self._strip_space:
+            return self.feed_all((token,))
+        return self._finder.feed(self._decoder.decode(self._tokenizer.piece(token)))
 
     def feed_all(self, tokens: Sequence[int]) -> str:
         """The same for several tokens."""

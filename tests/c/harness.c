@@ -53,6 +53,7 @@ static const test tests[] = {
     {"encoding", test_encoding, 0},
     {"vocabularies as lists", test_vocabularies, 0},
     {"same bits: rows, threads, instruction sets", test_same_bits, 1},
+    {"attention weights, told", test_attention_told, 1},
     {"refused rows and sessions", test_row_errors, 0},
     {"rows are used up by sampling", test_used_rows, 1},
     {"the caller's floating-point settings", test_float_settings, 1},

@@ -82,6 +82,7 @@ void test_encoding(void);
 void test_vocabularies(void);
 
 void test_same_bits(void);
+void test_attention_told(void);
 void test_row_errors(void);
 void test_used_rows(void);
 void test_float_settings(void);

@@ -135,6 +135,8 @@ static void check_calls(const truth *t, l2c_pool *pool, l2c_kv kv) {
     CHECK(l2c_session_load(session, PROMPT, state, NULL) == L2C_OK);
     CHECK(l2c_session_copy(session, 0, 1, PROMPT, NULL) == L2C_OK);
     free(state);
+    float weights; /* not touched */
+    CHECK(l2c_session_attention(session, rows, &weights, NULL) == L2C_UNSUPPORTED);
     l2c_row next = truth_row(t, 0, PROMPT); /* after what was copied, in the other sequence */
     next.sequence = 1;
     CHECK(l2c_session_forward(session, &next, 1, NULL) == L2C_OK);

@@ -1,0 +1,162 @@
+"""A model being served: requests go to the engine thread, and what it tells to their answers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from pyllama2c.generation.batch import Completion, Piece
+from pyllama2c.serve.engine import EngineThread, Told
+from pyllama2c.serve.errors import ApiError, busy, draining
+from pyllama2c.serve.job import Job, Started
+from pyllama2c.serve.metrics import Metrics
+from pyllama2c.serve.receipts import identify
+from pyllama2c.serve.token_texts import TokenNames
+
+if TYPE_CHECKING:
+    from pyllama2c.model import Llama
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one client may ask for, and how long it may take. Times are seconds."""
+
+    body_bytes: int = 1 << 20
+    prompts: int = 64
+    n: int = 16
+    queued: int = 256
+    """requests that wait for a slot"""
+    stop_strings: int = 16
+    stop_characters: int = 256
+    logit_bias: int = 300
+    wait: float = 60.0
+    """for a slot, and for a request's body"""
+    request: float = 600.0
+    join_seconds: float = 0.0
+    """events of a client that come within so long of each other are sent at once; 0: each at
+    once, with those that are there by then"""
+
+
+class Service:
+    """`model_name`: as clients see it (default: the file's, without its ending)."""
+
+    def __init__(
+        self,
+        llama: Llama,
+        *,
+        slots: int | None = None,
+        limits: Limits | None = None,
+        model_name: str | None = None,
+    ):
+        self.llama, self.limits = llama, limits or Limits()
+        self.tokenizer = llama.tokenizer
+        self.model_name = model_name or Path(llama.path).stem
+        self.created = int(time.time())
+        self.names = TokenNames(self.tokenizer)
+        self.identity = identify(llama, self.model_name)
+        self.fingerprint = f"fp_{self.identity.weights}"
+        self.metrics = Metrics()
+        self.engine = EngineThread(llama, slots, self.metrics, self._post)
+        self.jobs: set[Job] = set()
+        self.draining = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.engine.start()
+
+    def stop(self) -> None:
+        """Ends the engine thread; blocks for a sweep at most."""
+        self.engine.stop()
+
+    @property
+    def created_now(self) -> int:
+        """Seconds since 1970, of an answer."""
+        return int(time.time())
+
+    # ---- Requests ----
+
+    @property
+    def processing(self) -> int:
+        return sum(job.started_at is not None for job in self.jobs)
+
+    @property
+    def deferred(self) -> int:
+        return len(self.jobs) - self.processing
+
+    def check_open(self) -> None:
+        """ApiError while no request is taken."""
+        if self.draining:
+            raise draining()
+
+    def submit(self, job: Job) -> None:
+        """Queues it; ApiError where too many wait. `release` must follow."""
+        self.check_open()
+        if len(self.jobs) >= self.limits.queued and self.deferred >= self.limits.queued:
+            self.metrics.add("requests_rejected_total")
+            raise busy(f"{self.limits.queued} requests are waiting already", 1)
+        self.jobs.add(job)
+        loop = asyncio.get_running_loop()
+        job.timers = [
+            loop.call_later(self.limits.wait, self._waited, job),
+            loop.call_later(self.limits.request, self._ran_out, job),
+        ]
+        self.engine.add(job)
+
+    def release(self, job: Job) -> None:
+        """Its answer is over, in whichever way."""
+        self.jobs.discard(job)
+        for timer in job.timers:
+            timer.cancel()
+        if not job.finished:
+            self.engine.cancel(job)
+            if job.error is None:
+                self.metrics.add("requests_cancelled_total")
+        job.close()
+        self.metrics.e2e_seconds.observe(perf_counter() - job.submitted_at)
+
+    def _waited(self, job: Job) -> None:
+        if job.started_at is None:
+            self.metrics.add("requests_rejected_total")
+            job.fail(busy(f"no slot was free within {self.limits.wait:g} seconds", 10))
+
+    def _ran_out(self, job: Job) -> None:
+        if job.over:  # but its client has not read all of it
+            job.cut_off()
+            return
+        seconds = self.limits.request
+        headers = {"x-should-retry": "false"}
+        why = f"the request took more than {seconds:g} seconds"
+        job.fail(ApiError(503, why, code="request_timeout", headers=headers))
+
+    def end_all(self) -> None:
+        """Ends every request with an error."""
+        for job in list(self.jobs):
+            job.fail(draining())
+
+    # ---- What the engine tells ----
+
+    def _post(self, told: list[Told]) -> None:
+        """In the engine's thread."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._deliver, told)
+
+    def _deliver(self, told: list[Told]) -> None:
+        metrics, now = self.metrics, perf_counter()
+        for job, story, event in told:
+            if type(event) is Started:
+                job.started_at = now
+                metrics.queue_seconds.observe(now - job.submitted_at)
+                continue
+            if type(event) is Piece:
+                if not story.first_token_at:  # type: ignore[union-attr]
+                    story.first_token_at = now  # type: ignore[union-attr]
+                    metrics.time_to_first_token_seconds.observe(now - job.submitted_at)
+            elif type(event) is Completion and job.streamed and len(event.tokens) > 1:
+                seconds = now - story.first_token_at  # type: ignore[union-attr]
+                metrics.time_per_output_token_seconds.observe(seconds / (len(event.tokens) - 1))
+            job.take(story, event)
