@@ -5,10 +5,12 @@
 runs the blocks of a page in order, in the working directory. Python blocks share a namespace; of a
 console block each `$ ` line is a command for bash. What a page shows as output is compared: in a
 `text` block after a Python block, or below a command. `...` stands for anything, a line or a part
-of one; sizes, speeds and commits may differ. A command fails only where its output shows an error.
+of one; sizes, speeds, commits and ids may differ. A command whose output is not shown has to
+succeed. A server runs until the page ends, at a free port in place of the page's.
 
 `<!-- not run: reason -->` before a block leaves it out, `<!-- needs NAME -->` does where that
-module or file is not there. `pip install` is read, not run.
+module or file is not there, `<!-- file: NAME -->` writes a block to a file. `pip install` is read,
+not run.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import contextlib
 import io
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,7 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _BLOCK = re.compile(
-    r"^(?:<!-- (not run|needs):? ([^\n]*?) -->\n)?```(python|console)\n(.*?)^```$"
+    r"^(?:<!-- (not run|needs|file):? ([^\n]*?) -->\n)?```(python|console|json)\n(.*?)^```$"
     r"(?:\n+```text\n(.*?)^```$)?",
     re.M | re.S,
 )
@@ -33,6 +36,7 @@ _INSTALL = re.compile(r"pip install (\S+)(?: && |\s*(?:#.*)?$)")
 _FIGURES = re.compile(
     r"[\d.,]+(?= ?(?:bytes|[kMG]B|tok/s)\b)|(?<=tok/s: )[\d.]+|\b[0-9a-f]{40}\b"
     r"|\d+%\|.*(?=\n)"  # a progress bar
+    r"|(?<=cmpl-)\w+|(?<=\"created\":)\d+|(?<=\"system_fingerprint\":\"fp_)\w+"
 )
 
 
@@ -44,7 +48,7 @@ class Block(NamedTuple):
     output: str | None
     """that a text block shows"""
     mark: str
-    """"not run", "needs" or nothing"""
+    """"not run", "needs", "file" or nothing"""
     reason: str
 
 
@@ -90,10 +94,30 @@ def _run_python(page: str, block: Block, names: dict[str, Any]) -> str:
     return printed.getvalue()
 
 
-def _run_console(block: Block) -> None:
+def _start_server(command: str, shown: str) -> subprocess.Popen[str]:
+    """The server, once it has printed what the page shows."""
+    server = subprocess.Popen(
+        ["bash", "-c", f"exec {command}"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert server.stdout is not None
+    said = server.stdout.readline()
+    if differs(shown, said):
+        server.kill()
+        raise SystemExit(f"$ {command}\nshows\n{shown}but prints\n{said}{server.stdout.read()}")
+    return server
+
+
+def _run_console(block: Block, servers: list[subprocess.Popen[str]], port: int) -> None:
     for command, shown in commands_of(block.code):
         command = _INSTALL.sub("", command)
         if not command.strip():
+            continue
+        if command.startswith("pyllama2c serve"):
+            servers.append(_start_server(f"{command} --port {port}", shown))
             continue
         done = subprocess.run(
             ["bash", "-o", "pipefail", "-c", command],
@@ -102,7 +126,7 @@ def _run_console(block: Block) -> None:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        if (done.returncode != 0) != ("error:" in shown):
+        if done.returncode != 0 and shown in ("", "...\n"):
             raise SystemExit(f"$ {command}\n{done.stdout}exit status {done.returncode}")
         if shown and differs(shown, done.stdout):
             raise SystemExit(f"$ {command}\nshows\n{shown}but prints\n{done.stdout}")
@@ -114,12 +138,30 @@ def _there(name: str) -> bool:
 
 def main(page: str) -> None:
     names: dict[str, Any] = {"__name__": "__main__"}
-    for block in blocks_of(Path(page).read_text(encoding="utf-8")):
+    servers: list[subprocess.Popen[str]] = []
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    text = Path(page).read_text(encoding="utf-8").replace("127.0.0.1:8080", f"127.0.0.1:{port}")
+    try:
+        _run_blocks(page, text, names, servers, port)
+    finally:
+        for server in servers:
+            server.terminate()
+            server.wait()
+
+
+def _run_blocks(
+    page: str, text: str, names: dict[str, Any], servers: list[subprocess.Popen[str]], port: int
+) -> None:
+    for block in blocks_of(text):
         if block.mark == "not run" or (block.mark == "needs" and not _there(block.reason)):
             continue
         print(f"{page}:{block.line}", file=sys.stderr)
+        if block.mark == "file":
+            Path(block.reason).write_text(block.code, encoding="utf-8")
+            continue
         if block.language == "console":
-            _run_console(block)
+            _run_console(block, servers, port)
             continue
         printed = _run_python(page, block, names)
         if block.output is not None and differs(block.output, printed):

@@ -104,7 +104,9 @@ def test_comments_while_nothing_comes(storyteller: Llama, monkeypatch: pytest.Mo
         wait(lambda: server.metric("requests_processing") == 1)
         body = {"prompt": [PROMPT] * 2, "max_tokens": 2, "stream": True}
         # In turn with the four: there is silence before its second story.
-        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=None) as answer:
+        with httpx.stream(
+            "POST", f"{server.url}/v1/completions", json=body, timeout=None
+        ) as answer:
             lines = list(answer.iter_lines())
         assert first.result().status_code == 200
     assert ": waiting" in lines
@@ -227,7 +229,9 @@ def test_draining(storyteller: Llama) -> None:
     """Streams under way end, new requests are refused, and so is /health."""
     with serving(storyteller, slots=2) as server:
         body = LONG | {"n": 2, "seed": 1, "stream": True}
-        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=None) as answer:
+        with httpx.stream(
+            "POST", f"{server.url}/v1/completions", json=body, timeout=None
+        ) as answer:
             lines = answer.iter_lines()
             with server.paused():
                 next(lines)
@@ -256,7 +260,9 @@ def test_fewer_slots_where_memory_is_short(
 def test_a_second_signal_ends_streams(storyteller: Llama) -> None:
     with serving(storyteller, slots=2) as server:
         body = LONG | {"prompt": [PROMPT] * 64, "n": 16, "stream": True}
-        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=None) as answer:
+        with httpx.stream(
+            "POST", f"{server.url}/v1/completions", json=body, timeout=None
+        ) as answer:
             lines = answer.iter_lines()
             next(lines)
             server.server.stop_threadsafe()
