@@ -54,6 +54,10 @@ class ChatTemplateError(Llama2cError, ValueError):
     """A file's chat template is wrong, refuses the messages, or asks for too much."""
 
 
+class GrammarError(Llama2cError, ValueError):
+    """A JSON Schema, regular expression or grammar is wrong, unsupported or past a limit."""
+
+
 class ContextLengthError(Llama2cError, ValueError):
     """The prompt does not fit the model's context."""
 

@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from pyllama2c.chat.llama2 import Message
-    from pyllama2c.generation.parameters import BatchParameters, LogitsProcessor, Parameters
+    from pyllama2c.generation.parameters import (
+        BatchParameters,
+        JsonSchema,
+        LogitsProcessor,
+        Parameters,
+    )
 
 
 class Llama(OpenModel):
@@ -76,6 +81,9 @@ class Llama(OpenModel):
         stop_tokens: Iterable[int] | None = None,
         logits_processor: LogitsProcessor | None = None,
         logprobs: int | None = None,
+        json_schema: JsonSchema | None = None,
+        regex: str | None = None,
+        grammar: str | None = None,
     ) -> Generation:
         """A story that continues `prompt`: text (BOS is put before it, unless the tokenizer's
         `add_bos` says otherwise) or token ids (as they are).
@@ -95,16 +103,21 @@ class Llama(OpenModel):
         which it changes in place or returns anew; minus infinity forbids a token.
         logprobs: with a number from 0 to 64, `Generation.logprobs` has a TokenLogprob for each of
         the tokens, with so many of the likeliest: the model's own, before all that is above.
+        json_schema (a dict, True, JSON text, or a pydantic model), regex, grammar (Lark, as
+        llguidance has it): the whole text is such; one of them, see docs/constraints.md. It ends
+        with "stop" where it is complete, and matches then.
 
         Nothing is computed until the result is iterated, but text becomes tokens at once, and wrong
         arguments raise: TypeError or ValueError; ContextLengthError for a prompt that does not fit,
-        TokenizerError for wrong ids, ClosedError after `close`.
+        GrammarError for a schema, regex or grammar that cannot be taken, TokenizerError for wrong
+        ids, ClosedError after `close`.
         """
         engine = self._engine
         request = make_request(
             self._tokens(prompt),
             self.config.seq_len,
             self.config.vocab_size,
+            self._grammars,
             max_tokens=max_tokens,
             temperature=temperature,
             top_p=top_p,
@@ -119,6 +132,9 @@ class Llama(OpenModel):
             stop_tokens=stop_tokens,
             logits_processor=logits_processor,
             logprobs=logprobs,
+            json_schema=json_schema,
+            regex=regex,
+            grammar=grammar,
         )
         return Generation(request, self.tokenizer, engine.sessions, engine.draft)
 
@@ -160,7 +176,7 @@ class Llama(OpenModel):
         in_order = validate.flag("in_order", in_order)
         engine = self._engine
         sizes = (self.config.seq_len, self.config.vocab_size)
-        requests = batch_requests(prompts, n, parameters, self._tokens, *sizes)
+        requests = batch_requests(prompts, n, parameters, self._tokens, *sizes, self._grammars)
         opened = (engine.model, engine.batch_pool(), engine.session_options)
         new_batch = partial(Batch, *opened, self.tokenizer)
         return Completions(new_batch, requests, max_batch, n if in_order else None)

@@ -12,6 +12,7 @@ from pyllama2c.engine.engine import aligned, open_buffer, open_file
 from pyllama2c.engine.options import Options
 from pyllama2c.files import hub
 from pyllama2c.files.gguf import Gguf
+from pyllama2c.generation.constraint import Grammars
 from pyllama2c.handle import ClosableHandle
 from pyllama2c.tokenizers.base import BaseTokenizer
 from pyllama2c.tokenizers.source import TokenizerSource
@@ -51,6 +52,7 @@ class OpenModel(ClosableHandle):
         self._set_up()
         find, open_gguf = files.find_tokenizer, partial(Gguf, self.path)
         self._tokenizer_source = TokenizerSource(self.config, tokenizer, find, open_gguf)
+        self._grammars = Grammars(self._tokenizer_source)
 
     @classmethod
     def from_pretrained(
@@ -98,6 +100,7 @@ class OpenModel(ClosableHandle):
         self._set_up()
         find, open_gguf = hub.no_tokenizer(self.path), partial(Gguf.from_buffer, checkpoint)
         self._tokenizer_source = TokenizerSource(self.config, tokenizer, find, open_gguf)
+        self._grammars = Grammars(self._tokenizer_source)
         return self
 
     def _set_up(self) -> None:

@@ -32,7 +32,7 @@ COMMANDS = (
 )
 
 _TAKE_NUMBERS = ("-t", "-p", "-s", "-n")
-_TAKE_TEXT = ("-i", "-z", "-y", "--prompt", "--system-prompt", "--stop", "--file")
+_TAKE_TEXT = ("-i", "-z", "-y", "--prompt", "--system-prompt", "--stop", "--file", "--regex")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -172,6 +172,14 @@ def _add_story(parser: argparse._ActionsContainer, steps: int) -> argparse._Mutu
     )
     add("-y", "--system-prompt", metavar="TEXT", help="system prompt of a chat")
     add_sampling(parser)
+    held = parser.add_mutually_exclusive_group()
+    held.add_argument(
+        "--json-schema",
+        metavar="SCHEMA",
+        help="the story is JSON by this JSON Schema: a file, or its text; {} is any JSON",
+    )
+    held.add_argument("--regex", metavar="REGEX", help="the story matches this expression")
+    held.add_argument("--grammar", metavar="PATH", help="the story matches this Lark grammar")
     add(
         "--stop",
         action="append",

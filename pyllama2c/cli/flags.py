@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyllama2c import validate
@@ -47,7 +48,27 @@ def sampling(arguments: argparse.Namespace) -> dict[str, Any]:
         "logit_bias": dict(arguments.logit_bias) if arguments.logit_bias else None,
         # 0 is a new one, as in run.c, and -1 as elsewhere; in the library None is
         "seed": None if arguments.seed in (0, -1) else arguments.seed,
+        **_form(arguments),
     }
+
+
+def _form(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the story is held to."""
+    schema, regex, grammar = arguments.json_schema, arguments.regex, arguments.grammar
+    if schema is not None:
+        is_text = schema.lstrip().startswith("{") or schema.strip() in ("true", "false")
+        return {"json_schema": as_text(schema) if is_text else _read(schema)}
+    if regex is not None:
+        return {"regex": as_text(regex)}
+    return {} if grammar is None else {"grammar": _read(grammar)}
+
+
+def _read(path: str) -> str:
+    data = Path(path).read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def as_text(argument: str) -> str:

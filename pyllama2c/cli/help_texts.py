@@ -31,6 +31,7 @@ pipe that stays open, as in some scripts, pass -i "" for no prompt.""",
   echo "Once upon a time" | pyllama2c stories15M --json
   pyllama2c model.gguf --file prompt.txt -t 0 --logprobs 3
   pyllama2c model.gguf --presence-penalty 0.5 --logit-bias 29991=-inf  # without token 29991
+  pyllama2c model.gguf -i "A user: " --json-schema user.schema.json
   pyllama2c -N 1000 --jsonl stories.jsonl         # run again, it adds what is missing""",
     ),
     "chat": (

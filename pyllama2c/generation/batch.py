@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from pyllama2c._ffi import check, ffi, lib, new_error
 from pyllama2c.engine.session import SessionOptions
-from pyllama2c.errors import CancelledError, NonFiniteLogitsError
+from pyllama2c.errors import CancelledError, GrammarError, NonFiniteLogitsError
 from pyllama2c.generation.logprobs import TokenLogprob, token_logprob
 from pyllama2c.generation.request import Request, process_logits
 from pyllama2c.generation.text import StoryText
@@ -69,13 +69,15 @@ class _Story:
         self.streamed = streamed
         self._decoder = StoryText(tokenizer, request.prompt_tokens, request.stop)
         self._text = ""
+        self.guide = None if request.grammar is None else request.grammar.guide()
         self._logprobs: list[TokenLogprob] | None = None if request.logprobs is None else []
         self._decodes = streamed or bool(request.stop)
+        self._matched = False
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string is complete."""
-        return self._decoder.stopped
+        """Whether a stop string is complete, or what the grammar wants."""
+        return self._matched or self._decoder.stopped
 
     def hear(self, event: Any) -> Piece:
         """Takes a token."""
@@ -84,6 +86,8 @@ class _Story:
         if self._logprobs is not None:
             logprob = token_logprob(token, chosen.logprob, event.top, event.n_top)
             self._logprobs.append(logprob)
+        if self.guide is not None:
+            self._matched = self.guide.take(token)
         if self._decodes:
             text = self._decoder.feed(token)
             self._text += text
@@ -154,7 +158,8 @@ class Batch:
         prompt = ffi.new("int32_t[]", request.prompt_tokens)
         ends = [t for t in request.ends(self._tokenizer) if 0 <= t < vocab_size]
         end_tokens = ffi.new("int32_t[]", ends)
-        events = lib.L2C_TELL_TOKENS if request.stop or streamed else 0
+        told = request.stop or request.grammar or streamed
+        events = lib.L2C_TELL_TOKENS if told else 0
         if request.logits_processor is not None:
             events |= lib.L2C_TELL_CHOICES
         if request.logprobs is not None:
@@ -176,6 +181,7 @@ class Batch:
         check(lib.l2c_batch_add(self._handle, c_request, story, self._error), self._error)
         made = _Story(prompt_index, choice, request, self._tokenizer, streamed)
         self._stories[story[0]] = made
+        self._mask(story[0])
 
     def drop(self, prompt_index: int, choice: int) -> None:
         """Ends a story before the next step, which tells nothing of it."""
@@ -212,11 +218,15 @@ class Batch:
         if story is None:  # an event from before it was dropped
             return None
         if event.kind == lib.L2C_EVENT_TOKEN:
-            piece = story.hear(event)
-            if story.streamed:
-                self.pieces.append(piece)
-            if story.stopped:
-                return self._end(event, "stop", drop=True)
+            try:
+                piece = story.hear(event)
+                if story.streamed:
+                    self.pieces.append(piece)
+                if story.stopped:
+                    return self._end(event, "stop", drop=True)
+                self._mask(event.story)
+            except GrammarError as error:
+                return self._end(event, "error", error, drop=True)
         elif event.kind == lib.L2C_EVENT_CHOOSE:
             try:
                 self._process(story, event)
@@ -228,6 +238,12 @@ class Batch:
         else:
             return self._end(event, "stop" if event.reason == lib.L2C_END_STOP else "length")
         return None
+
+    def _mask(self, number: int) -> None:
+        """Allows what the story's grammar permits next; nothing for a story that has ended."""
+        guide = self._stories[number].guide
+        if guide is not None:
+            lib.l2c_batch_mask(self._handle, number, guide.mask(), self._error)
 
     def _process(self, story: _Story, event: Any) -> None:
         import numpy as np

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    class PydanticModel(Protocol):
+        """A class with a JSON Schema, as pydantic's models have."""
+
+        def model_json_schema(self) -> dict[str, Any]: ...
+
+    JsonSchema = Mapping[str, Any] | bool | str | PydanticModel
 
 
 class LogitsProcessor(Protocol):
@@ -39,6 +46,9 @@ class Parameters(TypedDict, total=False):
     stop_tokens: Iterable[int] | None
     logits_processor: LogitsProcessor | None
     logprobs: int | None
+    json_schema: JsonSchema | None
+    regex: str | None
+    grammar: str | None
 
 
 class BatchParameters(TypedDict, total=False):
@@ -59,3 +69,6 @@ class BatchParameters(TypedDict, total=False):
     stop_tokens: Iterable[int] | Sequence[Iterable[int] | None] | None
     logits_processor: LogitsProcessor | Sequence[LogitsProcessor | None] | None
     logprobs: int | Sequence[int | None] | None
+    json_schema: JsonSchema | Sequence[JsonSchema | None] | None
+    regex: str | Sequence[str | None] | None
+    grammar: str | Sequence[str | None] | None

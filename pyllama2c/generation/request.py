@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyllama2c import validate
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from pyllama2c.generation.constraint import Grammar, Grammars
     from pyllama2c.generation.parameters import BatchParameters, LogitsProcessor
     from pyllama2c.tokenizers.base import BaseTokenizer
 
@@ -31,6 +33,8 @@ class Request(NamedTuple):
     logits_processor: LogitsProcessor | None
     logprobs: int | None
     """so many of the likeliest tokens are told of each, or nothing is"""
+    grammar: Grammar | None = None
+    """what the story must match"""
 
     @property
     def context(self) -> int:
@@ -39,15 +43,17 @@ class Request(NamedTuple):
 
     def ends(self, tokenizer: BaseTokenizer) -> frozenset[int]:
         """Tokens that end the story."""
-        if self.stop_tokens is not None:
-            return self.stop_tokens
-        return tokenizer.ends
+        if self.stop_tokens is None:
+            return tokenizer.ends
+        # A grammar that is matched ends with the tokenizer's ends.
+        return self.stop_tokens if self.grammar is None else self.stop_tokens | tokenizer.ends
 
 
 def make_request(
     prompt_tokens: list[int],
     context: int,
     vocab_size: int = 2**31,
+    grammars: Grammars | None = None,
     *,
     max_tokens: int | None = None,
     temperature: float = 1.0,
@@ -63,8 +69,12 @@ def make_request(
     stop_tokens: Iterable[int] | None = None,
     logits_processor: LogitsProcessor | None = None,
     logprobs: int | None = None,
+    json_schema: Any = None,
+    regex: str | None = None,
+    grammar: str | None = None,
 ) -> Request:
-    """Checks the parameters of Llama.generate; TypeError, ValueError or ContextLengthError."""
+    """Checks the parameters of Llama.generate; TypeError, ValueError or ContextLengthError.
+    `grammars` compiles what `json_schema`, `regex` and `grammar` say; nothing else needs it."""
     if not prompt_tokens:
         raise ValueError("the prompt has no tokens; begin with BOS")
     room = context - len(prompt_tokens) + 1  # the last token is sampled, but not fed
@@ -102,6 +112,9 @@ def make_request(
         stop_tokens=None if stop_tokens is None else _stop_tokens(stop_tokens),
         logits_processor=logits_processor,
         logprobs=logprobs,
+        grammar=None
+        if grammars is None
+        else grammars.compile(prompt_tokens, json_schema=json_schema, regex=regex, grammar=grammar),
     )
 
 
@@ -156,6 +169,7 @@ def batch_requests(
     tokenize: Callable[[Any], list[int]],
     context: int,
     vocab_size: int = 2**31,
+    grammars: Grammars | None = None,
 ) -> Iterator[tuple[int, int, Request | Exception]]:
     """(index of the prompt, of the choice, request or what is wrong with it) of every story of a
     batch. Prompts are taken one by one, as their requests are; what is wrong with all of them
@@ -173,8 +187,9 @@ def batch_requests(
         if len(parameters[name]) != len(prompts):
             count = len(parameters[name])
             raise ValueError(f"{name} has {count} values for {len(prompts)} prompts")
-    _check_parameters(parameters, listed, vocab_size)
-    return _each_request(prompts, n, parameters, listed, tokenize, context)
+    _check_parameters(parameters, listed, vocab_size, grammars)
+    make = partial(make_request, context=context, grammars=grammars)
+    return _each_request(prompts, n, parameters, listed, tokenize, make)
 
 
 def _each_request(
@@ -183,7 +198,7 @@ def _each_request(
     parameters: dict[str, Any],
     listed: set[str],
     tokenize: Callable[[Any], list[int]],
-    context: int,
+    make: Callable[..., Request],
 ) -> Iterator[tuple[int, int, Request | Exception]]:
     for i, prompt in enumerate(prompts):
         own = {name: v[i] if name in listed else v for name, v in parameters.items()}
@@ -199,19 +214,21 @@ def _each_request(
             nth = j if "seed" in listed else i * n + j
             try:
                 story_seed = None if seed is None else (seed + nth) % 2**64
-                yield i, j, make_request(tokens, context, seed=story_seed, **own)
+                yield i, j, make(tokens, seed=story_seed, **own)
             except (ValueError, TypeError) as error:
                 yield i, j, error
 
 
-def _check_parameters(parameters: dict[str, Any], listed: set[str], vocab_size: int) -> None:
+def _check_parameters(
+    parameters: dict[str, Any], listed: set[str], vocab_size: int, grammars: Grammars | None
+) -> None:
     """A wrong parameter, of all prompts or of one, raises before any story begins."""
     shared = {name: value for name, value in parameters.items() if name not in listed}
-    make_request([0], 1, vocab_size, **shared)
+    make_request([0], 1, vocab_size, grammars, **shared)
     for name in listed:
         for i, value in enumerate(parameters[name]):
             try:
-                make_request([0], 1, vocab_size, **{name: value})
+                make_request([0], 1, vocab_size, grammars, **{name: value})
             except (TypeError, ValueError) as error:
                 raise type(error)(f"prompt {i}: {error}") from None
 

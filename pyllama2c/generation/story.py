@@ -59,8 +59,10 @@ class Generation(ClosableHandle, AsyncSteps[str]):
         # A signal handler may cancel or end the story while this thread holds it.
         self._holding = threading.RLock()
         self._session: Session | None = None
-        # A processor changes the logits before the choice, which the draft cannot know.
-        self._draft = draft if request.logits_processor is None else None
+        self._guide = None if request.grammar is None else request.grammar.guide()
+        # A processor and a grammar are asked before each choice, of which drafts make several.
+        self._asks = self._guide is not None or request.logits_processor is not None
+        self._draft = None if self._asks else draft
         self._draft_session: Session | None = None
         self._draft_length = DraftLength()
         # Prompt and story, for the penalties and the draft.
@@ -195,7 +197,8 @@ class Generation(ClosableHandle, AsyncSteps[str]):
                 self.logprobs.append(logprob)
             self.tokens.append(token)
             text = self._decoder.feed(token)
-            if self._decoder.stopped:
+            matched = self._guide is not None and self._guide.take(token)
+            if matched or self._decoder.stopped:
                 self._end("stop")
             elif len(self.tokens) == self._max_tokens:
                 self._end("length")
@@ -218,7 +221,7 @@ class Generation(ClosableHandle, AsyncSteps[str]):
             self._draft_session = self._draft.lease(self.prompt_tokens, self)
             if self._draft_session is None:
                 self._draft = None
-        plain = self._logits_processor is None and self._reader is None
+        plain = not self._asks and self._reader is None
         if self._draft_session is None and session.max_steps > 1 and plain:
             steps = min(session.max_steps, room + 1)
             new = session.decode(self._sampler, self._history, n, steps, self._end_list)
@@ -265,6 +268,9 @@ class Generation(ClosableHandle, AsyncSteps[str]):
         n = len(self.prompt_tokens) + len(self.tokens)
         reader = self._reader
         options = None if reader is None else reader.options
+        if self._guide is not None:
+            options = options or ffi.new("l2c_draw_options[]", 1)
+            options[0].mask = self._guide.mask()
         token = session.sample(self._sampler, self._history, n, options)
         logprob = None if reader is None else reader.read(token)
         self._ready.append((token, int(self._sampler.rng_state), logprob))

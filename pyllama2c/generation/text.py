@@ -43,6 +43,11 @@ class StopFinder:
         return held
 
 
+def strips_space(tokenizer: BaseTokenizer, prompt_tokens: Sequence[int]) -> bool:
+    """Whether a story begins a text, before which encoding puts a space, as SentencePiece does."""
+    return tokenizer.adds_space and prompt_tokens[-1] == tokenizer.bos_id
+
+
 class StoryText:
     """The text of a story whose tokens arrive one by one.
 
@@ -53,8 +58,7 @@ class StoryText:
 
     def __init__(self, tokenizer: BaseTokenizer, prompt_tokens: Sequence[int], stop: Sequence[str]):
         self._tokenizer = tokenizer
-        # As SentencePiece: encoding put a space before the text.
-        self._strip_space = tokenizer.adds_space and prompt_tokens[-1] == tokenizer.bos_id
+        self._strip_space = strips_space(tokenizer, prompt_tokens)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._decoder.decode(_last_bytes(tokenizer, prompt_tokens))  # keeps half a character
         self._finder = StopFinder(stop)

@@ -185,6 +185,7 @@ class EngineThread:
         try:
             batch.add(story.number, 0, request, job.streamed)
         except ValueError as error:
+            batch.drop(story.number, 0)  # which may have begun, as grammars fail after that
             self._told.append((job, story, error))
             return
         self._stories[story.number] = job, story

@@ -17,6 +17,7 @@ from pyllama2c.serve.schema import ChatRequest, Common, CompletionRequest
 from pyllama2c.validate import shown, token_ids
 
 if TYPE_CHECKING:
+    from pyllama2c.generation.request import Request as GenerationRequest
     from pyllama2c.serve.service import Limits, Service
 
 _SLOW = 1 << 14
@@ -195,11 +196,12 @@ async def make_stories(
     parameters, first = _complete(parameters, service), seed_of(seed)
     if any(parameters.get(name) is not None for name in _CONSTRAINTS):
         # Compiling a constraint takes time; afterwards it is kept.
-        await asyncio.to_thread(_make, prompts[0], context, first, parameters)
+        await asyncio.to_thread(_make, service, prompts[0], first, parameters)
     stories = []
     for i, tokens in enumerate(prompts):
         for j in range(n):
-            request = _make(tokens, context, (first + i * n + j) & _MAX_SEED, parameters)
+            seed_of_story = (first + i * n + j) & _MAX_SEED
+            request = _make(service, tokens, seed_of_story, parameters)
             named = parameters | {"max_tokens": request.max_tokens}
             stories.append(Story(request, named, prompt=i, choice=j, index=i * n + j))
     return stories
@@ -215,9 +217,13 @@ def _complete(parameters: dict[str, Any], service: Service) -> dict[str, Any]:
     return out
 
 
-def _make(tokens: list[int], context: int, seed: int, parameters: dict[str, Any]) -> Any:
+def _make(
+    service: Service, tokens: list[int], seed: int, parameters: dict[str, Any]
+) -> GenerationRequest:
+    llama = service.llama
+    shape = llama.config.seq_len, llama.config.vocab_size, llama._grammars
     try:
-        return make_request(tokens, context, seed=seed, **parameters)
+        return make_request(tokens, *shape, seed=seed, **parameters)
     except (Llama2cError, TypeError, ValueError) as error:
         name = next((word for word in str(error).split() if word in parameters), None)
         raise ApiError(400, str(error), param=name, code="invalid_value") from None

@@ -13,7 +13,7 @@ from pyllama2c import validate
 from pyllama2c._ffi import KV_DTYPES
 from pyllama2c.generation.sampling import rng_state_after
 from pyllama2c.serve.parameters import DEFAULTS
-from pyllama2c.serve.token_texts import stop_string
+from pyllama2c.serve.token_texts import ended_by_token
 from pyllama2c.tokenizers.base import BaseTokenizer
 
 if TYPE_CHECKING:
@@ -75,8 +75,9 @@ def make_receipt(identity: Identity, story: Story, tokenizer: BaseTokenizer) -> 
     done, request = story.completion, story.request
     assert done is not None
     parameters = dict(story.parameters)
-    by_token = done.finish_reason == "stop" and stop_string(story, tokenizer) is None
-    coins = len(done.tokens) + by_token if parameters["temperature"] > 0 else 0
+    coins = len(done.tokens) + ended_by_token(story, tokenizer)
+    if parameters["temperature"] == 0:
+        coins = 0
     if parameters.get("logit_bias"):  # JSON's keys are texts
         parameters["logit_bias"] = {str(k): v for k, v in parameters["logit_bias"].items()}
     return {

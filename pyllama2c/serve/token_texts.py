@@ -110,6 +110,16 @@ def stop_string(story: Story, tokenizer: BaseTokenizer) -> str | None:
     return min(found)[1] if found else None
 
 
+def ended_by_token(story: Story, tokenizer: BaseTokenizer) -> bool:
+    """Whether an end token ended a finished story, which is not among its tokens."""
+    done, grammar = story.completion, story.request.grammar
+    if done is None or done.finish_reason != "stop" or stop_string(story, tokenizer) is not None:
+        return False
+    guide = None if grammar is None else grammar.guide()
+    # A grammar that is matched, and that nothing can continue, ends with its last token.
+    return guide is None or not any([guide.take(token) for token in done.tokens])
+
+
 def completion_logprobs(entries: Sequence[Entry], names: TokenNames) -> dict[str, Any]:
     """As /v1/completions has them."""
     return {

@@ -306,9 +306,9 @@ def test_memory_does_not_grow(
                 server.events("/v1/completions", prompt=PROMPT, seed=seed, n=8, max_tokens=20)
             server.wait_until_idle()
 
-        rounds(30)
+        rounds(15)
         before = resident_kilobytes()
-        rounds(60)
+        rounds(30)
         assert resident_kilobytes() - before < 4096
     assert not caplog.records
 
