@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pyllama2c import validate
 from pyllama2c._ffi import ffi
 from pyllama2c.errors import ContextLengthError, UnsupportedError
-from pyllama2c.generation.request import make_request
+from pyllama2c.generation.sampling import new_sampler
 from pyllama2c.serve.nodes import Nodes
 
 if TYPE_CHECKING:
@@ -24,8 +24,19 @@ if TYPE_CHECKING:
     from pyllama2c.serve.choice import Line
 
 N_TOP = 20
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-_NEXT = ("node", "ids", "rng_state", "seed", "sampling", "forced")
+_SAMPLING = {
+    "temperature": 1.0,
+    "top_p": 0.9,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "logit_bias": None,
+}
+"""with generate's defaults"""
+
+_NEXT = ("node", "ids", "rng_state", "seed", "sampling", "forced", "n_prompt")
 _MAX_STATE = 2**64 - 1
 
 
@@ -68,8 +79,11 @@ def tokens(llama: Llama, nodes: Nodes, request: Mapping[str, Any]) -> dict[str, 
 
 
 def next_token(llama: Llama, nodes: Nodes, request: Mapping[str, Any]) -> dict[str, Any]:
-    """{node or ids, rng_state or seed, sampling?, forced?} -> the token after it, and why.
+    """{node or ids, rng_state or seed, sampling?, forced?, n_prompt?} -> the token after it, and
+    why.
 
+    `sampling` has generate's parameters. Presence and frequency are those among the tokens from
+    `n_prompt` on (default: all of them are the prompt).
     `forced` takes that token by hand; it uses up the coin of its position, so that later positions
     keep theirs. `picked` is what the coin takes in any case.
     """
@@ -78,7 +92,7 @@ def next_token(llama: Llama, nodes: Nodes, request: Mapping[str, Any]) -> dict[s
     _known(request, _NEXT)
     ids = _story(llama, nodes, request)
     config = llama.config
-    sampler = _sampler(request, len(ids), config.seq_len)
+    sampler = _sampler(request, len(ids), config.vocab_size)
     forced = request.get("forced")
     if forced is not None:
         forced = validate.integer("forced", forced, 0, config.vocab_size - 1)
@@ -183,7 +197,7 @@ def _state(name: str, value: Any, low: int) -> int:
     return validate.integer(name, value, low, _MAX_STATE, limits)
 
 
-def _sampler(request: Mapping[str, Any], n_tokens: int, context: int) -> Any:
+def _sampler(request: Mapping[str, Any], n_tokens: int, vocab_size: int) -> Any:
     if ("rng_state" in request) == ("seed" in request):
         raise ValueError("one of rng_state and seed must be given")
     sampling = request.get("sampling", {})
@@ -192,8 +206,13 @@ def _sampler(request: Mapping[str, Any], n_tokens: int, context: int) -> Any:
     unknown = set(sampling) - set(_SAMPLING)
     if unknown:
         raise ValueError(f"unknown sampling field {validate.shown(sorted(map(str, unknown))[0])}")
+    bias = sampling.get("logit_bias")
+    if isinstance(bias, Mapping):  # JSON's keys are text
+        bias = {int(k) if re.fullmatch("[0-9]{1,9}", str(k)) else k: v for k, v in bias.items()}
+    parameters = {**_SAMPLING, **sampling, "logit_bias": bias}
+    n_prompt = validate.integer("n_prompt", request.get("n_prompt", n_tokens), 0, n_tokens)
     seed = _state("seed", request["seed"], 0) if "seed" in request else 1
-    sampler = make_request([0], context, seed=seed, **sampling).sampler
+    sampler = new_sampler(**parameters, n_prompt=n_prompt, vocab_size=vocab_size, seed=seed)
     if "rng_state" in request:
         sampler.rng_state = _state("rng_state", request["rng_state"], 1)
     return sampler

@@ -117,7 +117,7 @@ def ended_by_token(story: Story, tokenizer: BaseTokenizer) -> bool:
         return False
     guide = None if grammar is None else grammar.guide()
     # A grammar that is matched, and that nothing can continue, ends with its last token.
-    return guide is None or not any([guide.take(token) for token in done.tokens])
+    return guide is None or not any(guide.take(token) for token in done.tokens)
 
 
 def completion_logprobs(entries: Sequence[Entry], names: TokenNames) -> dict[str, Any]:

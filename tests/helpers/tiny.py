@@ -146,11 +146,16 @@ class TinyLlama:
         return TinyLlama(self.shape, out)
 
     def logits(
-        self, tokens: list[int], int8_activations: bool = False, float32: Collection[str] = ()
+        self,
+        tokens: list[int],
+        int8_activations: bool = False,
+        float32: Collection[str] = (),
+        looks: list[Array] | None = None,
     ) -> Array:
         """(len(tokens), vocab_size): the whole transformer in float64, as in the paper.
 
         With `int8_activations`, inputs of matrices are quantized, but not those in `float32`.
+        `looks` gets each layer's attention: (n_heads, len(tokens), len(tokens)).
         """
         s, w = self.shape, self.weights
         size = s.group_size
@@ -185,7 +190,10 @@ class TinyLlama:
             k, v = (np.repeat(a, s.n_heads // s.n_kv_heads, axis=0) for a in (k, v))
             scores = q @ k.transpose(0, 2, 1) / np.sqrt(s.head_size) + mask
             p = np.exp(scores - scores.max(axis=-1, keepdims=True))
-            out = (p / p.sum(axis=-1, keepdims=True)) @ v
+            p = p / p.sum(axis=-1, keepdims=True)
+            if looks is not None:
+                looks.append(p)
+            out = p @ v
             x = x + linear(out.transpose(1, 0, 2).reshape(len(tokens), -1), "wo", layer)
             h = norm(x, w["ffn_norm"][layer])
             gate = linear(h, "w1", layer)

@@ -16,7 +16,10 @@ pytest.importorskip("llguidance")
 
 SCHEMA = {
     "type": "object",
-    "properties": {"name": {"enum": ["Sue", "Tim"]}, "age": {"type": "integer", "maximum": 9}},
+    "properties": {
+        "name": {"enum": ["Sue", "Tim"]},
+        "age": {"type": "integer", "minimum": 0, "maximum": 9},
+    },
     "required": ["name", "age"],
     "additionalProperties": False,
 }

@@ -48,6 +48,10 @@ def read_all(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
+def streamed(server: Running, body: dict[str, Any]) -> contextlib.AbstractContextManager[Any]:
+    return httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=None)
+
+
 # ---- Clients that leave ----
 
 

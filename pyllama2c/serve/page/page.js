@@ -23,7 +23,13 @@ function fill(element, attributes, children) {
   return element;
 }
 
-const percent = (p) => (p >= 0.0001 ? `${(100 * p).toPrecision(3)}%` : p > 0 ? `${(100 * p).toExponential(1)}%` : "0");
+/* As read aloud: three digits, and no powers of ten. */
+function percent(p) {
+  if (p >= 0.9995) return "100%";
+  if (p >= 0.001) return `${(100 * p).toPrecision(3)}%`;
+  return p >= 1e-6 ? `${(100 * p).toFixed(4)}%` : p > 0 ? "under 0.0001%" : "0%";
+}
+
 const short = (x) => (x == null ? "–" : x.toFixed(4));
 const count = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
 
@@ -230,7 +236,7 @@ function nameOf(token) {
   return MARKS[text] ?? text.replaceAll("\n", "⏎");
 }
 
-const quoted = (token) => `“${nameOf(token)}”`;
+const quoted = (token) => `“${nameOf(token).trim()}”`;
 
 /* ---- Work: one thing at a time --------------------------------------------------------------------------- */
 
@@ -534,7 +540,7 @@ function line(why) {
 
 function likeliest(step, why, approximate) {
   const head = ["Token", "The model's own chance", "After penalty and temperature", "On the line", "Instead"];
-  const bar = (p) => draw("svg", { class: "bar", viewBox: "0 0 100 8", "aria-hidden": "true" }, draw("rect", { width: (100 * p).toFixed(2), height: 8 }));
+  const bar = (p) => draw("svg", { class: "bar", viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" }, draw("rect", { width: (100 * p).toFixed(2), height: 8 }));
   const rows = why.top.map((row) => {
     const where = row.cut_by ? CUTS[row.cut_by] : row.low == null ? "–" : `${short(row.low)} to ${short(row.high)}`;
     const isTaken = row.id === step.id;
@@ -543,7 +549,7 @@ function likeliest(step, why, approximate) {
       make("th", { scope: "row" }, name, row.id === why.picked && make("span", { class: "coin" }, " ← coin")),
       make("td", {}, bar(row.p_before), percent(row.p_before)),
       make("td", {}, bar(row.p_after), percent(row.p_after)),
-      make("td", {}, where),
+      make("td", { class: "where" }, where),
       make("td", {}, isTaken ? "taken" : make("button", { class: "asks", "aria-label": `Take ${name} instead`,
         onclick: () => fork(step, row.id) }, "Take")));
   });

@@ -1,0 +1,263 @@
+"""The page's files, what it asks for over HTTP, and the page itself in a browser."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shutil
+from collections.abc import Iterator
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from http_server import Running, serving
+
+from pyllama2c import Llama
+
+FOLDER = files("pyllama2c.serve") / "page"
+ROOT = Path(__file__).resolve().parents[2]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+def read(name: str) -> str:
+    return (FOLDER / name).read_text(encoding="utf-8")
+
+
+def test_the_pages_size() -> None:
+    assert sum(len(read(f"{name}").encode()) for name in ("index.html", "page.js", "page.css")) <= (
+        100_000
+    )
+
+
+def test_nothing_is_inline_or_from_elsewhere() -> None:
+    html = read("index.html")
+    assert not re.search(r"<style|\sstyle=|\son[a-z]+=|javascript:", html)
+    assert re.findall(r"<script([^>]*)>(.*?)</script>", html) == [
+        (' src="page.js" type="module"', "")
+    ]
+    for text in (html, read("page.js"), read("page.css")):
+        assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
+    assert "innerHTML" not in read("page.js") and "eval(" not in read("page.js")
+
+
+def test_excerpts_are_the_sources_lines() -> None:
+    """`python csrc/cut_excerpts.py` cuts them anew."""
+    cut = runpy.run_path(str(ROOT / "csrc" / "cut_excerpts.py"))
+    assert read("excerpts.json") == cut["excerpts"]()
+    used = set(re.findall(r'"(\w+)", \(', read("page.js"))) | {"by_id", "by_probability", "largest"}
+    assert set(cut["EXCERPTS"]) <= used | {"line"}
+
+
+def test_files_and_their_headers(server: Running) -> None:
+    for path, kind in (
+        ("/", "text/html"),
+        ("/page.js", "text/javascript"),
+        ("/page.css", "text/css"),
+        ("/excerpts.json", "application/json"),
+    ):
+        answer = server.http.get(path)
+        assert answer.status_code == 200 and answer.headers["content-type"].startswith(kind)
+        policy = answer.headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'") and "unsafe" not in policy
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_the_page_needs_no_key_and_its_questions_do(storyteller: Llama) -> None:
+    with serving(storyteller, key="secret") as server:
+        assert server.http.get("/").status_code == 200
+        assert server.http.get("/api/model").status_code == 401
+        assert server.post("/api/next", ids=[1], seed=1).status_code == 401
+        headers = {"authorization": "Bearer secret"}
+        answer = server.http.post("/api/next", json={"ids": [1], "seed": 1}, headers=headers)
+        assert answer.status_code == 200
+
+
+def test_what_the_page_asks(server: Running, storyteller: Llama) -> None:
+    model = server.http.get("/api/model").json()
+    assert model["fingerprint"] == str(storyteller._engine.fingerprint)
+    begun = server.ok("/api/tokens", text="Once")
+    first = server.ok("/api/next", node=begun["node"], seed="5")
+    assert first == server.ok("/api/next", ids=[t["id"] for t in begun["tokens"]], seed="5")
+    looked = server.ok("/api/attention", node=first["node"])
+    assert looked["position"] == len(begun["tokens"])
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "code"),
+    [
+        ({"ids": [1], "seed": -1}, "seed", "invalid_value"),
+        ({"ids": [1, 99999], "seed": 1}, None, "invalid_value"),
+        ({"ids": "x", "seed": 1}, "ids", "invalid_value"),
+        ({"node": "x", "seed": 1}, "node", "invalid_value"),
+        ({"ids": [1] * 600, "seed": 1}, None, "context_length_exceeded"),
+    ],
+)
+def test_wrong_questions(server: Running, body: Any, param: str | None, code: str) -> None:
+    answer = server.http.post("/api/next", json=body)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["param"], error["code"], error["type"]) == (param, code, "invalid_request_error")
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"ids": [NaN]}', b"1", b"\xff"])
+def test_bodies_that_are_no_questions(server: Running, body: bytes) -> None:
+    headers = {"content-type": "application/json"}
+    for path in ("/api/next", "/api/tokens", "/api/attention"):
+        assert server.http.post(path, content=body, headers=headers).status_code == 400
+
+
+# ---- In a browser ----
+
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None or not all(map(find_spec, ("playwright", "axe_playwright_python"))),
+    reason="needs Chromium (Debian: apt install chromium), and the Python packages playwright and "
+    "axe-playwright-python",
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import expect, sync_playwright
+
+    expect.set_options(timeout=120_000)  # how long what has to come may take on a busy machine
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Any, server: Running) -> Iterator[Any]:
+    """The page after its start; nothing may be logged as an error, nor be refused."""
+    context = browser.new_context(viewport={"width": 1300, "height": 900}, color_scheme="dark")
+    context.set_default_timeout(120_000)
+    page, wrong = context.new_page(), []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda line: wrong.append(line.text) if line.type == "error" else None)
+    package = find_spec("axe_playwright_python")
+    assert package is not None and package.origin is not None
+    page.add_init_script(Path(package.origin).with_name("axe.min.js").read_text(encoding="utf-8"))
+    page.goto(server.url)
+    saying(page, "begins with")
+    yield page
+    context.close()
+    assert wrong == []
+
+
+def saying(page: Any, text: str) -> str:
+    """What the status says, once it says `text`."""
+    from playwright.sync_api import expect
+
+    status = page.locator("#status")
+    expect(status).to_contain_text(text)
+    return str(status.inner_text())
+
+
+def story_of(page: Any) -> str:
+    """The story's text, without marks of its beginning and end."""
+    text = "".join(page.locator("#story .token").all_text_contents())
+    return text.replace("⟨start⟩", "").replace("⟨end⟩", "")
+
+
+def check_accessible(page: Any) -> None:
+    found = page.evaluate("() => axe.run(document)")
+    assert [violation["id"] for violation in found["violations"]] == []
+    assert len(found["passes"]) > 20
+
+
+def tell(page: Any) -> None:
+    page.click("#tell")
+    saying(page, "on. The model's odds")
+
+
+@needs_browser
+def test_telling_asking_and_forking(page: Any, storyteller: Llama) -> None:
+    tell(page)
+    prompt = "Once upon a time"
+    story = storyteller.generate(prompt, seed=7)
+    assert story_of(page) == prompt + story.read()
+
+    chosen = page.locator("#story .token").nth(15)
+    chosen.click()
+    check_accessible(page)
+    assert "That is why." in page.inner_text("#why")
+    page.keyboard.press("ArrowLeft")
+    assert page.locator("#story [aria-selected=true]").get_attribute("id") == "token-14"
+    page.keyboard.press("ArrowRight")
+
+    page.fill("#temperature", "2")
+    assert "approximate" in page.inner_text("#why .approximate")
+    page.locator("#why .approximate strong", has_text="“").wait_for()
+    check_accessible(page)
+    page.click("text=Turn them back")
+
+    page.click("#why tbody tr:nth-child(3) button")
+    assert "in place of" in saying(page, "A new branch")
+    page.click("#next")
+    page.click("#tab-branches")
+    assert page.locator("#branches [role=treeitem]").count() == 2
+    assert page.locator("#branches article").count() == 2
+    check_accessible(page)
+    page.click("#back")
+    saying(page, "Took back")
+
+    page.click("#copy")
+    saying(page, "link")
+    link = page.url
+    page.goto("about:blank")
+    page.goto(link)
+    saying(page, "Replayed: identical.")
+    assert page.locator("#branches").is_hidden()
+    page.goto("about:blank")
+    page.goto(link[:-9])
+    page.locator("#alert", has_text="damaged").wait_for()
+
+
+@needs_browser
+def test_looking_and_stepping(page: Any) -> None:
+    for _ in range(3):
+        before = page.locator("#story .token").count()
+        page.click("#next")
+        page.locator(f"#token-{before}").wait_for()
+    page.click("#tab-attention")
+    page.locator("#arcs-box path").first.wait_for(state="attached")
+    page.click("[aria-label='Layer 2, head 3']")
+    page.locator("caption", has_text="head 3 of layer 2").wait_for()
+    check_accessible(page)
+    page.focus("#tab-attention")
+    page.keyboard.press("ArrowRight")
+    for i in range(12):
+        page.locator(f"#steps h3:has-text('{i + 1} of 12')").wait_for()
+        assert page.inner_text("#steps pre").strip()
+        if i in (0, 5, 11):
+            check_accessible(page)
+        if i < 11:
+            page.click("#stage-on")
+
+
+@needs_browser
+def test_among_others(page: Any) -> None:
+    for _ in range(4):
+        before = page.locator("#story .token").count()
+        page.click("#next")
+        page.locator(f"#token-{before}").wait_for()
+    page.click("#tab-crowd")
+    page.click("#crowd button")
+    page.locator("#crowd-status", has_text="Identical: 4 tokens").wait_for()
+    check_accessible(page)
+
+
+@needs_browser
+def test_a_server_with_a_key(browser: Any, storyteller: Llama) -> None:
+    with serving(storyteller, key="secret") as server:
+        page = browser.new_page()
+        page.set_default_timeout(120_000)
+        page.goto(server.url)
+        page.fill("#key", "secret")
+        page.keyboard.press("Enter")
+        saying(page, "begins with")
+        assert page.evaluate("() => localStorage.length + sessionStorage.length") == 0
+        assert "secret" not in page.url
+        page.close()
