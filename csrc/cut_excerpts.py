@@ -1,7 +1,7 @@
-"""Cuts the lines of C that the page shows beside its words into pyllama2c/serve/page/excerpts.json.
+"""Cuts the lines of C that the page shows beside its words: pyllama2c/serve/page/excerpts.json.
 
-`pip install .` runs it; `python csrc/cut_excerpts.py` does after a change to the sources (a test holds
-them together).
+`pip install .` runs it. After a change to these lines, `python csrc/cut_excerpts.py` does; a test
+compares.
 """
 
 from __future__ import annotations

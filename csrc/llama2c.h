@@ -454,7 +454,9 @@ float *l2c_session_logits(l2c_session *session, size_t i);
 /*
  * Picks a token from logits row i, by llama2.c's rule and with one coin unless temperature is 0.
  * history (n_history ids, may be NULL) is what the penalties look at. Uses up the row, unless it fails
- * with L2C_ARG: sampling, scoring or reading it again is an error.
+ * with L2C_ARG: sampling, scoring or reading it again is an error. Where l2c_session_logits gave the row before, that
+ * memory then holds what was chosen by, until the next forward call: e^(x - largest) of the changed logits x, or, where
+ * the largest was taken for want of a coin's say, the changed logits.
  */
 l2c_status l2c_session_sample(l2c_session *session, size_t i, l2c_sampler *sampler,
                               const int32_t *history, size_t n_history, int32_t *token,

@@ -1,8 +1,9 @@
 """How the sampler's coin came to its token: the cumulative line that it fell on.
 
-The choice is C's (csrc/sampler.c). What it chose by, e ** (logit - largest) of each token after penalties
-and temperature, is what it leaves in the row; the line is drawn from these numbers with the sampler's
-own float32 steps, and held against the token that C took.
+The choice is C's (csrc/sampler.c). What it chose by, e ** (logit - largest) of each token after
+penalties and temperature, is what it leaves in the row (l2c_session_sample says so). The line is
+drawn from these numbers, with the sampler's own float32 steps, and held against the token that C
+took.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Line(NamedTuple):
     """Kept tokens side by side, each as long as it is probable."""
 
     order: str
-    """of the tokens: "id", "probability" (falling), or "greedy": there is no line, the largest won"""
+    """of the tokens: "id", "probability" (falling), or "greedy": no line, the largest won"""
     p: Floats
     """(vocab_size) probabilities after penalties and temperature, before anything is cut"""
     ids: Ids

@@ -226,7 +226,7 @@ def _sums_in_turn(llama: Llama) -> bool:
 
 
 def _shown(llama: Llama, token: int, before: int | None) -> dict[str, Any]:
-    """A token and its text, after the token before it. Bytes tell what a piece of a character is."""
+    """A token and its text, after the token before it. Bytes tell what part of a character is."""
     tokenizer = llama.tokenizer
     opens = tokenizer.adds_space and before == tokenizer.bos_id
     piece = tokenizer.opening(token) if opens else tokenizer.piece(token)
