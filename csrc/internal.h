@@ -75,6 +75,8 @@ static inline uint64_t l2c_times(uint64_t a, uint64_t b) { return b != 0 && a > 
  * pages save most of the page faults and of the misses in address translation. */
 void *l2c_arena_part(l2c_arena *arena, uint64_t bytes, int huge);
 
+/* ---- system/library.c ------------------------------------------------------------------------------- */
+
 /* A shared library by its name or path, which stays until the process ends; NULL, with the loader's words in
  * why (size), where it cannot be loaded. A symbol of it, or NULL. */
 void *l2c_library_open(const char *name, char *why, size_t size);

@@ -111,7 +111,9 @@ if not TYPE_CHECKING:  # which would then take every name for one that is there
                 if hasattr(module, name):
                     globals()[name] = getattr(module, name)
                     return globals()[name]
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        dialects = import_module("pyllama2c.dialects")
+        ours = dialects.in_our_words(name, dialects.PACKAGE)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{ours}")
 
 
 def __dir__() -> list[str]:

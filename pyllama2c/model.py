@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NoReturn, cast
 
-from pyllama2c import validate
+from pyllama2c import dialects, validate
 from pyllama2c.chat.conversation import chat_tokens
+from pyllama2c.dialects import Answering, answers_arguments
 from pyllama2c.engine import cache_file
 from pyllama2c.errors import TokenizerNotFoundError
 from pyllama2c.generation.batch import Batch
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     )
 
 
-class Llama(OpenModel):
+class Llama(Answering, OpenModel):
     """A language model.
 
     `model` is the path of a llama2.c checkpoint (.bin, version 0, 1 or 2) or a GGUF file of
@@ -63,6 +64,9 @@ class Llama(OpenModel):
     in this process or another, opens the model anew.
     """
 
+    _answers = dialects.LLAMA
+
+    @answers_arguments(dialects.STORY_ARGUMENTS)
     def generate(
         self,
         prompt: str | bytes | Sequence[int] = "",
@@ -138,6 +142,7 @@ class Llama(OpenModel):
         )
         return Generation(request, self.tokenizer, engine.sessions, engine.draft)
 
+    @answers_arguments(dialects.STORY_ARGUMENTS)
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Mapping[str, str]],
@@ -240,3 +245,6 @@ class Llama(OpenModel):
         if isinstance(text, (str, bytes)):
             return self.tokenizer.encode_prompt(text)
         return validate.token_ids("prompt", text, self.config.vocab_size)
+
+    def __call__(self, *prompt: object, **parameters: object) -> NoReturn:
+        raise TypeError("a Llama cannot be called; use generate(prompt)")

@@ -1,8 +1,7 @@
 /*
- * posix.c - the operating system: mapped files, aligned memory and shared libraries (POSIX).
+ * posix.c - the operating system: mapped files and aligned memory (POSIX).
  */
 #define _GNU_SOURCE /* madvise */
-#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -226,15 +225,3 @@ void *l2c_arena_part(l2c_arena *a, uint64_t bytes, int huge) {
     if (huge) wish_huge(a->memory + begin, (size_t)bytes);
     return a->memory + begin;
 }
-
-/* ---- Shared libraries ------------------------------------------------------------------------------- */
-
-void *l2c_library_open(const char *name, char *why, size_t size) {
-    /* NODELETE: a driver starts threads of its own, which must find their code until the process ends */
-    void *library = dlopen(name, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
-    const char *message = library == NULL ? dlerror() : NULL;
-    if (library == NULL) snprintf(why, size, "%s", message != NULL ? message : name);
-    return library;
-}
-
-void *l2c_library_symbol(void *library, const char *name) { return dlsym(library, name); }

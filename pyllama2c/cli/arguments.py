@@ -40,6 +40,9 @@ class _Parser(argparse.ArgumentParser):
         found = re.match(r"unrecognized arguments: (\S+)", message)
         if found:
             message += help_texts.advice(found[1])
+        found = re.match(r"argument (\S+): invalid", message)
+        if found and found[1] in help_texts.RUN_C:
+            message += f"; {help_texts.RUN_C[found[1]]}"
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:

@@ -19,7 +19,7 @@ _LOGPROB = struct.Struct("@id")
 """an l2c_logprob"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TokenLogprob:
     """How probable a sampled token was to the model itself: before masks, a logits_processor,
     logit_bias, penalties and temperature. The same numbers as `Llama.score` has for the text."""

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyllama2c import validate
+from pyllama2c import dialects, validate
+from pyllama2c.dialects import in_our_words
 from pyllama2c.errors import ContextLengthError
 from pyllama2c.generation.logprobs import MAX_TOP
 from pyllama2c.generation.sampling import fresh_seed, new_sampler, seed_or_none
@@ -179,7 +180,8 @@ def batch_requests(
     parameters: dict[str, Any] = {**given}
     unknown = set(parameters) - set(make_request.__kwdefaults__ or {})
     if unknown:
-        raise TypeError(f"generate_batch has no parameter {', '.join(sorted(unknown))}")
+        ours = in_our_words(min(unknown), dialects.STORY_ARGUMENTS)
+        raise TypeError(f"generate_batch has no parameter {', '.join(sorted(unknown))}{ours}")
     listed = {name for name, value in parameters.items() if _one_a_prompt(name, value)}
     for name in sorted(listed):
         if not isinstance(prompts, Sized):

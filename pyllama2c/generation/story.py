@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 from collections import deque
 from time import perf_counter
-from typing import Literal
+from typing import Literal, NoReturn
 
-from pyllama2c import validate
+from pyllama2c import dialects, validate
 from pyllama2c._ffi import ffi
+from pyllama2c.dialects import Answering
 from pyllama2c.engine.draft import Draft, DraftLength
 from pyllama2c.engine.session import MAX_DRAFT, Session, Sessions
 from pyllama2c.errors import BusyError, CancelledError
@@ -21,7 +22,7 @@ from pyllama2c.handle import ClosableHandle
 from pyllama2c.tokenizers.base import BaseTokenizer
 
 
-class Generation(ClosableHandle, AsyncSteps[str]):
+class Generation(Answering, ClosableHandle, AsyncSteps[str]):
     """A story, generated as it is iterated, also with `async for`; nothing is computed before the
     first step.
 
@@ -34,6 +35,8 @@ class Generation(ClosableHandle, AsyncSteps[str]):
     left half-way gives its session back when it is closed (`with`, or `contextlib.aclosing`) or
     garbage-collected.
     """
+
+    _answers = dialects.STORY
 
     def __init__(
         self, request: Request, tokenizer: BaseTokenizer, sessions: Sessions, draft: Draft | None
@@ -76,6 +79,9 @@ class Generation(ClosableHandle, AsyncSteps[str]):
         self._cached_tokens = 0
         self._first_token_seconds = self._decode_seconds = 0.0
         self._decode_passes = 0
+
+    def __getitem__(self, key: object) -> NoReturn:
+        raise TypeError("a Generation has no items; use text, tokens or logprobs")
 
     def __iter__(self) -> Generation:
         return self
