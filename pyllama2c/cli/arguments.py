@@ -280,9 +280,8 @@ def build_parser() -> argparse.ArgumentParser:
         default="float16",
         help="what matrices are written as [float16]",
     )
-    convert.add_argument(
-        "--no-tokenizer", action="store_true", help="leave the tokenizer out of the file"
-    )
+    without = "leave the tokenizer out of the file"
+    convert.add_argument("--no-tokenizer", action="store_true", help=without)
     evaluate = commands.add_parser("eval", help="bits per byte and perplexity of texts")
     evaluate.add_argument("text", help="a file: passages with <|endoftext|> between them, or JSON")
     _add_model(evaluate, "-M", "--model")
