@@ -3,10 +3,11 @@
     python doc_blocks.py PAGE.md
 
 runs the blocks of a page in order, in the working directory. Python blocks share a namespace; of a
-console block each `$ ` line is a command for bash. What a page shows as output is compared: in a
-`text` block after a Python block, or below a command. `...` stands for anything, a line or a part
-of one; sizes, speeds, commits and ids may differ. A command whose output is not shown has to
-succeed. A server runs until the page ends, at a free port in place of the page's.
+console block each `$ ` line is a command for bash, of a sh block every line. What a page shows as
+output is compared: in a block of text after Python or sh (there without the speed), or below a
+command. `...` stands for anything, a line or a part of one; sizes, speeds, commits and ids may
+differ. A command whose output is not shown has to succeed. A server runs until the page ends, at a
+free port in place of the page's.
 
 `<!-- not run: reason -->` before a block leaves it out, `<!-- needs NAME -->` does where that
 module or file is not there, `<!-- file: NAME -->` writes a block to a file. `pip install` is read,
@@ -28,8 +29,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _BLOCK = re.compile(
-    r"^(?:<!-- (not run|needs|file):? ([^\n]*?) -->\n)?```(python|console|json)\n(.*?)^```$"
-    r"(?:\n+```text\n(.*?)^```$)?",
+    r"^(?:<!-- (not run|needs|file):? ([^\n]*?) -->\n)?```(python|console|sh|json)\n(.*?)^```$"
+    r"(?:\n+```(?:text)?\n(.*?)^```$)?",
     re.M | re.S,
 )
 _INSTALL = re.compile(r"pip install (\S+)(?: && |\s*(?:#.*)?$)")
@@ -56,6 +57,8 @@ def blocks_of(page: str) -> Iterator[Block]:
     for match in _BLOCK.finditer(page):
         mark, reason, language, code, output = match.groups()
         line = page.count("\n", 0, match.start(4)) + 1
+        if language == "sh":
+            code = re.sub("^", "$ ", code.rstrip(), flags=re.M) + f"\n{output or ''}...\n"
         yield Block(line, language, code, output, mark or "", reason or "")
 
 
@@ -160,7 +163,7 @@ def _run_blocks(
         if block.mark == "file":
             Path(block.reason).write_text(block.code, encoding="utf-8")
             continue
-        if block.language == "console":
+        if block.language in ("console", "sh"):
             _run_console(block, servers, port)
             continue
         printed = _run_python(page, block, names)
