@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 _SCHEMES = ("hf:/", "https:/", "http:/")
 """with the one slash that pathlib leaves of two"""
 _LOOKS_LIKE_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.bin)(?<!\.gguf)", re.ASCII)
-_DTYPE = "float16"
-"""of matrices in converted models"""
+
+
+def is_hub_name(model: str) -> bool:
+    """Whether a name is one of the Hugging Face hub's, or a link to its pages."""
+    return model.startswith(_SCHEMES)
 
 
 def find_model(model: str | os.PathLike[str] | None) -> ModelFiles:
@@ -41,7 +44,7 @@ def find_model(model: str | os.PathLike[str] | None) -> ModelFiles:
     """
     validate.file_path("model", model, optional=True)
     name = "" if model is None else os.fspath(model)
-    if name.startswith(_SCHEMES):
+    if is_hub_name(name):
         return _from_hub(name, refresh=False)
     if _LOOKS_LIKE_HUB.fullmatch(name) and not os.path.exists(name):
         why = f"no such file; hf://{name} would name a model on the Hugging Face hub"
@@ -52,7 +55,7 @@ def find_model(model: str | os.PathLike[str] | None) -> ModelFiles:
 def download_model(model: str) -> list[Path]:
     """Fetches a known model and its tokenizer, or the current commit of one on the hub; rechecks
     what is cached."""
-    if not model.startswith(_SCHEMES):
+    if not is_hub_name(model):
         return hub.download_model(model)
     return [_from_hub(model, refresh=True).checkpoint]
 
@@ -121,10 +124,10 @@ def _one_file(repository: Repository, path: str) -> ModelFiles:
 
 def _converted(repository: Repository, settings: list[str]) -> Path:
     """The repository as a GGUF file, converted on first use."""
-    from pyllama2c.files.repository import folder_of
+    from pyllama2c.files.cached_hub import CONVERTED, converted_path
 
     name = repository.name
-    target = folder_of(name.repository) / f"{repository.commit}-{_DTYPE}.gguf"
+    target = converted_path(name.repository, repository.commit)
     if target.is_file():
         return target
     convert.check_packages()
@@ -135,7 +138,7 @@ def _converted(repository: Repository, settings: list[str]) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         called = name.repository.rpartition("/")[2]
-        convert.convert(folder, target, dtype=_DTYPE, name=called, progress=watched())
+        convert.convert(folder, target, dtype=CONVERTED, name=called, progress=watched())
     except OSError as error:
         if isinstance(error, Llama2cError):  # about the model's own files
             raise

@@ -147,6 +147,22 @@ def test_a_story_needs_no_numpy() -> None:
     assert done.returncode == 0 and len(done.stdout) > 20
 
 
+def test_a_base_installation_tells_stories() -> None:
+    """What the README shows first needs no package of an extra: command, batch, score, tokens."""
+    extras = "gguf huggingface_hub jinja2 llguidance ml_dtypes msgspec safetensors shtab starlette "
+    absent = (extras + "tokenizers uvicorn").split()
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent}))\n"
+        "from pyllama2c.cli.main import main; assert main(['-s', '3', '-n', '9']) == 0\n"
+        "from pyllama2c import Llama; llama = Llama()\n"
+        "assert llama.generate('Once', seed=1, max_tokens=5, stop=['x'], logprobs=1).read()\n"
+        "assert len(list(llama.generate_batch(['Once'], n=3, max_tokens=5))) == 3\n"
+        "llama.score('Once upon a time'); llama.logits([1, 403, 407])"
+    )
+    done = run_python("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
 def test_typed_and_complete() -> None:
     package = Path(pyllama2c.__file__).parent
     assert (package / "py.typed").is_file()

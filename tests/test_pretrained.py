@@ -265,6 +265,61 @@ def test_weights_that_do_not_convert(hub: Hub, machine: Machine, tmp_path: Path)
     assert [p.suffix for p in machine.cache.rglob("*") if p.is_file()] == [".json"]
 
 
+# ---- list and rm ----
+
+
+def test_list_and_rm(hub: Hub, machine: Machine, tmp_path: Path) -> None:
+    """Records and converted files are ours; downloads are huggingface_hub's, and stay."""
+    pytest.importorskip("gguf", reason="gguf (the extra `convert`) is not installed")
+    files = folder_files(hugging_face_folder(tmp_path / "m"))
+    repo = hub.repo("ann/owls", files | {"a.gguf": GGUF})
+    repo.revisions["v1.0"] = repo.revisions["main"]
+    hub.repo("bob/cats", {"a.gguf": OTHER})
+    converted = machine.path("hf://ann/owls")
+    assert machine.path("hf://ann/owls@v1.0") == converted
+    cat = machine.path("hf://bob/cats/a.gguf")
+
+    def listed() -> dict[str, Any]:
+        facts = json.loads(machine.command("list", "--json").stdout)["hub"]
+        return {model["name"]: model for model in facts}
+
+    commit = repo.revisions["main"]
+    assert listed().keys() == {"hf://ann/owls", "hf://ann/owls@v1.0", "hf://bob/cats"}
+    owls, cats = listed()["hf://ann/owls"], listed()["hf://bob/cats"]
+    assert owls["converted"] == str(converted) and owls["commit"] == commit
+    assert "model.safetensors" in owls["downloaded"] and "a.gguf" not in owls["downloaded"]
+    assert cats["converted"] is None and cats["downloaded"] == {"a.gguf": str(cat)}
+    assert cats["size"] == len(OTHER)
+    lines = machine.command("list", **NO_NETWORK).stdout.splitlines()
+    rows = {line.split()[0]: line for line in lines}
+    assert "converted" in rows["hf://ann/owls"] and rows["hf://ann/owls"].endswith(commit)
+    assert "hub cache" in rows["hf://bob/cats"]
+
+    folder = machine.cache / "hub" / "ann--owls"
+    (folder / "notes.txt").write_text("mine")
+    done = machine.command("rm", "hf://ann/owls")
+    assert done.returncode == 0 and "hf cache rm model/ann/owls" in done.stderr
+    assert converted.is_file()  # v1.0's
+    done = machine.command("rm", "hf://ann/owls@v1.0", "hf://bob/cats")
+    assert done.returncode == 0 and f"{converted}: removed" in done.stderr
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    assert not folder.with_name("bob--cats").exists() and cat.read_bytes() == OTHER
+    assert listed() == {}
+    assert "is not in the cache" in machine.error("hf://ann/owls", "rm")
+    assert "hf://ann/owls names all" in machine.error("hf://ann/owls/a.gguf", "rm")
+
+
+def test_a_damaged_record_is_named_and_can_go(hub: Hub, machine: Machine) -> None:
+    hub.repo("ann/owls", {"a.gguf": GGUF})
+    machine.path("hf://ann/owls")
+    record = machine.cache / "hub" / "ann--owls" / "main.json"
+    record.write_text("{")
+    done = machine.command("list")
+    assert done.returncode == 0 and f"{record} is damaged" in done.stderr
+    assert machine.command("rm", "hf://ann/owls").returncode == 0
+    assert not record.exists() and machine.command("list").stderr.count("is damaged") == 0
+
+
 # ---- Revisions ----
 
 

@@ -255,9 +255,9 @@ def build_parser() -> argparse.ArgumentParser:
     info.add_argument("--json", action="store_true")
     download = commands.add_parser("download", help="fetch a model into the cache")
     download.add_argument("name", help="a known model, or hf://owner/name[@revision][/file]")
-    listing = commands.add_parser("list", help="known models, and which of them are in the cache")
+    listing = commands.add_parser("list", help="known models and those of the hub: which are here")
     listing.add_argument("--json", action="store_true")
-    remove = commands.add_parser("rm", help="remove known models from the cache")
+    remove = commands.add_parser("rm", help="remove models from the cache")
     remove.add_argument("name", nargs="+")
     quantize = commands.add_parser("quantize", help="write a float32 checkpoint as int8 (v2)")
     quantize.add_argument("source", metavar="IN")
@@ -272,9 +272,8 @@ def build_parser() -> argparse.ArgumentParser:
         default="float16",
         help="what matrices are written as [float16]",
     )
-    convert.add_argument(
-        "--no-tokenizer", action="store_true", help="leave the tokenizer out of the file"
-    )
+    without = "leave the tokenizer out of the file"
+    convert.add_argument("--no-tokenizer", action="store_true", help=without)
     evaluate = commands.add_parser("eval", help="bits per byte and perplexity of texts")
     evaluate.add_argument("text", help="a file: passages with <|endoftext|> between them, or JSON")
     _add_model(evaluate, "-M", "--model")

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 GENERAL = (
     """\
-Runs Llama models on the processor: GGUF files (F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K and others),
-llama2.c's checkpoints, known models by name and those of the Hugging Face hub by hf://owner/name,
-which are downloaded once. Without a command it generates; without a model it takes the small
-storyteller that comes with it.""",
+Runs Llama models on the processor or an NVIDIA card: GGUF files (F32, F16, BF16, Q8_0, Q4_0, Q4_1,
+Q4_K and others), llama2.c's checkpoints, known models by name and those of the Hugging Face hub by
+hf://owner/name, which are downloaded once. Without a command it generates; without a model it takes
+the small storyteller that comes with it.""",
     """\
   pyllama2c                                       # a story by the model that comes with it
   pyllama2c stories15M -i "Once upon a time"      # a known model, downloaded the first time
@@ -67,7 +67,9 @@ current commit, which is then opened until the next download.""",
   pyllama2c download hf://owner/name              # or hf://owner/name@revision/file.gguf""",
     ),
     "list": (
-        "Lists the known models with their sizes and SHA-256, and which of them are on this disk.",
+        """\
+Lists the known models, and those of the Hugging Face hub that were opened here, with their sizes
+and SHA-256 or commits, and which of them are on this disk.""",
         """\
   pyllama2c list
   pyllama2c list --json""",
@@ -75,8 +77,11 @@ current commit, which is then opened until the next download.""",
     "rm": (
         """\
 Removes known models from the cache, and tokenizers that no other model there needs. Other files
-stay, even if one has the name of a known file.""",
-        "  pyllama2c rm stories15M stories42M",
+stay, even if one has the name of a known file. Of a model of the hub it removes the converted file
+and the record of its commit; downloads stay, as other programs use them.""",
+        """\
+  pyllama2c rm stories15M stories42M
+  pyllama2c rm hf://owner/name                    # or hf://owner/name@revision""",
     ),
     "quantize": (
         "Writes a float32 llama2.c checkpoint as int8 (version 2), which runq.c reads as well.",

@@ -166,6 +166,13 @@ class Repository:
         blob.unlink(missing_ok=True)
         raise DownloadError(f"cannot download {name} of {self.name}: the hub sent {fault}")
 
+    def downloaded(self) -> dict[str, Path]:
+        """The files that were fetched and are still there."""
+        if find_spec("huggingface_hub") is None:
+            return {}
+        folder = _cached(self.name) / "snapshots" / self.commit
+        return {name: folder / name for name in self.files if self._is_there(name, folder / name)}
+
     def record(self) -> None:
         """Writes the record that `open_repository` reads."""
         files = {
@@ -173,7 +180,7 @@ class Repository:
             for name, file in self.files.items()
         }
         record = json.dumps({"commit": self.commit, "files": files}, indent=1)
-        path = _record_path(self.name)
+        path = record_path(self.name)
         with _record_errors(self.name):
             path.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(path) as file:
@@ -185,7 +192,7 @@ def folder_of(repository: str) -> Path:
     return cache_folder() / "hub" / repository.replace("/", "--")
 
 
-def _record_path(name: HubName) -> Path:
+def record_path(name: HubName) -> Path:
     return folder_of(name.repository) / f"{quote(name.revision, safe='')}.json"
 
 
@@ -200,8 +207,8 @@ def _record_errors(name: HubName) -> Iterator[None]:
         ) from error
 
 
-def _read_record(name: HubName) -> Repository | None:
-    path = _record_path(name)
+def read_record(name: HubName) -> Repository | None:
+    path = record_path(name)
     with _record_errors(name):
         if not path.is_file():
             return None
@@ -263,7 +270,7 @@ def open_repository(name: HubName, *, refresh: bool = False) -> Repository:
     """
     if find_spec("huggingface_hub") is None:
         raise UnsupportedError(f"{name} needs huggingface_hub: pip install 'pyllama2c[hub]'")
-    known = None if refresh else _read_record(name)
+    known = None if refresh else read_record(name)
     if known is not None:
         return known
     try:
@@ -283,6 +290,6 @@ def open_repository(name: HubName, *, refresh: bool = False) -> Repository:
 def _announce_move(repository: Repository) -> None:
     name = repository.name
     with suppress(DownloadError):  # for a damaged record
-        before = _read_record(name)
+        before = read_record(name)
         if before is not None and before.commit != repository.commit:
             announce(f"{name} moved from commit {before.commit} to {repository.commit}")
