@@ -21,6 +21,7 @@ LAYERS = """
     chat
     convert
     pretrained
+    opened
     model
     meta
     cli integrations

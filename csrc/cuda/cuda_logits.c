@@ -34,9 +34,12 @@ float *l2c_cuda_logits(l2c_session *session, size_t i) {
 
 /* ---- Tokens ------------------------------------------------------------------------------------------- */
 
-/* A row that came to the host may have been changed there; log-probabilities are told of all of a row. */
+/* A row that came to the host may have been changed there; log-probabilities are told of all of a row; and of what adjusts
+ * logits, the card knows the mask and the repetition penalty. */
 static int is_hosts(const l2c_cuda_session *s, const l2c_draw *draw, const l2c_draw_options *options) {
-    return s->fetched[draw->row] || (options != NULL && options->logits != NULL);
+    const l2c_sampler *p = draw->sampler;
+    return s->fetched[draw->row] || (options != NULL && options->logits != NULL) || p->n_biases > 0 ||
+           p->presence_penalty != 0.0f || p->frequency_penalty != 0.0f;
 }
 
 l2c_gpu_draw l2c_cuda_draw(size_t row, const l2c_sampler *sampler) {
@@ -107,7 +110,7 @@ static l2c_status draw_by_card(l2c_cuda_session *s, l2c_draw *draws, l2c_draw_op
     *n_left = 0;
     for (size_t i = 0; i < n; i++) {
         const l2c_draw_options *o = options != NULL ? &options[i] : NULL;
-        draws[i].status = l2c_sampler_check(draws[i].sampler, err_of_one);
+        draws[i].status = l2c_sampler_check(draws[i].sampler, s->pass.vocab_size, err_of_one);
         if (draws[i].status == L2C_OK && !is_hosts(s, &draws[i], o)) s->draws[n_there++] = draw_of(s, &draws[i], o, &n_bits);
     }
     if (n_there > 0) status = draw_there(s, n_there, n_bits, err);

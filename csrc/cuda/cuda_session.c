@@ -146,15 +146,14 @@ static l2c_status take_host_memory(l2c_cuda_session *s, const l2c_session_option
     atomic_init(&s->shared->cancel, 0);
     s->chooser.logits = l2c_memory_zeroed(rows * vocab, sizeof(float));
     s->chooser.candidates = l2c_memory_zeroed(threads * 2 * vocab, sizeof *s->chooser.candidates);
-    s->chooser.seen = l2c_memory_zeroed(threads * vocab, 1);
     s->fetched = l2c_memory_zeroed(rows, 1);
     s->left = l2c_memory_zeroed(rows, sizeof *s->left);
     s->bits = l2c_memory_zeroed(2 * rows, (vocab + 31) / 32 * sizeof *s->bits);
     s->host_draws = l2c_memory_zeroed(rows, sizeof *s->host_draws);
     s->samplers = l2c_memory_zeroed(rows, sizeof *s->samplers);
     s->angles = l2c_memory_zeroed((size_t)o->n_ctx / L2C_ROPE_BLOCK + 1, 1);
-    if (s->chooser.logits == NULL || s->chooser.candidates == NULL || s->chooser.seen == NULL || s->fetched == NULL ||
-        s->left == NULL || s->bits == NULL || s->host_draws == NULL || s->samplers == NULL || s->angles == NULL)
+    if (s->chooser.logits == NULL || s->chooser.candidates == NULL || s->fetched == NULL || s->left == NULL ||
+        s->bits == NULL || s->host_draws == NULL || s->samplers == NULL || s->angles == NULL)
         return l2c_fail(err, L2C_NOMEM, "out of memory for a session of %zu rows", rows);
     return L2C_OK;
 }
@@ -218,7 +217,6 @@ static void session_close(l2c_session *session) {
     }
     l2c_memory_free(s->chooser.logits);
     l2c_memory_free(s->chooser.candidates);
-    l2c_memory_free(s->chooser.seen);
     l2c_memory_free(s->fetched);
     l2c_memory_free(s->left);
     l2c_memory_free(s->bits);

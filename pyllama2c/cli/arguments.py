@@ -103,6 +103,15 @@ def as_run_c_pairs(words: Sequence[str]) -> list[str]:
     return joined
 
 
+def _bias(text: str) -> tuple[int, float]:
+    token, _, value = text.partition("=")
+    try:
+        return int(token), float(value)
+    except ValueError:
+        needed = "a token id, =, and a number or -inf, such as 29991=-2.5"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {needed}") from None
+
+
 def _add_model(parser: argparse._ActionsContainer, *name: str) -> None:
     parser.add_argument(
         *(name or ("model",)),
@@ -169,7 +178,18 @@ def _add_story(parser: argparse._ActionsContainer, steps: int) -> argparse._Mutu
     add("-y", "--system-prompt", metavar="TEXT", help="system prompt of a chat")
     add("--top-k", type=int, default=0, metavar="K", help="keep the K most probable; 0: off")
     add("--min-p", type=float, default=0.0, metavar="P", help="keep p >= P * largest p; 0: off")
-    add("--repetition-penalty", type=float, default=1.0, metavar="X", help="1: off")
+    penalty = partial(add, type=float, metavar="X")
+    penalty("--repetition-penalty", default=1.0, help="divides logits of tokens there were; 1: off")
+    presence = "taken from the logits of tokens that the story has; 0: off"
+    penalty("--presence-penalty", default=0.0, help=presence)
+    penalty("--frequency-penalty", default=0.0, help="the same, as often as it has them; 0: off")
+    add(
+        "--logit-bias",
+        action="append",
+        type=_bias,
+        metavar="ID=VALUE",
+        help="add VALUE to a token's logit, -inf: never choose it; may be given several times",
+    )
     add(
         "--stop",
         action="append",
@@ -214,8 +234,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--logprobs",
-        action="store_true",
-        help="also give the log-probability of each token, in --json or on standard error",
+        type=int,
+        metavar="K",
+        help="also give each token's log-probability and the K likeliest (0 to 64), in --json, in "
+        "--jsonl, or on standard error",
     )
     add("-N", "--stories", type=int, metavar="N", help="how many, into --jsonl")
     add(
@@ -230,7 +252,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_model(chat.add_argument_group("model"))
     _add_story(chat.add_argument_group("answers"), steps=0)
-    chat.set_defaults(file=None, special=False, json=False, logprobs=False)
+    chat.set_defaults(file=None, special=False, json=False, logprobs=None)
     bench = commands.add_parser("bench", help="measure tokens per second")
     _add_model(bench)
     bench.add_argument(

@@ -29,7 +29,8 @@ pipe that stays open, as in some scripts, pass -i "" for no prompt.""",
   pyllama2c -i "The lion and the rabbit" -s 7
   pyllama2c model.gguf -i "Dear diary," --max-tokens 100 --stop "The end"
   echo "Once upon a time" | pyllama2c stories15M --json
-  pyllama2c model.gguf --file prompt.txt -t 0 --logprobs
+  pyllama2c model.gguf --file prompt.txt -t 0 --logprobs 3
+  pyllama2c model.gguf --presence-penalty 0.5 --logit-bias 29991=-inf  # without token 29991
   pyllama2c -N 1000 --jsonl stories.jsonl         # run again, it adds what is missing""",
     ),
     "chat": (
@@ -118,6 +119,8 @@ ELSEWHERE = {
     **dict.fromkeys(("--max-new-tokens", "--max_tokens", "--n-predict"), "--max-tokens"),
     "--max-length": "--steps",
     "--text": "--prompt",
+    **dict.fromkeys(("--top-logprobs", "--n-probs"), "--logprobs"),
+    "--repeat-penalty": "--repetition-penalty",
     **dict.fromkeys(("--model", "--model-path"), "just the file or name, without a flag"),
 }
 """commands and flags of other programs, and what to use here"""

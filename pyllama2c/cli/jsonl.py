@@ -19,7 +19,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyllama2c.cli.story_records import Held, prompt_fields, read_stories, settings_of
+from pyllama2c.cli.story_records import (
+    Held,
+    logprob_fields,
+    prompt_fields,
+    read_stories,
+    settings_of,
+)
 from pyllama2c.errors import StoryFileError
 from pyllama2c.generation.sampling import fresh_seed
 from pyllama2c.progress import watched
@@ -112,12 +118,14 @@ def _mend(target: _Target, held: Held) -> None:
 
 
 def _line(story: Completion, index: int, fields: dict[str, Any]) -> bytes:
+    logprobs = {} if story.logprobs is None else logprob_fields(story.logprobs)
     record = {
         "index": index,
         "seed": story.seed,
         **fields,
         "text": story.text,
         "tokens": len(story.tokens),
+        **logprobs,
         "finish_reason": story.finish_reason,
     }
     return json.dumps(record, ensure_ascii=False).encode() + b"\n"
@@ -152,7 +160,7 @@ def write_stories(
                 if story.error is not None:
                     raise story.error
                 n_tokens += len(story.tokens)
-                target.write(_line(story, missing[story.number], fields))
+                target.write(_line(story, missing[story.prompt_index], fields))
                 bar.update()
         seconds = perf_counter() - started
     return (

@@ -5,20 +5,23 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from time import perf_counter
-from typing import NamedTuple
+from typing import Literal
 
 from pyllama2c._ffi import ffi
 from pyllama2c.engine.draft import Draft, DraftLength
-from pyllama2c.engine.session import Session, Sessions
+from pyllama2c.engine.session import MAX_DRAFT, Session, Sessions
 from pyllama2c.errors import BusyError, CancelledError
+from pyllama2c.generation.logprobs import LogprobReader, TokenLogprob
 from pyllama2c.generation.request import Request, process_logits
 from pyllama2c.generation.text import StoryText
 from pyllama2c.handle import ClosableHandle
 from pyllama2c.tokenizers.base import BaseTokenizer
 
 
-class GenerationStats(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class GenerationStats:
     """Times are seconds on a monotonic clock, spent generating (not in the caller's loop)."""
 
     prompt_tokens: int
@@ -57,8 +60,13 @@ class Generation(ClosableHandle, Iterator[str]):
         self.seed = request.seed
         self.prompt_tokens = request.prompt_tokens
         self.tokens: list[int] = []
-        self.finish_reason: str | None = None
+        self.finish_reason: Literal["stop", "length", "cancelled"] | None = None
+        self.logprobs: list[TokenLogprob] = []
+        """of each of `tokens`, where `logprobs` was asked for"""
         self._vocab_size = tokenizer.vocab_size
+        self._reader: LogprobReader | None = None
+        if request.logprobs is not None:
+            self._reader = LogprobReader(request.logprobs, self._vocab_size, MAX_DRAFT + 1)
         self._max_tokens, self._sampler = request.max_tokens, request.sampler
         self._logits_processor = request.logits_processor
         self._ends = request.ends(tokenizer)
@@ -74,10 +82,11 @@ class Generation(ClosableHandle, Iterator[str]):
         self._draft = draft if request.logits_processor is None else None
         self._draft_session: Session | None = None
         self._draft_length = DraftLength()
-        # Prompt and story, for the repetition penalty and the draft.
+        # Prompt and story, for the penalties and the draft.
         self._history = ffi.new("int32_t[]", len(request.prompt_tokens) + request.max_tokens)
         self._history[0 : len(request.prompt_tokens)] = request.prompt_tokens
-        self._ready: deque[tuple[int, int]] = deque()  # sampled, not yet yielded: token, rng state
+        # Sampled, not yet yielded: tokens, the random generator's state after each, logprobs.
+        self._ready: deque[tuple[int, int, TokenLogprob | None]] = deque()
         self._rng_state = int(request.sampler.rng_state)
         self._cancelled = False
         self._turn = threading.Lock()
@@ -150,7 +159,7 @@ class Generation(ClosableHandle, Iterator[str]):
             accepted_tokens=self._draft_length.accepted,
         )
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: Literal["stop", "length", "cancelled"]) -> None:
         """Settles how the story ended, once, and returns the sessions."""
         if self.finish_reason is None:
             self.finish_reason = reason
@@ -175,12 +184,14 @@ class Generation(ClosableHandle, Iterator[str]):
         except CancelledError:
             self._end("cancelled")
             return self._decoder.rest()
-        token, self._rng_state = self._ready.popleft()
+        token, self._rng_state, logprob = self._ready.popleft()
         text = ""
         if token in self._ends:
             self._end("stop")
         else:
             self._history[len(self.prompt_tokens) + len(self.tokens)] = token
+            if logprob is not None:
+                self.logprobs.append(logprob)
             self.tokens.append(token)
             text = self._decoder.feed(token)
             if self._decoder.stopped:
@@ -206,21 +217,25 @@ class Generation(ClosableHandle, Iterator[str]):
             self._draft_session = self._draft.lease(self.prompt_tokens, self)
             if self._draft_session is None:
                 self._draft = None
-        if self._draft_session is None and session.max_steps > 1 and self._logits_processor is None:
+        plain = self._logits_processor is None and self._reader is None
+        if self._draft_session is None and session.max_steps > 1 and plain:
             steps = min(session.max_steps, room + 1)
             new = session.decode(self._sampler, self._history, n, steps, self._end_list)
-            self._ready.extend(new)
+            self._ready.extend((token, state, None) for token, state in new)
             return True
         if self._draft_session is None or room < 1:
             session.feed(self.tokens[-1:], n - 1)
             self._sample(session)
             return True
         n_draft = self._draft_length.next(room)
+        reader = self._reader
+        options = None if reader is None else reader.options
         new = session.speculate(
-            self._draft_session, self._sampler, self._history, n, n_draft, self._end_list
+            self._draft_session, self._sampler, self._history, n, n_draft, self._end_list, options
         )
         self._draft_length.report(n_draft, len(new) - 1)
-        self._ready.extend(new)
+        for i, (token, state) in enumerate(new):
+            self._ready.append((token, state, None if reader is None else reader.read(token, i)))
         return True
 
     def _prefill(self) -> bool:
@@ -242,8 +257,13 @@ class Generation(ClosableHandle, Iterator[str]):
         if self._logits_processor is not None:
             logits = session.logits(1, self._vocab_size)[0]
             own = logits.copy()  # which the processor may keep; the row is the session's
+            if self._reader is not None:
+                self._reader.keep(logits)
             process_logits(self._logits_processor, self.prompt_tokens + self.tokens, own)
             logits[:] = own
         n = len(self.prompt_tokens) + len(self.tokens)
-        token = session.sample(self._sampler, self._history, n)
-        self._ready.append((token, int(self._sampler.rng_state)))
+        reader = self._reader
+        options = None if reader is None else reader.options
+        token = session.sample(self._sampler, self._history, n, options)
+        logprob = None if reader is None else reader.read(token)
+        self._ready.append((token, int(self._sampler.rng_state), logprob))

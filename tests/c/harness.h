@@ -96,6 +96,10 @@ void test_sampler_choices(void);
 void test_sampler_on_large_vocabularies(void);
 void test_sampler_errors(void);
 
+void test_biases_and_penalties(void);
+void test_biases_and_penalties_in_every_way(void);
+void test_logprobs_of_draws(void);
+
 void test_kernels_at_guard_page(void);
 void test_kernels_special_values(void);
 

@@ -35,6 +35,13 @@ OF_A_STORY: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "top_k": ((*NO_INTEGERS, None), (-1, 2**31)),
     "min_p": ((*NO_NUMBERS, None), (-0.1, 1.1, math.nan)),
     "repetition_penalty": ((*NO_NUMBERS, None), (0, -1, 1e-50, math.nan, math.inf)),
+    "presence_penalty": ((*NO_NUMBERS, None), (math.nan, math.inf, -math.inf, -1e39, HUGE)),
+    "frequency_penalty": ((*NO_NUMBERS, None), (math.nan, math.inf, -math.inf, -1e39, HUGE)),
+    "logit_bias": (
+        (5, "a", {(1, 2)}, {"5": 1.0}, {True: 1.0}, {5: "1"}, {5: None}, {5: True}),
+        ({-1: 1.0}, {300: 1.0}, {HUGE: 1.0}, {5: math.nan}, {5: math.inf}, {5: 1e39}, {5: -1e39}),
+    ),
+    "logprobs": (NO_INTEGERS, (-1, 65, HUGE)),
     "seed": (NO_INTEGERS, (-2, 2**64, HUGE)),
     "stop": ((5, b"a", [5], {"a": 1}, [None]), ("", ["a", ""])),
     "stop_tokens": ((5, "a", ["a"], [1.5], [True], b"ab", {1: 2}), ([-1], [2**31])),
