@@ -187,9 +187,7 @@ def test_a_step_in_which_prompts_are_read_makes_one_sweep(llamas: tuple[Llama, L
 
 
 @pytest.mark.parametrize("n", [2, 9])
-def test_who_drops_or_cancels_waits_for_a_sweep_alone(
-    llamas: tuple[Llama, Llama], n: int
-) -> None:
+def test_who_drops_or_cancels_waits_for_a_sweep_alone(llamas: tuple[Llama, Llama], n: int) -> None:
     batch = Batch(llamas[1], n)
     ids = [batch.add(Ask([1, 5 + i], 20, [], GREEDY)) for i in range(n)]
     for _ in range(4):
@@ -215,7 +213,9 @@ def test_who_drops_or_cancels_waits_for_a_sweep_alone(
 @pytest.mark.parametrize("n", [2, 9])
 def test_choices_that_the_card_leaves_to_the_host(fake: Fake, n: int) -> None:
     """More candidates than it sorts: such a story waits, and the others go on."""
-    image = TinyLlama.random(Shape(dim=16, hidden_dim=16, n_layers=1, n_heads=2, vocab_size=1100)).v0()
+    image = TinyLlama.random(
+        Shape(dim=16, hidden_dim=16, n_layers=1, n_heads=2, vocab_size=1100)
+    ).v0()
     asks = [
         Ask([1, 5 + i], 5, [], {"top_p": 0.999 if i % 2 else 0.5, "seed": 3 + i, "top_k": i % 3})
         for i in range(n)
@@ -237,9 +237,7 @@ def test_a_story_whose_logits_are_no_numbers_ends_alone(fake: Fake) -> None:
 
 
 @pytest.mark.parametrize("n", [2, 10])
-def test_masks_and_penalties_are_the_cards(
-    fake: Fake, llamas: tuple[Llama, Llama], n: int
-) -> None:
+def test_masks_and_penalties_are_the_cards(fake: Fake, llamas: tuple[Llama, Llama], n: int) -> None:
     rng, words = random.Random(n), (VOCAB + 31) // 32
     masks = [[rng.getrandbits(32) for _ in range(words)] for _ in range(6)]
     told = []
