@@ -11,8 +11,8 @@ static l2c_status send(l2c_cuda_session *s, const void *to, const void *from, si
     return l2c_device_check(s->device, result, "sending draws", err);
 }
 
-/* Rows, draws, the coins of n_sweeps and the first of the ends; returns of these how many, and of keys the most, of the
- * first sweep. */
+/* Rows, draws, the coins of n_sweeps and the first of the ends. Says how many of those, and how many keys the longest row
+ * of the first sweep has. */
 static l2c_status send_stories(l2c_cuda_session *s, l2c_gpu_pass *pass, const l2c_row *rows,
                                const l2c_continuation *stories, size_t n, size_t n_sweeps, const int32_t *ends,
                                size_t *n_ends, int32_t *max_keys, l2c_error *err) {
@@ -35,7 +35,8 @@ static l2c_status send_stories(l2c_cuda_session *s, l2c_gpu_pass *pass, const l2
 
 /* ---- Sweeps on the stream ------------------------------------------------------------------------------------ */
 
-/* Queues n_sweeps, and no more than two before it looks whether they are still wanted; returns how many there will be. */
+/* Queues up to *n_sweeps, two ahead of the card: before each further one it looks whether that is still wanted. Says how
+ * many it queued. */
 static l2c_status queue_sweeps(l2c_cuda_session *s, const l2c_gpu_pass *pass, int32_t max_keys, size_t n_ends,
                                size_t *n_sweeps, l2c_error *err) {
     const l2c_driver *cu = &s->device->cu;
@@ -46,9 +47,11 @@ static l2c_status queue_sweeps(l2c_cuda_session *s, const l2c_gpu_pass *pass, in
                              .n_ends = (int32_t)n_ends};
     for (size_t k = 0; k < *n_sweeps; k++, sample.step++) {
         cu_event event = s->events[L2C_CUDA_SWEPT + k % 2];
+        int32_t keys = max_keys + sample.step; /* but for stories that have ended */
+        if (keys > pass->n_ctx) keys = pass->n_ctx;
         l2c_status status = k >= 2 ? l2c_device_check(s->device, cu->event_synchronize(event), "computing", err) : L2C_OK;
         if (status == L2C_OK && k > 0 && atomic_load(&s->shared->cancel)) status = L2C_CANCELLED;
-        if (status == L2C_OK) status = l2c_cuda_pass(s, pass, max_keys + sample.step, in_parts, k > 0 ? NULL : err);
+        if (status == L2C_OK) status = l2c_cuda_pass(s, pass, keys, in_parts, err);
         if (status == L2C_CANCELLED && k > 0) {
             *n_sweeps = k;
             return L2C_OK;

@@ -272,10 +272,10 @@ typedef struct {
 /*
  * Draws n tokens, from logits that it leaves as they are.
  *
- * With rows, each token goes on as the next one of its story, one position on, so that a pass and this kernel in turn
- * tell stories without the host: row i of the pass, row i of logits and draw i are one story's. A story that is not to
- * go on (draws[i].left is 0, since its last token was drawn, is the host's to draw, unusable, or one of `ends`) keeps its
- * row: passes that follow compute the same keys, values and logits again, and no more tokens are drawn.
+ * With rows, each token goes on as the next one of its story, one position on, so that passes and this kernel, in turn,
+ * tell stories without the host: row i of the pass, row i of logits and draw i are one story's. A story that does not go
+ * on (it has had all its tokens, or the last one is of `ends`, the host's to draw, or unusable) has 0 left and keeps its
+ * row: passes that follow compute the same keys, values and logits again, and nothing more is drawn.
  */
 typedef struct {
     const float *logits; /* (.., vocab_size) */

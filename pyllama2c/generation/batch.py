@@ -154,7 +154,8 @@ class Batch:
         self._stories[story[0]] = _Story(prompt_index, choice, request, self._tokenizer)
 
     def step(self) -> list[Completion]:
-        """One sweep: the next token of every story in progress, and what fits of the prompts."""
+        """One sweep: the next token of every story in progress, and what fits of the prompts. On a
+        card it may be several (l2c_batch_step)."""
         out, n, error = self._events, self._n_events, self._error
         status = lib.l2c_batch_step(self._handle, out, n, error)
         check(status, error)
