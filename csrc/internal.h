@@ -21,7 +21,7 @@ __attribute__((format(printf, 3, 4)))
 #endif
 l2c_status l2c_fail(l2c_error *err, l2c_status status, const char *format, ...);
 
-/* ---- system/posix.c ---------------------------------------------------------------------------- */
+/* ---- system/posix.c, arena.c; wasm.c in a browser ---------------------------------------------- */
 
 typedef struct {
     const unsigned char *data;
@@ -62,6 +62,9 @@ l2c_status l2c_file_to_memory(l2c_mapping *mapping, size_t header);
 void *l2c_memory_zeroed(size_t count, size_t size);
 void l2c_memory_free(void *memory);
 
+/* Huge pages for this part of it, where they can be had; before it is touched. */
+void l2c_memory_wish_huge(void *memory, size_t size);
+
 /* Such memory as one block of many parts. One function lays it out: first without memory, to measure it. */
 typedef struct {
     unsigned char *memory; /* NULL: only measures */
@@ -74,6 +77,11 @@ static inline uint64_t l2c_times(uint64_t a, uint64_t b) { return b != 0 && a > 
 /* The next part, `bytes` long and on a cache line; NULL while only measuring. Where much of it will be touched, huge
  * pages save most of the page faults and of the misses in address translation. */
 void *l2c_arena_part(l2c_arena *arena, uint64_t bytes, int huge);
+
+/* The time, as a number that nobody can foretell; 0 where there is no clock. */
+uint64_t l2c_time_noise(void);
+
+/* ---- system/library.c ------------------------------------------------------------------------------- */
 
 /* A shared library by its name or path, which stays until the process ends; NULL, with the loader's words in
  * why (size), where it cannot be loaded. A symbol of it, or NULL. */

@@ -97,14 +97,15 @@ const char *l2c_status_text(l2c_status status);
 
 /* ---- Instruction sets --------------------------------------------------------------------- */
 
-/* Which kernels compute. All but the last give the same bits; they differ in speed. */
+/* Which kernels compute. All but runq give the same bits; they differ in speed. */
 typedef enum {
     L2C_ISA_AUTO = 0, /* the fastest that this machine and its operating system run */
     L2C_ISA_SCALAR,   /* plain C: the oracle for the others */
     L2C_ISA_AVX2,     /* AVX2 + FMA + F16C */
     L2C_ISA_AVX512,   /* AVX-512 F, BW, DQ, VL, VNNI */
     L2C_ISA_NEON,     /* 64-bit ARM */
-    L2C_ISA_RUNQ      /* never automatic: runq.c's own arithmetic, in plain C; see L2C_DTYPE_FILE */
+    L2C_ISA_RUNQ,     /* never automatic: runq.c's own arithmetic, in plain C; see L2C_DTYPE_FILE */
+    L2C_ISA_SIMD128   /* WebAssembly's 128-bit SIMD */
 } l2c_isa;
 
 /* Resolves L2C_ISA_AUTO, and refuses (L2C_UNSUPPORTED) what this machine cannot run. */

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn, cast
 
-from pyllama2c import validate
+from pyllama2c import dialects, validate
 from pyllama2c.chat.conversation import chat_tokens
+from pyllama2c.dialects import Answering, answers_arguments
 from pyllama2c.engine import cache_file
 from pyllama2c.errors import TokenizerNotFoundError
-from pyllama2c.generation.batch import Batch, Completion, in_prompt_order, run_batch
+from pyllama2c.generation.batch import Batch
+from pyllama2c.generation.completions import Completions
 from pyllama2c.generation.request import batch_requests, make_request
 from pyllama2c.generation.score import Score, score_texts
 from pyllama2c.generation.story import Generation
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from pyllama2c.generation.parameters import BatchParameters, LogitsProcessor, Parameters
 
 
-class Llama(OpenModel):
+class Llama(Answering, OpenModel):
     """A language model.
 
     `model` is the path of a llama2.c checkpoint (.bin, version 0, 1 or 2) or a GGUF file of
@@ -52,8 +54,14 @@ class Llama(OpenModel):
     $PYLLAMA2C_DEVICE, else "cpu"); the results are the same bits on all.
 
     One Llama may be used from many threads at once; forward passes take turns in its worker pool.
+    Stories and batches are iterated with `for` or, in an event loop of asyncio, `async for`; other
+    calls are for `asyncio.to_thread` there. It is copied and pickled by its arguments: the copy,
+    in this process or another, opens the model anew.
     """
 
+    _answers = dialects.LLAMA
+
+    @answers_arguments(dialects.STORY_ARGUMENTS)
     def generate(
         self,
         prompt: str | bytes | Sequence[int] = "",
@@ -92,8 +100,9 @@ class Llama(OpenModel):
         logprobs: with a number from 0 to 64, `Generation.logprobs` has a TokenLogprob for each of
         the tokens, with so many of the likeliest: the model's own, before all that is above.
 
-        Nothing runs until the result is iterated, but wrong arguments raise at once: TypeError or
-        ValueError; ContextLengthError for a prompt that does not fit, TokenizerError for wrong ids.
+        Nothing is computed until the result is iterated, but text becomes tokens at once, and wrong
+        arguments raise: TypeError or ValueError; ContextLengthError for a prompt that does not fit,
+        TokenizerError for wrong ids, ClosedError after `close`.
         """
         engine = self._engine
         request = make_request(
@@ -117,7 +126,12 @@ class Llama(OpenModel):
         )
         return Generation(request, self.tokenizer, engine.sessions, engine.draft)
 
-    def chat(self, messages: Sequence[Message], **parameters: Unpack[Parameters]) -> Generation:
+    @answers_arguments(dialects.STORY_ARGUMENTS)
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Mapping[str, str]],
+        **parameters: Unpack[Parameters],
+    ) -> Generation:
         """The next answer to `messages`: dicts with a "role" (at most one "system", then "user" and
         "assistant" in turn) and a "content".
 
@@ -125,7 +139,7 @@ class Llama(OpenModel):
         messages say is text, even where it spells a control token. `parameters` are those of
         `generate`. ChatTemplateError for a template that is wrong or refuses the messages.
         """
-        return self.generate(chat_tokens(self, messages), **parameters)
+        return self.generate(chat_tokens(self, cast("Sequence[Message]", messages)), **parameters)
 
     def generate_batch(
         self,
@@ -135,17 +149,17 @@ class Llama(OpenModel):
         max_batch: int = 64,
         in_order: bool = False,
         **parameters: Unpack[BatchParameters],
-    ) -> Iterator[Completion]:
+    ) -> Completions:
         """`n` stories of each prompt, up to `max_batch` (1 to 256; on a card 1,024) at a time: the
         same stories as one by one, and faster by far.
 
         Yields Completions as they end or, with `in_order`, in the order of the prompts (the n of a
         prompt side by side). Prompts are taken when there is room for their stories, so that they
         may come from a generator without an end. `parameters` are those of `generate`; each may be
-        a list with a value per prompt, where `prompts` has a length. Story number k uses seed + k,
-        where `seed` is one number; the j-th of prompt i uses seed[i] + j, where it is a list. A
-        prompt that is wrong fails alone, as does a story whose logits_processor raises: its
-        Completion has the `error`, and the finish reason "error". A wrong parameter raises at once.
+        a list with a value per prompt, where `prompts` has a length. Choice j of prompt i uses
+        seed + i * n + j, where `seed` is one number, and seed[i] + j where it is a list. A prompt
+        that is wrong fails alone, as does a story whose logits_processor raises: its Completion has
+        the `error`, and the finish reason "error". A wrong parameter raises at once.
         """
         max_batch = validate.integer("max_batch", max_batch, 1, self.max_batch)
         in_order = validate.flag("in_order", in_order)
@@ -153,11 +167,14 @@ class Llama(OpenModel):
         sizes = (self.config.seq_len, self.config.vocab_size)
         requests = batch_requests(prompts, n, parameters, self._tokens, *sizes)
         opened = (engine.model, engine.batch_pool(), engine.session_options)
-        stories = run_batch(partial(Batch, *opened, self.tokenizer), requests, max_batch)
-        return in_prompt_order(stories, n) if in_order else stories
+        new_batch = partial(Batch, *opened, self.tokenizer)
+        return Completions(new_batch, requests, max_batch, n if in_order else None)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """float32 (len(tokens), vocab_size): row i scores what may follow token i."""
+        """float32 (len(tokens), vocab_size): row i scores what may follow token i.
+
+        TokenizerError for ids outside the vocabulary, ContextLengthError for more than the context.
+        """
         self._engine.check_open()
         return self._engine.logits(validate.token_ids("tokens", tokens, self.config.vocab_size))
 
@@ -212,3 +229,6 @@ class Llama(OpenModel):
         if isinstance(text, (str, bytes)):
             return self.tokenizer.encode_prompt(text)
         return validate.token_ids("prompt", text, self.config.vocab_size)
+
+    def __call__(self, *prompt: object, **parameters: object) -> NoReturn:
+        raise TypeError("a Llama cannot be called; use generate(prompt)")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar
 
-from pyllama2c import pretrained, validate
+from pyllama2c import dialects, pretrained, validate
+from pyllama2c.dialects import answers_arguments
 from pyllama2c.engine.config import warn_of_groups
 from pyllama2c.engine.engine import aligned, open_buffer, open_file
 from pyllama2c.engine.options import Options
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
     from pyllama2c.engine.options import Dtype, Isa, KvDtype, OpenOptions
 
 _Self = TypeVar("_Self", bound="OpenModel")
+_Path = str | os.PathLike[str] | None
 
 
 class OpenModel(ClosableHandle):
     """What Llama is before anything is asked of it; its docstring says what the arguments are."""
 
+    @answers_arguments(dialects.MODEL_ARGUMENTS)
     def __init__(
         self,
         model: str | os.PathLike[str] | None = None,
@@ -44,6 +47,8 @@ class OpenModel(ClosableHandle):
         validate.file_path("tokenizer", tokenizer, optional=True)
         files = pretrained.find_model(model)
         self.path = str(files.checkpoint)
+        self._arguments: tuple[_Path, _Path, Options] | None
+        self._arguments = _absolute(model), _absolute(tokenizer), options
         self._engine = open_file(self.path, options)
         self._set_up()
         find, open_gguf = files.find_tokenizer, partial(Gguf, self.path)
@@ -90,6 +95,7 @@ class OpenModel(ClosableHandle):
         checkpoint = aligned(validate.contiguous("checkpoint", checkpoint))
         self = cls.__new__(cls)
         self.path = "<memory>"
+        self._arguments = None
         self._engine = open_buffer(checkpoint, options)
         self._set_up()
         find, open_gguf = hub.no_tokenizer(self.path), partial(Gguf.from_buffer, checkpoint)
@@ -126,6 +132,27 @@ class OpenModel(ClosableHandle):
         """
         self._engine.close()
 
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
+        """A copy, here or in another process, opens the same model with the same arguments. Files
+        are mapped: the weights of copies are in memory once, unless they are converted to `dtype`.
+        """
+        self._engine.check_open()
+        if self._arguments is None:
+            raise TypeError(
+                f"a {type(self).__name__} made by from_buffer cannot be copied or pickled: nobody "
+                "else has its buffer; write the checkpoint to a file"
+            )
+        return _reopen, (type(self), *self._arguments)
+
     def __repr__(self) -> str:
         size = f"{self.n_parameters:,} parameters"
         return f"Llama({self.path!r}, {size}, isa={self.isa!r}, threads={self.threads})"
+
+
+def _absolute(path: _Path) -> _Path:
+    """A relative path is another file in a process that works elsewhere; a name is not."""
+    return os.path.abspath(path) if path is not None and os.path.exists(path) else path
+
+
+def _reopen(cls: type[_Self], model: _Path, tokenizer: _Path, options: Options) -> _Self:
+    return cls(model, tokenizer, **vars(options))

@@ -102,12 +102,12 @@ void l2c_device_free(l2c_device *d) {
         /* results do not matter: of a lost card, or a process that ends, nothing can be freed */
         if (d->cu.ctx_push_current(d->context) == CU_SUCCESS) {
             cu_context popped;
-            if (d->compiled != NULL) d->cu.link_destroy(d->compiled);
             if (d->module != NULL) d->cu.module_unload(d->module);
             d->cu.ctx_pop_current(&popped);
         }
         d->cu.primary_ctx_release(d->number);
     }
+    l2c_memory_free(d->compiled);
     l2c_memory_free(d);
 }
 
@@ -168,9 +168,15 @@ static const char *const kernel_names[] = {
 #undef NAME
 };
 
-static l2c_status compile(l2c_device *d, const void *ptx, size_t size, const void **image, size_t *image_size,
-                          l2c_error *err) {
-    char log[160] = "";
+/* The driver's words for what is wrong with the PTX, behind our own. */
+static void add_log(l2c_error *err, const char *log) {
+    size_t used = err != NULL ? strlen(err->message) : 0;
+    if (err != NULL && log[0] != 0)
+        snprintf(err->message + used, sizeof err->message - used, ": %.*s", (int)strcspn(log, "\n"), log);
+}
+
+static l2c_status compile(l2c_device *d, const void *ptx, size_t size, size_t *image_size, l2c_error *err) {
+    char log[160] = ""; /* written as long as there is the link, as are the values */
     int options[] = {CU_JIT_ERROR_LOG, CU_JIT_ERROR_LOG_SIZE};
     void *values[] = {log, (void *)(uintptr_t)(sizeof log - 1)}, *cubin;
     cu_link link;
@@ -179,23 +185,23 @@ static l2c_status compile(l2c_device *d, const void *ptx, size_t size, const voi
     void *text = (void *)(uintptr_t)ptx; /* the driver only reads it */
     cu_result result = d->cu.link_add_data(link, CU_JIT_INPUT_PTX, text, size + 1, "pyllama2c", 0, NULL, NULL);
     if (result == CU_SUCCESS) result = d->cu.link_complete(link, &cubin, image_size);
-    if (result != CU_SUCCESS) {
-        status = log[0] == 0 ? l2c_device_check(d, result, "compiling the kernels", err)
-                             : l2c_fail(err, L2C_DEVICE, "compiling the kernels failed: %s", log);
-        d->cu.link_destroy(link);
-        return status;
-    }
-    if (d->compiled != NULL) d->cu.link_destroy(d->compiled);
-    d->compiled = link;
-    *image = cubin;
-    return L2C_OK;
+    status = l2c_device_check(d, result, "compiling the kernels", err);
+    if (status == L2C_OK) {
+        l2c_memory_free(d->compiled);
+        d->compiled = l2c_memory_zeroed(*image_size, 1);
+        if (d->compiled != NULL) memcpy(d->compiled, cubin, *image_size);
+        else status = l2c_fail(err, L2C_NOMEM, "out of memory for the kernels: %zu bytes", *image_size);
+    } else add_log(err, log);
+    d->cu.link_destroy(link);
+    return status;
 }
 
 l2c_status l2c_device_compile(l2c_device *d, const void *ptx, size_t size, const void **image, size_t *image_size,
                               l2c_error *err) {
     l2c_status status = l2c_device_enter(d, err);
     if (status != L2C_OK) return status;
-    status = compile(d, ptx, size, image, image_size, err);
+    status = compile(d, ptx, size, image_size, err);
+    *image = d->compiled;
     l2c_device_leave(d);
     return status;
 }

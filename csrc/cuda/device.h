@@ -16,7 +16,7 @@ struct l2c_device {
     cu_function kernels[L2C_GPU_N_KERNELS];
     int32_t shared_limit;                  /* bytes of shared memory that a block may have on this card */
     int cooperative;                       /* 1: it starts grids whose blocks wait for each other */
-    cu_link compiled;                      /* owns the last result of l2c_device_compile */
+    void *compiled;                        /* the last result of l2c_device_compile */
     unsigned generation;                   /* of forks: the process that opened it */
     atomic_int lost;                       /* the cu_result that ended it, or 0 */
     _Atomic uint64_t uploaded;             /* bytes of weights */

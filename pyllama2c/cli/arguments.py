@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NoReturn
 
 from pyllama2c import __version__
 from pyllama2c.cli import help_texts
+from pyllama2c.cli.sampling_flags import add_sampling
 
 COMMANDS = (
     "generate",
@@ -36,6 +37,9 @@ class _Parser(argparse.ArgumentParser):
         found = re.match(r"unrecognized arguments: (\S+)", message)
         if found:
             message += help_texts.advice(found[1])
+        found = re.match(r"argument (\S+): invalid", message)
+        if found and found[1] in help_texts.RUN_C:
+            message += f"; {help_texts.RUN_C[found[1]]}"
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
@@ -103,15 +107,6 @@ def as_run_c_pairs(words: Sequence[str]) -> list[str]:
     return joined
 
 
-def _bias(text: str) -> tuple[int, float]:
-    token, _, value = text.partition("=")
-    try:
-        return int(token), float(value)
-    except ValueError:
-        needed = "a token id, =, and a number or -inf, such as 29991=-2.5"
-        raise argparse.ArgumentTypeError(f"{text!r} is not {needed}") from None
-
-
 def _add_model(parser: argparse._ActionsContainer, *name: str) -> None:
     parser.add_argument(
         *(name or ("model",)),
@@ -176,20 +171,7 @@ def _add_story(parser: argparse._ActionsContainer, steps: int) -> argparse._Mutu
         help="run.c's way to choose between the two commands",
     )
     add("-y", "--system-prompt", metavar="TEXT", help="system prompt of a chat")
-    add("--top-k", type=int, default=0, metavar="K", help="keep the K most probable; 0: off")
-    add("--min-p", type=float, default=0.0, metavar="P", help="keep p >= P * largest p; 0: off")
-    penalty = partial(add, type=float, metavar="X")
-    penalty("--repetition-penalty", default=1.0, help="divides logits of tokens there were; 1: off")
-    presence = "taken from the logits of tokens that the story has; 0: off"
-    penalty("--presence-penalty", default=0.0, help=presence)
-    penalty("--frequency-penalty", default=0.0, help="the same, as often as it has them; 0: off")
-    add(
-        "--logit-bias",
-        action="append",
-        type=_bias,
-        metavar="ID=VALUE",
-        help="add VALUE to a token's logit, -inf: never choose it; may be given several times",
-    )
+    add_sampling(parser)
     add(
         "--stop",
         action="append",

@@ -27,6 +27,7 @@ from pyllama2c.cli.story_records import (
     settings_of,
 )
 from pyllama2c.errors import StoryFileError
+from pyllama2c.generation.request import make_request
 from pyllama2c.generation.sampling import fresh_seed
 from pyllama2c.progress import watched
 
@@ -141,6 +142,7 @@ def write_stories(
     """
     options = dict(options)
     seed = options.pop("seed")
+    make_request([0], 1, llama.config.vocab_size, **options)  # what is wrong leaves no file behind
     fields = {**prompt_fields(prompt), "settings": settings_of(llama, prompt, options)}
     with _opened(path) as target:
         held = _held(target, fields)

@@ -23,6 +23,8 @@ from pyllama2c.handle import Handle
 from pyllama2c.progress import watched
 
 _DIGEST = hashlib.sha256().digest_size
+_SHOWN_FROM = 1 << 30
+"""bytes of weights, whose way to a card takes a while"""
 
 
 def device_number(device: str | None) -> int | None:
@@ -138,8 +140,8 @@ class Card(Handle):
 
     @contextmanager
     def upload_shown(self, total: int) -> Iterator[None]:
-        """A bar on a terminal, meanwhile, for a model that takes a while."""
-        if not watched() or total < 1 << 30:
+        """A bar on a terminal, meanwhile."""
+        if not watched() or total < _SHOWN_FROM:
             yield
             return
         from tqdm import tqdm
@@ -148,7 +150,9 @@ class Card(Handle):
         with tqdm(total=total, unit="B", unit_scale=True, desc=self.info.name, leave=False) as bar:
 
             def follow() -> None:
-                while not done.wait(0.1):
+                ended = False
+                while not ended:
+                    ended = done.wait(0.1)
                     bar.update(lib.l2c_device_uploaded(self.handle) - start - bar.n)
 
             follower = threading.Thread(target=follow, daemon=True)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pyllama2c._ffi import check, ffi, lib, new_error
 from pyllama2c.engine.session import SessionOptions
-from pyllama2c.errors import NonFiniteLogitsError
+from pyllama2c.errors import CancelledError, NonFiniteLogitsError
 from pyllama2c.generation.logprobs import TokenLogprob, token_logprob
 from pyllama2c.generation.request import Request, process_logits
 from pyllama2c.generation.text import StoryText
@@ -113,6 +113,7 @@ class Batch:
         self._tokenizer = tokenizer
         self._events, self._n_events = ffi.new("l2c_event **"), ffi.new("size_t *")
         self._stories: dict[int, _Story] = {}
+        self._cancelled = False
 
     def __len__(self) -> int:
         """Stories in progress."""
@@ -153,9 +154,16 @@ class Batch:
         check(lib.l2c_batch_add(self._handle, c_request, story, self._error), self._error)
         self._stories[story[0]] = _Story(prompt_index, choice, request, self._tokenizer)
 
+    def cancel(self) -> None:
+        """From any thread: the step in progress, else the next, raises CancelledError."""
+        self._cancelled = True  # a step that is about to begin would forget C's flag
+        lib.l2c_batch_cancel(self._handle)
+
     def step(self) -> list[Completion]:
         """One sweep: the next token of every story in progress, and what fits of the prompts. On a
         card it may be several (l2c_batch_step)."""
+        if self._cancelled:
+            raise CancelledError
         out, n, error = self._events, self._n_events, self._error
         status = lib.l2c_batch_step(self._handle, out, n, error)
         check(status, error)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    LogitsProcessor = Callable[[list[int], NDArray[np.float32]], NDArray[np.float32] | None]
+
+class LogitsProcessor(Protocol):
+    """A function of the token ids so far, the prompt's included, and the logits of what may follow:
+    float32 (vocab_size), to change in place or to replace by the array that it returns."""
+
+    def __call__(
+        self, tokens: list[int], logits: NDArray[np.float32], /
+    ) -> NDArray[np.float32] | None: ...
 
 
 class Parameters(TypedDict, total=False):

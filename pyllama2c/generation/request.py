@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyllama2c import validate
+from pyllama2c import dialects, validate
+from pyllama2c.dialects import in_our_words
 from pyllama2c.errors import ContextLengthError
 from pyllama2c.generation.logprobs import MAX_TOP
 from pyllama2c.generation.sampling import fresh_seed, new_sampler, seed_or_none
@@ -157,15 +158,16 @@ def batch_requests(
     context: int,
     vocab_size: int = 2**31,
 ) -> Iterator[tuple[int, int, Request | Exception]]:
-    """(index of the prompt, number of the choice, request or what is wrong with it) of every story
-    of a batch. Prompts are taken one by one, as their requests are; what is wrong with all of them
+    """(index of the prompt, of the choice, request or what is wrong with it) of every story of a
+    batch. Prompts are taken one by one, as their requests are; what is wrong with all of them
     raises at once."""
     validate.texts("prompts", prompts, "a list of prompts: texts, or lists of token ids")
     n = validate.integer("n", n, 1, sys.maxsize, "1 or more")
     parameters: dict[str, Any] = {**given}
     unknown = set(parameters) - set(make_request.__kwdefaults__ or {})
     if unknown:
-        raise TypeError(f"generate_batch has no parameter {', '.join(sorted(unknown))}")
+        ours = in_our_words(min(unknown), dialects.STORY_ARGUMENTS)
+        raise TypeError(f"generate_batch has no parameter {', '.join(sorted(unknown))}{ours}")
     listed = {name for name, value in parameters.items() if _one_a_prompt(name, value)}
     for name in sorted(listed):
         if not isinstance(prompts, Sized):
@@ -220,5 +222,5 @@ def _one_a_prompt(name: str, value: Any) -> bool:
     """Whether a parameter has a value for each prompt; a list of stop strings or tokens is one."""
     if name in ("stop", "stop_tokens"):
         lists = (list, tuple, set, frozenset)
-        return isinstance(value, list) and any(v is None or isinstance(v, lists) for v in value)
-    return isinstance(value, (list, tuple))
+        return isinstance(value, Sequence) and any(v is None or isinstance(v, lists) for v in value)
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))

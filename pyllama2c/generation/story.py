@@ -4,55 +4,39 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
 from time import perf_counter
-from typing import Literal
+from typing import Literal, NoReturn
 
+from pyllama2c import dialects, validate
 from pyllama2c._ffi import ffi
+from pyllama2c.dialects import Answering
 from pyllama2c.engine.draft import Draft, DraftLength
 from pyllama2c.engine.session import MAX_DRAFT, Session, Sessions
 from pyllama2c.errors import BusyError, CancelledError
+from pyllama2c.generation.asynchronous import AsyncSteps
 from pyllama2c.generation.logprobs import LogprobReader, TokenLogprob
 from pyllama2c.generation.request import Request, process_logits
+from pyllama2c.generation.stats import GenerationStats
 from pyllama2c.generation.text import StoryText
 from pyllama2c.handle import ClosableHandle
 from pyllama2c.tokenizers.base import BaseTokenizer
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationStats:
-    """Times are seconds on a monotonic clock, spent generating (not in the caller's loop)."""
-
-    prompt_tokens: int
-    """tokens of the prompt, BOS included"""
-    cached_tokens: int
-    """of those, found in a cache and not computed again"""
-    tokens: int
-    """sampled tokens, the stop token excluded"""
-    time_to_first_token: float
-    prefill_tokens_per_second: float
-    """all tokens of the prompt over the time until the first new one"""
-    decode_seconds: float
-    """from the first token on"""
-    tokens_per_second: float
-    """tokens after the first, a final stop token included, over decode_seconds: as run.c reports"""
-    drafted_tokens: int
-    """tokens that the draft proposed; 0 without speculative decoding"""
-    accepted_tokens: int
-    """of those, the ones that the model itself picked as well"""
-
-
-class Generation(ClosableHandle, Iterator[str]):
-    """A story, generated as it is iterated; nothing is computed before the first step.
+class Generation(Answering, ClosableHandle, AsyncSteps[str]):
+    """A story, generated as it is iterated, also with `async for`; nothing is computed before the
+    first step.
 
     Yields pieces of text that never split a character. The prompt is not part of them:
     `prompt + story.read()` is the whole. Made by `Llama.generate`.
 
     `tokens` are the sampled ones so far, the stop token excluded; `finish_reason` is None until the
     story ends, then "stop", "length" or "cancelled". NonFiniteLogitsError, from any step, for
-    logits that hold NaN or infinity; BusyError while another thread takes a step.
+    logits that hold NaN or infinity; BusyError while another thread takes a step. A story that is
+    left half-way gives its session back when it is closed (`with`, or `contextlib.aclosing`) or
+    garbage-collected.
     """
+
+    _answers = dialects.STORY
 
     def __init__(
         self, request: Request, tokenizer: BaseTokenizer, sessions: Sessions, draft: Draft | None
@@ -94,6 +78,9 @@ class Generation(ClosableHandle, Iterator[str]):
         self._first_token_seconds = self._decode_seconds = 0.0
         self._decode_passes = 0
 
+    def __getitem__(self, key: object) -> NoReturn:
+        raise TypeError("a Generation has no items; use text, tokens or logprobs")
+
     def __iter__(self) -> Generation:
         return self
 
@@ -118,6 +105,15 @@ class Generation(ClosableHandle, Iterator[str]):
         """Runs to the end and returns the whole text, what was already yielded included."""
         for _ in self:
             pass
+        return self.text
+
+    async def aread(self) -> str:
+        """`read`, in another thread; a task that is cancelled meanwhile cancels the story."""
+        return await self._in_thread(self.read)
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
         return "".join(self._text)
 
     def cancel(self) -> None:
@@ -158,6 +154,17 @@ class Generation(ClosableHandle, Iterator[str]):
             drafted_tokens=self._draft_length.drafted,
             accepted_tokens=self._draft_length.accepted,
         )
+
+    def __repr__(self) -> str:
+        state = self.finish_reason or "not finished"
+        return f"<Generation of {len(self.tokens)} tokens, {state}: {validate.shown(self.text)}>"
+
+    def _ipython_display_(self) -> None:
+        """What a notebook shows: plain text, as it is generated."""
+        print(self.text, end="", flush=True)
+        for piece in self:
+            print(piece, end="", flush=True)
+        print()
 
     def _end(self, reason: Literal["stop", "length", "cancelled"]) -> None:
         """Settles how the story ended, once, and returns the sessions."""

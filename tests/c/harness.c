@@ -71,6 +71,7 @@ static const test tests[] = {
     {"log-probabilities of what is drawn", test_logprobs_of_draws, 1},
     {"kernels at a guard page", test_kernels_at_guard_page, 0},
     {"kernels on special values", test_kernels_special_values, 0},
+    {"fused multiply-add", test_fused, 0},
     {"pool: made and freed 100 times", test_pool_life, 1},
     {"pool: shared by two sessions", test_pool_shared_by_sessions, 1},
     {"session: used by two threads", test_session_used_by_two_threads, 1},

@@ -102,6 +102,7 @@ void test_logprobs_of_draws(void);
 
 void test_kernels_at_guard_page(void);
 void test_kernels_special_values(void);
+void test_fused(void);
 
 void test_pool_life(void);
 void test_pool_shared_by_sessions(void);

@@ -451,6 +451,7 @@ def test_a_progress_bar_on_a_terminal(tiny_path: Path, tmp_path: Path) -> None:
         (["-N", "99999999999999999999"], "-N is 99999999999999999999; it must be 1 to 10000000"),
         (["-N", "0"], "-N is 0"),
         (["-N", "3", "--batch", "0"], "--batch is 0; it must be 1 to 256"),
+        (["-N", "3", "--temperature", "-1"], "temperature is -1.0"),
         (["-N", "3", "--logprobs", "65"], "logprobs is 65; it must be 0 to 64"),
         (["-N", "3", "--logit-bias", "99999=1"], "a key of logit_bias is 99999; it must be"),
     ],

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -125,9 +125,9 @@ def compare(rng: random.Random, folder: Path) -> Iterator[tuple[str, bool]]:
             for row in range(len(prompt)):
                 yield f"{name}: logits {row} of {n}", same_bits(one[row], two[row])
         texts = [[1, *tokens(n)] for n in ((1, 9, 40) if not REHEARSAL else (1, 9))]
-        one, two = (llama.score_batch(texts) for llama in both)
-        for a, b in zip(one, two, strict=True):
-            yield f"{name}: scores", a.logprobs == b.logprobs
+        scored = [[score.logprobs for score in llama.score_batch(texts)] for llama in both]
+        for a, b in zip(*scored, strict=True):
+            yield f"{name}: scores", a == b
         prompt = tokens(20)
         for where, llama in zip("ab", both, strict=True):
             llama.save_cache(folder / where, prompt)
@@ -180,35 +180,38 @@ def stories260k(**options: Any) -> Llama:
 
 
 def tell_goldens() -> Result:
-    """run.c's stories, or in a rehearsal how one begins."""
+    """run.c's stories by both texts, or in a rehearsal how one begins."""
     goldens = cases("stories260K_fp32.json")[: scaled(60)]
     if REHEARSAL:
         goldens = [case | {"steps": 3, "tokens": case["tokens"][:3]} for case in goldens]
-    with stories260k(device="cuda") as llama:
-        told = [tell(llama, case) for case in goldens]
-    wrong = [
-        f"{case['prompt']!r}, seed {case['seed']}"
-        for case, (tokens, text) in zip(goldens, told, strict=True)
-        if tokens != case["tokens"]
-        or not case["text"].startswith(text)
-        or (text != case["text"] and not REHEARSAL)
-    ]
-    return counted(len(goldens), wrong)
+    wrong = []
+    for least in KERNELS.texts:
+        with only_text(least), stories260k(device="cuda") as llama:
+            told = [tell(llama, case) for case in goldens]
+        wrong += [
+            f"PTX {least}: {case['prompt']!r}, seed {case['seed']}"
+            for case, (tokens, text) in zip(goldens, told, strict=True)
+            if tokens != case["tokens"]
+            or not case["text"].startswith(text)
+            or (text != case["text"] and not REHEARSAL)
+        ]
+    return counted(len(goldens) * len(KERNELS.texts), wrong)
 
 
 def tell_many() -> Result:
     """1,000 seeds of 256 tokens, as the CPU tells them."""
     n, length = scaled(1000), max(3, scaled(256))
     different, checks, seconds = list[str](), 0, {}
-    for dtype, kv_dtype in (("float32", "float32"), ("float32", "float16")):
+    for dtype, kv_dtype in (("float32", "float32"), ("int8", "float32"), ("float32", "float16")):
         told = {}
         for device in ("cpu", "cuda"):
-            options = {"max_tokens": length, "in_order": True, "stop_tokens": ()}
+            options: dict[str, Any] = {
+                "max_tokens": length, "in_order": True, "stop_tokens": (), "max_batch": 256,
+            }  # fmt: skip
             with stories260k(device=device, dtype=dtype, kv_dtype=kv_dtype) as llama:
                 started = time.monotonic()
-                stories = llama.generate_batch(
-                    [[1]] * n, seed=list(range(1, n + 1)), max_batch=256, **options
-                )
+                seeds = list(range(1, n + 1))
+                stories = llama.generate_batch([[1]] * n, seed=seeds, **options)
                 told[device] = [story.tokens for story in stories]
                 seconds[f"{dtype}, {kv_dtype} cache, {device}"] = time.monotonic() - started
         checks += n
@@ -223,34 +226,47 @@ def tell_many() -> Result:
 # ---- The persistent kernel ----------------------------------------------------------------------
 
 
-def compiled_kernels() -> bytes:
-    """As the cache keeps them for this card."""
+def compiled_kernels(least: int | None) -> bytes:
+    """As the cache keeps them for this card, of the text for `least` or of that which it gets."""
     capability = open_card(0).info.capability.replace(".", "")
-    digest = hashlib.sha256(KERNELS.for_capability(int(capability)) or b"").hexdigest()
+    text = KERNELS.texts[least] if least else KERNELS.for_capability(int(capability))
+    digest = hashlib.sha256(text or b"").hexdigest()
     kept = next((cache_folder() / "kernels").glob(f"{digest[:16]}-*.cubin"))
     return kept.read_bytes()[hashlib.sha256().digest_size :]
 
 
-def decode_launches(
-    model: Path, rows: int, steps: int, launches: int, before: list[str] | None = None
+class ProgramError(Exception):
+    """What a program of ours said instead of its figures."""
+
+
+def program(
+    name: str, *words: object, least: int | None = None, before: Sequence[str] = ()
 ) -> subprocess.CompletedProcess[str]:
-    """What `before` runs, if anything, is the program."""
+    """A program that was carried, with the word KERNELS replaced by a file of those compiled for
+    this card; `before` runs it, if anything does."""
     with tempfile.TemporaryDirectory() as folder:
         kernels = Path(folder) / "kernels"
-        kernels.write_bytes(compiled_kernels())
-        numbers = map(str, (rows, steps, launches))
-        command = [*(before or []), str(CARRIED / "decode_launches"), str(model), str(kernels)]
-        return subprocess.run([*command, *numbers], capture_output=True, text=True, check=False)
+        kernels.write_bytes(compiled_kernels(least))
+        given = [str(kernels if word == "KERNELS" else word) for word in words]
+        command = [*before, str(CARRIED / name), *given]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def figures(name: str, *words: object, least: int | None = None) -> dict[str, Any]:
+    """What such a program prints."""
+    done = program(name, *words, least=least)
+    if not done.stdout.startswith("{"):
+        raise ProgramError(f"{name}: {done.stderr.strip()[-200:] or f'status {done.returncode}'}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def launch_many() -> Result:
-    """10,000 launches: none hangs, all give the tokens of a kernel a phase."""
-    found = []
-    for rows, launches in ((1, scaled(8000)), (8, scaled(2000))):
-        done = decode_launches(CARRIED / "stories260K.bin", rows, max(2, scaled(16)), launches)
-        if not done.stdout.startswith("{"):
-            return {"ok": False, "summary": done.stderr.strip()[-200:], "found": found}
-        found.append(json.loads(done.stdout))
+    """11,000 launches: none hangs, all give the tokens of a kernel a phase."""
+    found, model, steps = [], CARRIED / "stories260K.bin", max(2, scaled(16))
+    for rows, n, least in ((1, 8000, None), (8, 2000, None), (1, 1000, min(KERNELS.texts))):
+        words = (model, "KERNELS", rows, steps, scaled(n))
+        found.append(figures("decode_launches", *words, least=least))
     launches, different = (sum(r[name] for r in found) for name in ("launches", "different"))
     times = ", ".join(f"{r['us_per_step']} us a step of {r['rows']} row(s)" for r in found)
     summary = f"{launches:,} launches, {different} different; {times}"
@@ -263,8 +279,8 @@ def launch_many() -> Result:
 def pass_once() -> None:
     """A little of everything, for a sanitizer to look at."""
     for shape in (Shape(), Shape(dim=64, hidden_dim=96, n_kv_heads=1)):
-        dtype = "float32" if shape == Shape() else "int8"
-        image, options = TinyLlama.random(shape).v0(), {"dtype": dtype, "speculative": False}
+        image, options = TinyLlama.random(shape).v0(), dict[str, Any](speculative=False)
+        options["dtype"] = "float32" if shape == Shape() else "int8"
         with tempfile.NamedTemporaryFile() as tokenizer:
             Path(tokenizer.name).write_bytes(tokenizer_file())
             with Llama.from_buffer(image, tokenizer.name, device="cuda", **options) as llama:
@@ -274,15 +290,16 @@ def pass_once() -> None:
 
 def sanitize(tool: str) -> Result:
     """A refusal to run on this device is noted, not failed."""
-    program = shutil.which("compute-sanitizer")
-    if program is None:
+    tool_path = shutil.which("compute-sanitizer")
+    if tool_path is None:
         return {"ok": True, "summary": "compute-sanitizer is not installed"}
-    before = [program, "--tool", tool, "--error-exitcode", "9", "--print-limit", "5"]
+    before = [tool_path, "--tool", tool, "--error-exitcode", "9", "--print-limit", "5"]
     script = f"import sys; sys.path[:0] = {sys.path!r}; import card_checks as c; c.pass_once()"
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "tiny.bin"
         model.write_bytes(TinyLlama.random(Shape(n_layers=1)).v0())
-        runs = {"decode": decode_launches(model, 2, 2, 2, before)}
+        words = (model, "KERNELS", 2, 2, 2)
+        runs = {"decode": program("decode_launches", *words, before=before)}
     runs["phases"] = subprocess.run(
         [*before, sys.executable, "-c", script], capture_output=True, text=True, check=False
     )

@@ -1,9 +1,9 @@
 /*
  * decode_launches.c - the persistent kernel, launched again and again: does it ever hang, or answer differently?
  *
- *     decode_launches MODEL KERNELS ROWS STEPS LAUNCHES
+ *     decode_launches MODEL KERNELS ROWS STEPS LAUNCHES [BLOCKS]
  *
- * KERNELS: compiled for the card, or PTX. Tells ROWS stories of STEPS likeliest tokens by a kernel a phase, then LAUNCHES
+ * KERNELS: compiled for the card, or PTX. BLOCKS: of a grid, else one for each multiprocessor. Tells ROWS stories of STEPS likeliest tokens by a kernel a phase, then LAUNCHES
  * times by decode kernels, which must give the same tokens. Prints JSON: launches, how many differed, and the
  * microseconds of a launch, waiting included. A deadlock shows as a program that does not end. The library is
  * $PYLLAMA2C_LIBCUDA, else the system's.
@@ -83,9 +83,8 @@ static void *pinned(trial *t, size_t bytes) {
     return memory;
 }
 
-static void prepare(trial *t, int n_rows, int steps) {
+static void prepare(trial *t, int n_rows, int steps, int blocks) {
     l2c_device *d = t->s->device;
-    int blocks = d->info.processors;
     l2c_gpu_decode *p = &t->decode;
     p->pass = t->s->pass;
     p->pass.n = p->pass.n_logits = n_rows;
@@ -126,8 +125,8 @@ static double seconds(void) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 6) {
-        fprintf(stderr, "usage: decode_launches MODEL KERNELS ROWS STEPS LAUNCHES\n");
+    if (argc != 6 && argc != 7) {
+        fprintf(stderr, "usage: decode_launches MODEL KERNELS ROWS STEPS LAUNCHES [BLOCKS]\n");
         return 2;
     }
     const char *library = getenv("PYLLAMA2C_LIBCUDA");
@@ -150,7 +149,7 @@ int main(int argc, char **argv) {
     int32_t *expected = calloc((size_t)(steps * n_rows), sizeof *expected);
     tell_by_phases(session, l2c_model_config(model)->vocab_size, n_rows, steps, expected);
     check(l2c_device_enter(device, &error));
-    prepare(&t, n_rows, steps);
+    prepare(&t, n_rows, steps, argc == 7 ? atoi(argv[6]) : device->info.processors);
     different += is_different(&t, expected); /* and everything is warm */
     double started = seconds();
     for (int i = 1; i < launches; i++) different += is_different(&t, expected);

@@ -2,7 +2,8 @@
 
     python tests/cuda/mutate.py [NAME ...]    1 where one is not found
 
-Only the sources are changed, in a copy; the tests are those of cuda_build.checks.
+Only the sources are changed, in a copy; the tests are those of cuda_build.checks. test_mutate.py
+plants a few of them together.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,38 +108,47 @@ FAULTS = [
 ]  # fmt: skip
 
 
-def mutant(fault: Fault, folder: Path) -> Path:
-    """source_kernels.cpp over a copy of csrc with the fault in it, as an object."""
+def mutant(faults: Sequence[Fault], folder: Path) -> Path:
+    """source_kernels.cpp over a copy of csrc with the faults in it, as an object."""
     copy = folder / "csrc"
     for path in (cuda_build.ROOT / "csrc").rglob("*"):
         if path.suffix in (".h", ".cuh", ".cu"):
             to = copy / path.relative_to(cuda_build.ROOT / "csrc")
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, to)
-    if fault.file:
-        changed = copy / "cuda" / fault.file
-        text = changed.read_text()
-        if text.count(fault.old) != 1:
-            raise SystemExit(f"{fault.name}: {fault.file} has not once what it changes")
-        changed.write_text(text.replace(fault.old, fault.new))
+    for fault in faults:
+        if fault.file:
+            changed = copy / "cuda" / fault.file
+            text = changed.read_text()
+            if text.count(fault.old) != 1:
+                raise SystemExit(f"{fault.name}: {fault.file} has not once what it changes")
+            changed.write_text(text.replace(fault.old, fault.new))
     made = folder / "kernels.o"
     source = cuda_build.SOURCES / "source_kernels.cpp"
-    command = ["g++", "-std=c++17", *cuda_build.FLAGS, "-O0", *fault.flags, "-w", f"-I{copy}"]
-    command += [f"-I{cuda_build.SOURCES}", "-c", source, "-o", made]
+    flags = [flag for fault in faults for flag in fault.flags]
+    command = ["g++", "-std=c++17", *cuda_build.FLAGS, "-O0", *flags, "-w", f"-I{copy}"]
+    command += [f"-I{cuda_build.SOURCES}", "-c", str(source), "-o", str(made)]
     subprocess.run(command, check=True)
     return made
 
 
-def found(fault: Fault) -> str:
-    """What the tests say; nothing where they pass."""
-    folder = cuda_build.BUILD / "mutants" / fault.name.replace(" ", "_")
+def found(faults: Sequence[Fault]) -> dict[str, str]:
+    """What the tests say of each fault where all are planted; nothing where they pass. Those that
+    are planted together are for different parts of the tests, in kernels that no other part runs.
+    """
+    name = faults[0].name.replace(" ", "_") + ("_and_others" if len(faults) > 1 else "")
+    folder = cuda_build.BUILD / "mutants" / name
     shutil.rmtree(folder, ignore_errors=True)
-    objects = [*cuda_build.check_objects(), mutant(fault, folder)]
+    objects = [*cuda_build.check_objects(), mutant(faults, folder)]
     program = folder / "check"
     subprocess.run(["g++", "-o", program, *objects, "-lm", "-pthread"], check=True)
-    command = [program, "1", str(ROUNDS), fault.tests]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return "" if done.returncode == 0 else (done.stdout or f"status {done.returncode}\n")
+    said = {}
+    for fault in faults:
+        command = [str(program), "1", str(ROUNDS), fault.tests]
+        done = subprocess.run(command, capture_output=True, text=True)
+        failed = done.stdout or f"status {done.returncode}\n"
+        said[fault.name] = "" if done.returncode == 0 else failed
+    return said
 
 
 def main(names: list[str]) -> int:
@@ -145,7 +156,7 @@ def main(names: list[str]) -> int:
     for fault in FAULTS:
         if names and fault.name not in names:
             continue
-        said = found(fault).splitlines()
+        said = found([fault])[fault.name].splitlines()
         print(f"{fault.name}: {'NOT FOUND' if not said else said[-1]}", flush=True)
         missed += [] if said else [fault.name]
     return bool(missed)

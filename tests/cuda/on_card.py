@@ -25,7 +25,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CARRIED = Path(os.environ.get("ON_CARD_FILES", ROOT / "build" / "card"))
-"""what on_card.sh pack made: models, decode_launches"""
+"""what on_card.sh pack made: models, decode_launches, linear_launches"""
 
 Result = dict[str, Any]
 """ok: a bool; summary: a line; and figures"""

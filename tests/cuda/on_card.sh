@@ -21,14 +21,34 @@ pack() {
     rm -rf "$card" && mkdir -p "$card"
     "$python" csrc/cuda/build_ptx.py --check
     "$python" -m pip wheel -q --no-deps -w "$card" .
-    "$python" -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
-        --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -d "$card" \
-        cffi pycparser platformdirs pooch gguf
+    # with all that they stand on; those that the machine has by itself are left alone there
+    "$python" -m pip download -q --only-binary=:all: --python-version 3.12 --implementation cp \
+        --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --platform manylinux_2_28_x86_64 -d "$card" \
+        cffi numpy platformdirs pooch tqdm gguf transformers
     # the engine's own speed does not matter here; unrolled, it would take minutes to compile
-    gcc -std=c11 -O1 -DUNROLL= -ffp-contract=off -Icsrc tests/cuda/decode_launches.c $(find csrc -name '*.c') \
-        -o "$card/decode_launches" -lm -pthread -ldl
+    for program in decode_launches linear_launches; do
+        gcc -std=c11 -O1 -DUNROLL= -ffp-contract=off -Icsrc "tests/cuda/$program.c" $(find csrc -name '*.c') \
+            -o "$card/$program" -lm -pthread -ldl
+    done
     cp "${MODELS:-../shared/models}"/{stories260K.bin,tok512.bin} "$card"
     du -sh "$card"
+}
+
+# Prints the wheels whose packages this Python lacks. Its own NumPy, for one, is what its PyTorch was made for.
+missing() {
+    "$python" - "$@" <<'END'
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+for wheel in sys.argv[1:]:
+    name = wheel.rsplit("/", 1)[-1].partition("-")[0]
+    try:
+        there = name != "pyllama2c" and version(name)
+    except PackageNotFoundError:
+        there = False
+    if not there:
+        print(wheel)
+END
 }
 
 # The items' Python finds the packages in a folder of their own, and keeps kernels apart from the user's.
@@ -36,7 +56,8 @@ measure() {
     scratch=$(mktemp -d)
     trap 'rm -rf "$scratch"' EXIT
     if compgen -G "$card/*.whl" >/dev/null; then
-        "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$scratch/site" "$card"/*.whl
+        mapfile -t wheels < <(missing "$card"/*.whl)
+        "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$scratch/site" "${wheels[@]}"
         export PYTHONPATH=$scratch/site
     fi
     export PYTHONUNBUFFERED=1 PYLLAMA2C_CACHE=$scratch/cache TMPDIR=$scratch

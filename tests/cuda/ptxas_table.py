@@ -3,8 +3,9 @@ the instructions of the inner loops around the tensor cores' products.
 
     python tests/cuda/ptxas_table.py [75 80 86 ...]
 
-prints docs/cuda.md's tables; its status is 1 where a limit is passed. ptxas is the toolkit's, so
-is nvdisasm, which `pip install nvidia-cuda-nvdisasm` has as well: without it there are no loops.
+prints the tables of docs/cuda-kernels.md; its status is 1 where a limit is passed. ptxas is the
+toolkit's, so is nvdisasm, which `pip install nvidia-cuda-nvdisasm` brings as well: without it there
+are no loops.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,7 +33,7 @@ MOST_PER_IMMA = {"l2c_linear_q8_128": 20, "l2c_linear_q8_64": 24, "l2c_linear_q4
 
 def assemble(ptx: Path, architecture: int, cubin: Path) -> dict[str, tuple[int, int]]:
     """Registers and bytes spilled (the larger of stores and loads) of each kernel."""
-    command = ["ptxas", "-v", f"-arch=sm_{architecture}", "-o", cubin, ptx]
+    command = ["ptxas", "-v", f"-arch=sm_{architecture}", "-o", str(cubin), str(ptx)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"ptxas for sm_{architecture}: {done.stderr}")
@@ -86,6 +88,28 @@ def per_product(lines: list[str], architecture: int) -> float | None:
     return best.total() / best["IMMA"] * (4 if architecture == 75 else 1)
 
 
+def nvdisasm() -> str | None:
+    """The toolkit's, or the package's of this Python."""
+    packages = Path(sysconfig.get_paths()["purelib"])
+    found = next(packages.glob("nvidia/*/bin/nvdisasm"), None)
+    return shutil.which("nvdisasm") or (str(found) if found else None)
+
+
+def products(cubin: Path, architecture: int) -> dict[str, float]:
+    """Instructions for each product, of those kernels that have some."""
+    command = [nvdisasm() or "nvdisasm", "-c", str(cubin)]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    each = {name: per_product(lines, architecture) for name, lines in functions(text)}
+    return {name: n for name, n in each.items() if n is not None}
+
+
+def only(ptx: str, kernels: Iterable[str]) -> str:
+    """The text of some kernels, which is soon assembled."""
+    head, *parts = re.split(r"(?=^\.visible \.entry )", ptx, flags=re.M)
+    wanted = tuple(f".visible .entry {name}(" for name in kernels)
+    return head + "".join(part for part in parts if part.startswith(wanted))
+
+
 def print_table(title: str, architectures: list[int], rows: dict[str, list[str]]) -> None:
     print(f"\n| {title} |" + "".join(f" sm_{a} |" for a in architectures))
     print("|---|" + "---:|" * len(architectures))
@@ -94,7 +118,7 @@ def print_table(title: str, architectures: list[int], rows: dict[str, list[str]]
 
 
 def main(architectures: list[int]) -> int:
-    texts, over, disassembler = translate_ptx.shipped(), [], shutil.which("nvdisasm")
+    texts, over = translate_ptx.shipped(), []
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         for least, text in texts.items():
@@ -114,15 +138,11 @@ def main(architectures: list[int]) -> int:
                     over.append(f"{name} spills {spilled} bytes on sm_{a}")
         print_table("registers (bytes spilled)", architectures, rows)
         rows = {}
-        for a in architectures if disassembler else []:
-            command = ["nvdisasm", "-c", folder / f"{a}.cubin"]
-            text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            for name, lines in functions(text):
-                each = per_product(lines, a)
-                if each is not None:
-                    rows.setdefault(name, []).append(f"{each:.1f}")
-                    if a >= 80 and each > MOST_PER_IMMA.get(name, each):
-                        over.append(f"{name} takes {each:.1f} instructions a product on sm_{a}")
+        for a in architectures if nvdisasm() else []:
+            for name, each in products(folder / f"{a}.cubin", a).items():
+                rows.setdefault(name, []).append(f"{each:.1f}")
+                if a >= 80 and each > MOST_PER_IMMA.get(name, each):
+                    over.append(f"{name} takes {each:.1f} instructions a product on sm_{a}")
         if rows:
             print_table("instructions a product", architectures, rows)
     print("\n".join(over), file=sys.stderr)

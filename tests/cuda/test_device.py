@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fake_cuda
 import pytest
+import tqdm
 from fake_driver import Fake
 from tiny import Shape, TinyLlama, tokenizer_file
 
 from pyllama2c import DeviceError, Llama, OutOfMemoryError, UnsupportedError
+from pyllama2c._ffi import lib
 from pyllama2c.engine import device
 
 pytestmark = pytest.mark.skipif(not fake_cuda.possible(), reason=fake_cuda.NEEDS)
@@ -62,13 +66,18 @@ def test_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
         ("init=100", DeviceError, "finds no card that this process may use"),
         ("init=803", DeviceError, "different versions: restart the machine"),
         ("init=802", DeviceError, "nvidia-fabricmanager"),
+        ("init=304", DeviceError, r"may this user open /dev/nvidia\*\?"),
         ("init=999", DeviceError, r"CUDA_ERROR_UNKNOWN|999"),
         ("cards=70", UnsupportedError, r"compute capability 7\.0; 7\.5 \(Turing\) or newer"),
         ("retain=46,mode=3", DeviceError, "another process holds .* exclusive"),
         ("mode=2", DeviceError, "compute mode is prohibited"),
         ("retain=2", OutOfMemoryError, "no memory left for another process"),
-        ("load=218", DeviceError, "loading the kernels|compiling the kernels"),
-        ("ptx=70", DeviceError, "the driver is too old for these kernels|failed"),
+        ("load=218", DeviceError, r"compiling .* cannot read the kernels .*: line 7: syntax error"),
+        ("load=209", DeviceError, "compiling the kernels failed: the driver cannot read"),
+        ("load=221", DeviceError, r"libnvidia-ptxjitcompiler\.so\.1, is missing"),
+        ("load=223", DeviceError, "CUDA_DISABLE_PTX_JIT forbids the driver to compile"),
+        ("load=2", OutOfMemoryError, "compiling the kernels failed: .*OUT_OF_MEMORY"),
+        ("ptx=70", DeviceError, r"the driver is too old for these kernels \(470 or newer"),
         ("pin_fails=1", OutOfMemoryError, "page-locked memory"),
     ],
 )
@@ -134,8 +143,38 @@ def test_kernels_are_compiled_once(
         assert opened() == first and kept.stat().st_size > 1000
     gc.collect()
     kept.unlink()
-    kept.parent.chmod(0o500)  # which root does not mind
-    assert opened() == first
+    kept.parent.rmdir()
+    kept.parent.touch()  # no folder, so nothing can be kept there, not by root either
+    assert opened() == first and kept.parent.stat().st_size == 0
+
+
+def test_a_terminal_is_told_what_takes_long(
+    fake: Fake,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bars: set[tuple[str, float, float]] = set()
+
+    class Kept(tqdm.tqdm):  # type: ignore[type-arg]
+        def close(self) -> None:
+            bars.add((self.desc, self.n, self.total))
+            super().close()
+
+    monkeypatch.setenv("PYLLAMA2C_CACHE", str(tmp_path))
+    monkeypatch.setattr(tqdm, "tqdm", Kept)
+    monkeypatch.setattr(device, "watched", lambda: True)
+    monkeypatch.setattr(device, "_SHOWN_FROM", model.stat().st_size // 2)
+    with Llama(model, device="cuda", speculative=False) as llama:
+        weights = lib.l2c_model_device_bytes(llama._engine.model)
+    shown = capsys.readouterr().err
+    assert re.search(r"^compiling the kernels for Fake sm_80, once \.\.\. \d+\.\d s$", shown, re.M)
+    (bar,) = bars
+    assert bar[0] == "Fake sm_80" and 0.5 * weights < bar[1] <= weights <= bar[2], (bar, weights)
+    Llama(model, device="cuda", speculative=False).close()
+    assert "compiling" not in capsys.readouterr().err
+    assert bars == {bar}
 
 
 def test_what_does_not_fit_is_refused_with_what_would(fake: Fake, tmp_path: Path) -> None:
@@ -196,6 +235,54 @@ def test_a_lost_card_says_so_and_lets_go(
         again.logits([1])
 
 
+@pytest.mark.parametrize("error", [720, 801])  # no room for all blocks; as MPS may have it
+def test_a_card_without_grids_that_stay_goes_on_a_kernel_a_phase(
+    fake: Fake, model: Path, error: int
+) -> None:
+    options: dict[str, Any] = {"seed": 3, "max_tokens": 6, "stop_tokens": ()}
+    with Llama(model, device="cuda") as card, Llama(model) as cpu:
+        launches = []
+        for stays in (0, error, 0):
+            fake.configure(f"stays={stays}")
+            before = fake.count("launches")
+            one, two = (llama.generate([1, 5, 9], **options) for llama in (cpu, card))
+            assert one.read() == two.read() and one.tokens == two.tokens
+            assert one.rng_state == two.rng_state
+            launches.append(fake.count("launches") - before)
+        assert launches[0] < 10 < launches[1] and launches[2] > 10  # what was refused stays refused
+        fake.configure(f"stays={error}")
+        assert (card.logits([1, 2]) == cpu.logits([1, 2])).all()
+        told = [
+            [story.tokens for story in llama.generate_batch([[1, 5], [1, 7]], **options)]
+            for llama in (cpu, card)
+        ]
+        assert told[0] == told[1]
+
+
+def test_a_context_of_another_library_stays_current(fake: Fake, model: Path) -> None:
+    """PyTorch keeps the primary context current all the time."""
+    with fake.current() as context, Llama(model, device="cuda") as llama:
+        llama.logits([1, 2])
+        fake.configure("alloc_fails=1")
+        with pytest.raises(OutOfMemoryError):
+            Llama(model, device="cuda")
+        fake.configure("launch_refused=1")
+        with pytest.raises(DeviceError):
+            llama.logits([1])
+        assert fake.count("pushed") == 1 and fake.context() == context
+
+
+def test_sessions_share_a_models_weights(fake: Fake, model: Path) -> None:
+    with Llama(model, device="cuda", speculative=False) as llama:
+        weights, before = lib.l2c_model_device_bytes(llama._engine.model), fake.count("bytes")
+        with llama._engine.sessions.lent() as one:
+            first = fake.count("bytes")
+            with llama._engine.sessions.lent() as two:
+                assert one is not two
+                assert fake.count("bytes") - first == first - before
+        assert before >= weights
+
+
 def test_a_refused_launch_is_an_error_of_its_own(fake: Fake, model: Path) -> None:
     with Llama(model, device="cuda") as llama:
         expected = llama.logits([1, 2])
@@ -245,6 +332,40 @@ def test_info_tells_of_cards(fake: Fake, model: Path, monkeypatch: pytest.Monkey
     told = run("info", str(model), "--device", "cuda")
     assert told.returncode == 0 and "cuda:0 cannot be used: " in told.stdout
     assert "finds no card" in told.stdout and "it fits" not in told.stdout
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("mig=1", "Fake sm_80 MIG 1g.10gb, a part of a card (MIG): "),
+        ("retain=46,mode=3", "another process holds Fake sm_80, whose compute mode is exclusive"),
+        ("mode=2", "Fake sm_80 is closed to computing: its compute mode is prohibited"),
+        ("cards=70", "Fake sm_70 has compute capability 7.0; 7.5 (Turing) or newer is needed"),
+        ("held=4096", "it does not fit"),
+        (
+            "init=304",
+            "cuda:0 cannot be used: starting the NVIDIA driver failed: the operating system",
+        ),
+        ("driver=11020", "cuda:0 cannot be used: the NVIDIA driver is too old: it knows CUDA 11.2"),
+    ],
+)
+def test_info_says_what_is_wrong(
+    fake: Fake, model: Path, monkeypatch: pytest.MonkeyPatch, settings: str, words: str
+) -> None:
+    monkeypatch.setenv("FAKE_CUDA", settings)
+    told = run("info", str(model), "--device", "cuda")
+    assert told.returncode == 0, told.stderr
+    assert words in " ".join(told.stdout.split()), told.stdout
+    assert "NCCL" in told.stdout
+    assert ("it fits" in told.stdout) == (settings == "mig=1")
+
+
+def test_info_without_a_driver(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYLLAMA2C_LIBCUDA", "/nowhere/libcuda.so.1")
+    told = run("info", str(model), "--device", "cuda")
+    assert told.returncode == 0, told.stderr
+    assert "cuda:0 cannot be used: no NVIDIA driver: /nowhere/libcuda.so.1: " in told.stdout
+    assert "a card needs its driver only: no CUDA toolkit, cuDNN, NCCL or PyTorch" in told.stdout
 
 
 def test_the_command_tells_the_cpus_story(fake: Fake) -> None:

@@ -27,15 +27,18 @@ CHECKS = [
     "memcheck",
     "racecheck",
 ]
+SPEEDS = ["7b-int4", "products", "barrier"]
+"""of a model, of a kernel, of a grid; others want PyTorch, or are like these"""
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `on_card.sh pack` carries, and a compute-sanitizer that finds nothing."""
     folder = tmp_path_factory.mktemp("card")
-    sources = [cuda_build.SOURCES / "decode_launches.c", *cuda_build.engine()]
-    objects = cuda_build.compile_objects((path, ("-DUNROLL=",)) for path in sources)
-    (folder / "decode_launches").symlink_to(cuda_build.link("launches/decode_launches", objects))
+    for name in ("decode_launches", "linear_launches"):
+        sources = [cuda_build.SOURCES / f"{name}.c", *cuda_build.engine()]
+        objects = cuda_build.compile_objects((path, ("-DUNROLL=",)) for path in sources)
+        (folder / name).symlink_to(cuda_build.link(f"{name}/{name}", objects))
     for name in ("stories260K.bin", "tok512.bin"):
         (folder / name).symlink_to(real_file(name))
     sanitizer = folder / "compute-sanitizer"
@@ -65,6 +68,15 @@ def test_its_checks(files: Path, fake_library: Path, tmp_path: Path) -> None:
     assert [name for name in CHECKS if not found[name]["ok"]] == [], found
     assert found["bits-80"]["checks"] > 10 and found["launches"]["found"][0]["launches"] > 1
     assert set(found["compile"]["seconds_to_compile"]) == {"75", "80"}
+    assert found["goldens"]["checks"] == 2 and found["stories"]["checks"] == 3
+
+
+def test_its_speeds(files: Path, fake_library: Path, tmp_path: Path) -> None:
+    found = rehearse(files, fake_library, tmp_path, "speed", *SPEEDS)
+    assert [name for name in SPEEDS if not found[name]["ok"]] == [], found
+    caches = found["7b-int4"]["tokens_per_second"]
+    assert set(caches) == {"int4, float16 cache", "int4, float32 cache"}
+    assert all(of["card_gib"] > 0 and of["decode"] > 0 for of in caches.values())
 
 
 def test_a_failing_item_is_noted_and_the_next_one_runs(

@@ -51,7 +51,7 @@ extern "C" __attribute__((visibility("default"))) void fake_cuda_configure(const
 extern "C" __attribute__((visibility("default"))) long fake_cuda_count(const char *name) {
     std::lock_guard<std::recursive_mutex> lock(state.mutex);
     std::map<std::string, long> n = {{"launches", state.launches}, {"waits", state.waits}, {"copies", state.copies},
-                                     {"pinned", (long)state.pinned.size()}};
+                                     {"pinned", (long)state.pinned.size()}, {"pushed", (long)stack.size()}};
     for (Card *card : state.cards) {
         n["allocations"] += (long)card->allocations.size();
         n["bytes"] += (long)card->used;
@@ -116,6 +116,8 @@ static const std::map<int, std::pair<const char *, const char *>> ERRORS = {
     {218, {"CUDA_ERROR_INVALID_PTX", "a PTX JIT compilation failed"}},
     {221, {"CUDA_ERROR_JIT_COMPILER_NOT_FOUND", "PTX JIT compiler library not found"}},
     {222, {"CUDA_ERROR_UNSUPPORTED_PTX_VERSION", "the provided PTX was compiled with an unsupported toolchain."}},
+    {223, {"CUDA_ERROR_JIT_COMPILATION_DISABLED", "PTX JIT compilation was disabled"}},
+    {304, {"CUDA_ERROR_OPERATING_SYSTEM", "OS call failed or operation not supported on this OS"}},
     {400, {"CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"}},
     {500, {"CUDA_ERROR_NOT_FOUND", "named symbol not found"}},
     {600, {"CUDA_ERROR_NOT_READY", "device not ready"}},
@@ -124,6 +126,7 @@ static const std::map<int, std::pair<const char *, const char *>> ERRORS = {
     {702, {"CUDA_ERROR_LAUNCH_TIMEOUT", "the launch timed out and was terminated"}},
     {719, {"CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"}},
     {720, {"CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE", "too many blocks in cooperative launch"}},
+    {801, {"CUDA_ERROR_NOT_SUPPORTED", "operation not supported"}},
     {802, {"CUDA_ERROR_SYSTEM_NOT_READY", "system not yet initialized"}},
     {803, {"CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "system has unsupported display driver / cuda driver combination"}},
     {999, {"CUDA_ERROR_UNKNOWN", "unknown error"}},
@@ -155,7 +158,7 @@ API cuDeviceGet(CUdevice *device, int ordinal) {
 API cuDeviceGetName(char *name, int length, CUdevice device) {
     ENTER(INIT);
     if (!find(device)) return CUDA_ERROR_INVALID_DEVICE;
-    snprintf(name, (size_t)length, "Fake sm_%d", find(device)->capability);
+    snprintf(name, (size_t)length, "Fake sm_%d%s", find(device)->capability, state.get("mig") ? " MIG 1g.10gb" : "");
     return CUDA_SUCCESS;
 }
 API cuDeviceTotalMem_v2(size_t *bytes, CUdevice device) {

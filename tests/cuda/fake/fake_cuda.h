@@ -25,13 +25,14 @@
 //   launch_us=10    microseconds that a launch takes, by the clock that events tell; nothing else takes any
 //   sms=2           multiprocessors; seed=1: the order in which the emulator runs threads; eager=0
 //   init=100        cuInit gives this error; retain=46, load=218: so do retaining a context, loading a module
-//   mode=0          the compute mode (3: one process alone)
+//   mode=0          the compute mode (3: one process alone); mig=1: the card's name is that of a part of one
+//   stays=720       a cooperative launch gives this error, always
 //   alloc_fails=N, pin_fails=N                     the Nth from now is out of memory
 //   launch_refused=N                               the Nth launch from now is refused at once (701)
 //   launch_fails=N                                 the Nth launch from now fails while it runs (719; sticks)
 //   lost=N, lost_error=46                          the Nth wait from now finds the device lost (sticks)
 // fake_cuda_count(name) gives: allocations, bytes, pinned, contexts, streams, events, modules (all: alive now),
-// launches, waits, copies (all: so far).
+// launches, waits, copies (all: so far); pushed (contexts on the calling thread's stack).
 #pragma once
 #include <deque>
 #include <functional>

@@ -213,6 +213,7 @@ static CUresult launch_kernel(CUfunction f, const unsigned grid[3], const unsign
     if (block[0] == 0 || block[1] != 1 || block[2] != 1 || block[0] > entry.max_threads) return CUDA_ERROR_INVALID_VALUE;
     if (shared > f->dynamic_limit) return CUDA_ERROR_INVALID_VALUE;
     if (state.strikes("launch_refused")) return CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES;
+    if (cooperative && state.get("stays")) return (CUresult)state.get("stays");
     uint64_t resident = (uint64_t)blocks_per_sm(card, f, block[0], shared) * (uint64_t)state.get("sms");
     if (cooperative && (uint64_t)grid[0] * grid[1] * grid[2] > resident)
         return CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE;

@@ -158,26 +158,31 @@ API cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, CUfunction f, int t
 
 // ---- linking: PTX to a cubin that the host may keep ----------------------------------------------------------
 
-struct CUlinkState_st { Card *card; std::string cubin; };
+// The real one's options are for all of a link's life: it writes the log and then its size through what it was given,
+// which this one does again in the end.
+struct CUlinkState_st { Card *card; std::string cubin, log; unsigned n; CUjit_option *options; void **values; };
+
+static void tell(CUlinkState link) {
+    write_log(link->log.c_str(), link->n, link->options, link->values);
+    for (unsigned i = 0; i < link->n; i++)
+        if (link->options[i] == CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES) link->values[i] = (void *)link->log.size();
+}
 
 API cuLinkCreate_v2(unsigned n, CUjit_option *options, void **values, CUlinkState *link) {
     ENTER(CONTEXT);
-    (void)n, (void)options, (void)values;
-    *link = new CUlinkState_st{card, {}};
+    *link = new CUlinkState_st{card, {}, {}, n, options, values};
     return CUDA_SUCCESS;
 }
 API cuLinkAddData_v2(CUlinkState link, CUjitInputType type, void *data, size_t size, const char *name, unsigned n,
                      CUjit_option *options, void **values) {
     ENTER(CONTEXT);
-    (void)name;
+    (void)name, (void)n, (void)options, (void)values;
     if (type != CU_JIT_INPUT_PTX || !link->cubin.empty()) return CUDA_ERROR_INVALID_VALUE;
-    if (state.get("load")) {
-        write_log("fake libcuda: the load was told to fail", n, options, values);
-        return (CUresult)state.get("load");
-    }
     std::string ptx((const char *)data, strnlen((const char *)data, size));
-    CUresult status = check(ptx, card);
+    CUresult status = state.get("load") ? (CUresult)state.get("load") : check(ptx, card);
     if (status == CUDA_SUCCESS) link->cubin = CUBIN + std::to_string(card->capability) + "\n" + ptx;
+    else if (status == CUDA_ERROR_INVALID_PTX) link->log = "line 7: syntax error\nline 8: another";
+    tell(link);
     return status;
 }
 API cuLinkComplete(CUlinkState link, void **cubin, size_t *size) {
@@ -189,6 +194,7 @@ API cuLinkComplete(CUlinkState link, void **cubin, size_t *size) {
 }
 API cuLinkDestroy(CUlinkState link) {
     ENTER(CONTEXT);
+    tell(link);
     delete link;
     return CUDA_SUCCESS;
 }
