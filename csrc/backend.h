@@ -18,6 +18,15 @@ typedef struct {
     l2c_pool *pool; /* NULL where it is only measured */
 } l2c_session_options;
 
+/* A story that goes on by some tokens. */
+typedef struct {
+    const l2c_sampler *sampler; /* before the first of them; whoever takes them tosses its coins. It adjusts no logits */
+    size_t n_steps;             /* tokens at most, 1 to L2C_MAX_STEPS */
+    int32_t *tokens;            /* (n_steps) out: */
+    size_t n_new;               /* so many */
+    l2c_status status;          /* and what came of the draw after them, where that failed */
+} l2c_continuation;
+
 struct l2c_backend {
     const char *name;
     int tells_attention; /* forward fills session->attention where it is not NULL, and the call has one row then */
@@ -43,14 +52,14 @@ struct l2c_backend {
      * be NULL, is that of a draw alone. Fails as a whole only where a device does. */
     l2c_status (*sample)(l2c_session *session, l2c_draw *draws, l2c_draw_options *options, size_t n, l2c_error *err);
 
-    /* NULL, or: feeds row and draws the token after it, feeds that, and so on, up to n_steps times or until one of ends:
-     * n_new tokens, the sampler's state after each, n_fed positions in the cache. Without history and penalty.
-     * L2C_UNSUPPORTED: not this time, and nothing was done. */
-    l2c_status (*decode)(l2c_session *session, const l2c_row *row, l2c_sampler *sampler, size_t n_steps,
-                         const int32_t *ends, size_t n_ends, int32_t *tokens, uint64_t *rng_states, size_t *n_new,
-                         size_t *n_fed, l2c_error *err);
+    /* NULL, or: feeds the rows of n stories, one each, and draws the tokens after them, feeds those, and so on: up to
+     * n_steps tokens a story, or to one of ends, or fewer. What comes before a story's last new token is then in the
+     * cache. err, where a draw failed, is that of a story alone. L2C_UNSUPPORTED: not this time, and nothing was done. */
+    l2c_status (*decode)(l2c_session *session, const l2c_row *rows, l2c_continuation *stories, size_t n,
+                         const int32_t *ends, size_t n_ends, l2c_error *err);
 
-    /* NULL, or called, from any thread or signal handler, when the session has been asked to stop. */
+    /* NULL, or called, from any thread or signal handler, when the session has been asked to stop, or when decode is to
+     * return soon with the tokens that there are. */
     void (*cancel)(l2c_session *session);
 
     /* log p of a token under row i; NaN where the row holds NaN or +infinity, or nothing but -infinity */
@@ -65,6 +74,10 @@ struct l2c_backend {
 
 extern const l2c_backend l2c_backend_cpu;
 extern const l2c_backend l2c_backend_cuda; /* of models whose weights are on a card */
+
+/* decode.c: the backend's decode for a caller that does not hold the session; L2C_UNSUPPORTED where it has none. */
+l2c_status l2c_session_continue(l2c_session *session, const l2c_row *rows, l2c_continuation *stories, size_t n,
+                                const int32_t *ends, size_t n_ends, l2c_error *err);
 
 /* session.c: l2c_session_create on a backend. */
 l2c_status l2c_session_create_on(const l2c_backend *backend, const l2c_model *model, const l2c_session_options *options,

@@ -18,7 +18,8 @@ static uint64_t lay_out(l2c_batch *b, unsigned char *memory) {
     b->to_sample = l2c_arena_part(&a, n * sizeof *b->to_sample, 0);
     b->draws = l2c_arena_part(&a, n * sizeof *b->draws, 0);
     b->draw_options = l2c_arena_part(&a, n * sizeof *b->draw_options, 0);
-    b->events = l2c_arena_part(&a, 4 * n * sizeof *b->events, 0);
+    b->continuations = l2c_arena_part(&a, n * sizeof *b->continuations, 0);
+    b->events = l2c_arena_part(&a, b->events_a_story * n * sizeof *b->events, 0);
     b->rows = l2c_arena_part(&a, (uint64_t)b->session->max_rows * sizeof *b->rows, 0);
     for (size_t i = 0; i < n; i++) {
         story unplaced, *s = memory != NULL ? &b->stories[i] : &unplaced;
@@ -58,6 +59,7 @@ l2c_status l2c_batch_create_on(l2c_session *session, l2c_batch **batch, l2c_erro
     b->n_ctx = (size_t)session->n_ctx;
     b->vocab_size = (size_t)session->model->config.vocab_size;
     b->mask_words = (b->vocab_size + 31) / 32;
+    b->events_a_story = session->backend->decode != NULL ? 4 + L2C_MAX_STEPS : 4;
     uint64_t bytes = lay_out(b, NULL);
     b->memory = bytes > SIZE_MAX ? NULL : l2c_memory_zeroed((size_t)bytes, 1);
     if (b->memory == NULL) {
@@ -202,6 +204,8 @@ static void begin(l2c_batch *b, story *s, const l2c_request *r, size_t n_cached)
     s->masked = 0;
     memset(s->ends, 0, b->mask_words * sizeof *s->ends);
     for (size_t i = 0; i < r->n_ends; i++) s->ends[r->ends[i] / 32] |= UINT32_C(1) << (r->ends[i] % 32);
+    s->n_first_ends = min_size(r->n_ends, sizeof s->first_ends / sizeof *s->first_ends);
+    for (size_t i = 0; i < s->n_first_ends; i++) s->first_ends[i] = r->ends[i];
     b->counts.prompt_tokens += n_cached;
     b->counts.cached_prompt_tokens += n_cached;
     reuse_prefix(b, s);
@@ -255,6 +259,7 @@ void l2c_batch_drop(l2c_batch *b, int64_t id) {
     int64_t before = atomic_load(dropped);
     /* keeps the largest id: a late drop of an earlier story must not undo one of the present story */
     while (before < id && !atomic_compare_exchange_weak(dropped, &before, id)) continue;
+    l2c_session_hurry(b->session);
 }
 
 void l2c_batch_cancel(l2c_batch *b) { l2c_session_cancel(b->session); }

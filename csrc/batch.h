@@ -4,7 +4,7 @@
 #ifndef L2C_BATCH_H
 #define L2C_BATCH_H
 
-#include "internal.h"
+#include "backend.h"
 
 typedef enum {
     FREE,          /* the sequence still holds tokens[0 .. fed) of the story that was here */
@@ -34,6 +34,8 @@ typedef struct story {
     int64_t waits_for_id;
     size_t waits_until;
 
+    int32_t first_ends[8]; /* the first of the tokens that end the story (ahead.c) */
+    size_t n_first_ends;
     uint32_t *ends; /* (mask_words) a bit for each token that ends the story */
     uint32_t *mask; /* (mask_words) and for each that may be chosen next, where `masked` */
     int masked;
@@ -50,8 +52,9 @@ struct l2c_batch {
     story **to_sample;              /* (n_stories) those whose next token is being sampled */
     l2c_draw *draws;                /* (n_stories) the same */
     l2c_draw_options *draw_options; /* (n_stories) and what is wanted besides */
-    l2c_event *events;              /* (4 * n_stories) to be told by the next step that succeeds */
-    size_t n_to_sample, n_events;
+    l2c_continuation *continuations; /* (n_stories) where several sweeps are made at once */
+    l2c_event *events;              /* (events_a_story * n_stories) to be told by the next step that succeeds */
+    size_t n_to_sample, n_events, events_a_story;
     size_t turn;                    /* index of the story whose prompt gets rows first in the next sweep */
     int64_t n_added, clock;
     l2c_batch_counts counts;
@@ -80,7 +83,8 @@ static inline story *find(const l2c_batch *b, int64_t id) {
     return s != NULL && s->id == id && under_way(s) ? s : NULL;
 }
 
-/* At most three events a story between two successful steps, and one drop a story in l2c_batch_add: hence 4 * n_stories. */
+/* At most three events a story between two successful steps, and one drop a story in l2c_batch_add: hence 4 a story. Where
+ * a step makes several sweeps, there can be as many more. */
 static inline l2c_event *add_event(l2c_batch *b, const story *s, l2c_event_kind kind) {
     l2c_event *event = &b->events[b->n_events++];
     *event = (l2c_event){.story = s->id, .kind = (int32_t)kind, .tokens = s->tokens + s->n_prompt,
@@ -104,6 +108,12 @@ static inline int is_dropped(const story *s) { return under_way(s) && atomic_loa
 
 /* l2c_batch_create with a session of at most max_rows sequences, which it owns from here on, also when it fails. */
 l2c_status l2c_batch_create_on(l2c_session *session, l2c_batch **batch, l2c_error *err);
+
+/* sweep.c: what follows from a story's draw. */
+void l2c_batch_accept(l2c_batch *b, story *s, const l2c_draw *draw, double logprob);
+
+/* ahead.c: makes several sweeps at once; L2C_UNSUPPORTED, with nothing done, where that cannot be. */
+l2c_status l2c_batch_run_ahead(l2c_batch *b, l2c_error *err);
 
 /* Resumes stories whose wait is over: the other one has fed enough of its prompt, or is gone. */
 void l2c_batch_end_waiting(l2c_batch *b);

@@ -1,21 +1,45 @@
 /*
- * decode.c - several tokens of one story in a call: at once where the backend can, else one by one.
+ * decode.c - several tokens in a call: of one story, at once where the backend can, else one by one; of several, where it
+ * can.
  */
 #include "backend.h"
 #include "system/float_env.h"
+
+static l2c_status continue_held(l2c_session *s, const l2c_row *rows, l2c_continuation *stories, size_t n,
+                                const int32_t *ends, size_t n_ends, l2c_error *err) {
+    l2c_status status = l2c_session_begin(s, rows, n, err);
+    if (status == L2C_OK) status = s->backend->decode(s, rows, stories, n, ends, n_ends, err);
+    if (status != L2C_OK) return status;
+    for (size_t i = 0; i < n; i++) s->lengths[rows[i].sequence] = rows[i].position + (int32_t)stories[i].n_new;
+    return L2C_OK;
+}
+
+l2c_status l2c_session_continue(l2c_session *s, const l2c_row *rows, l2c_continuation *stories, size_t n,
+                                const int32_t *ends, size_t n_ends, l2c_error *err) {
+    if (s->backend->decode == NULL) return L2C_UNSUPPORTED;
+    if (!l2c_session_enter(s)) return l2c_session_fail_busy(err);
+    l2c_float_env env = l2c_float_enter();
+    l2c_status status = continue_held(s, rows, stories, n, ends, n_ends, err);
+    if (status == L2C_CANCELLED) l2c_session_resume(s);
+    l2c_float_leave(env);
+    l2c_session_leave(s);
+    return status;
+}
 
 /* By the backend, at once; L2C_UNSUPPORTED where it does not. */
 static l2c_status decode_at_once(l2c_session *s, l2c_sampler *sampler, int32_t *tokens, size_t n, size_t n_steps,
                                  const int32_t *ends, size_t n_ends, uint64_t *rng_states, size_t *n_new, l2c_error *err) {
     const l2c_row row = {0, (int32_t)n - 1, tokens[n - 1], 1};
-    size_t n_fed;
+    l2c_continuation story = {.sampler = sampler, .n_steps = n_steps, .tokens = tokens + n};
     if (s->backend->decode == NULL || l2c_sampler_adjusts(sampler)) return L2C_UNSUPPORTED;
     l2c_status status = l2c_sampler_check(sampler, s->model->config.vocab_size, err);
-    if (status == L2C_OK) status = l2c_session_begin(s, &row, 1, err);
+    if (status == L2C_OK) status = continue_held(s, &row, &story, 1, ends, n_ends, err);
     if (status != L2C_OK) return status;
-    status = s->backend->decode(s, &row, sampler, n_steps, ends, n_ends, tokens + n, rng_states, n_new, &n_fed, err);
-    if (status == L2C_OK) s->lengths[0] = row.position + (int32_t)n_fed;
-    return status;
+    for (*n_new = 0; *n_new < story.n_new; ++*n_new) {
+        l2c_sampler_toss(sampler);
+        rng_states[*n_new] = sampler->rng_state;
+    }
+    return *n_new > 0 ? L2C_OK : story.status; /* what failed after a token fails again in the next call, by itself */
 }
 
 static l2c_status decode(l2c_session *s, l2c_sampler *sampler, int32_t *tokens, size_t n, size_t n_steps,

@@ -276,6 +276,9 @@ static inline int l2c_is_among(const int32_t *ids, size_t n, int32_t token) {
 int l2c_session_enter(l2c_session *session); /* 0: another thread is in it */
 void l2c_session_leave(l2c_session *session);
 
+/* A call that makes several sweeps returns after the one under way. From any thread. */
+void l2c_session_hurry(l2c_session *session);
+
 /* What comes before rows are computed, for callers that hold the session: checks them, and forgets what they will
  * overwrite. L2C_CANCELLED where somebody asked to stop. */
 l2c_status l2c_session_begin(l2c_session *session, const l2c_row *rows, size_t n_rows, l2c_error *err);
@@ -305,6 +308,9 @@ l2c_status l2c_sampler_pick(l2c_sampler *sampler, const l2c_kernels *kernels, fl
 
 /* The coin, in [0, 1), that such a choice tosses; L2C_NONFINITE for logits that nothing can be picked from. */
 float l2c_sampler_coin(l2c_sampler *sampler);
+static inline float l2c_sampler_toss(l2c_sampler *s) { /* 0, and none, where the likeliest token is taken */
+    return s->temperature > 0.0f ? l2c_sampler_coin(s) : 0.0f;
+}
 l2c_status l2c_sampler_fail_unusable(l2c_error *err);
 
 /* ---- penalties.c ------------------------------------------------------------------------------------- */

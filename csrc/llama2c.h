@@ -645,7 +645,9 @@ l2c_status l2c_batch_add(l2c_batch *batch, const l2c_request *request, int64_t *
 
 /*
  * Makes the choices that wait for CHOOSE, then one sweep: a row of every story under way, and as many rows
- * of prompts, in turn, as delay the others little. Does nothing without stories. Events, and what they point
+ * of prompts, in turn, as delay the others little. On a card it makes up to 32 sweeps, of some milliseconds together,
+ * while no prompt is left to read and no story is to be changed between tokens (CHOOSE, log-probabilities, a mask,
+ * penalties, biases). Does nothing without stories. Events, and what they point
  * to, are valid until the next add or step. When it fails (L2C_CANCELLED, L2C_NOMEM), the sweep did not take
  * place: the next step makes it, and tells what this one had to tell as well.
  */
@@ -658,11 +660,13 @@ float *l2c_batch_row(l2c_batch *batch, int64_t story);
  * L2C_ARG for a story that is not under way. */
 l2c_status l2c_batch_mask(l2c_batch *batch, int64_t story, const uint32_t *bits, l2c_error *err);
 
-/* Ends a story before the next sweep; nothing for one that has ended. Safe from any thread. */
+/* Ends a story before the next sweep, or on a card the one after; nothing for one that has ended. Safe from any
+ * thread. */
 void l2c_batch_drop(l2c_batch *batch, int64_t story);
 
 /* Makes a step that runs in another thread stop at the next layer (L2C_CANCELLED), as
- * l2c_session_cancel does. Safe from any thread. */
+ * l2c_session_cancel does. A step that has made some of several sweeps succeeds with those, and the next one says
+ * L2C_CANCELLED. Safe from any thread. */
 void l2c_batch_cancel(l2c_batch *batch);
 
 /* Stories that have not ended. */

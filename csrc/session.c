@@ -84,9 +84,13 @@ l2c_status l2c_session_fail_busy(l2c_error *err) {
     return l2c_fail(err, L2C_BUSY, "the session is being used by another thread");
 }
 
+void l2c_session_hurry(l2c_session *session) {
+    if (session->backend->cancel != NULL) session->backend->cancel(session);
+}
+
 void l2c_session_cancel(l2c_session *session) {
     atomic_store(&session->cancel, 1);
-    if (session->backend->cancel != NULL) session->backend->cancel(session);
+    l2c_session_hurry(session);
 }
 
 void l2c_session_resume(l2c_session *session) { atomic_store(&session->cancel, 0); }

@@ -2,7 +2,8 @@
  * sweep.c - continuous batching: a step.
  *
  * A step makes the choices that waited for the caller, then one sweep: a row of every story that is being
- * told, and of prompts, in turn, as many rows as keep the others waiting for no more than that sweep. No
+ * told, and of prompts, in turn, as many rows as keep the others waiting for no more than that sweep; or on
+ * a card, where nobody is needed in between, several sweeps (ahead.c). No
  * story's tokens depend on this order: a row's logits are the same bits whatever else is in the call, and
  * copied keys and values are those that would have been computed.
  */
@@ -22,7 +23,7 @@ static void keep_logits(const l2c_batch *b, story *s) {
     if (x != NULL) memcpy(s->logits, x, b->vocab_size * sizeof *x); /* else the card is lost, and the draw says so */
 }
 
-static void accept(l2c_batch *b, story *s, const l2c_draw *draw, double logprob) {
+void l2c_batch_accept(l2c_batch *b, story *s, const l2c_draw *draw, double logprob) {
     s->stage = DECODE;
     s->masked = 0;
     if (draw->status != L2C_OK) {
@@ -60,7 +61,8 @@ static l2c_status draw(l2c_batch *b, l2c_error *err) {
     if (b->n_to_sample == 0) return L2C_OK;
     l2c_status status = l2c_session_sample_with(b->session, b->draws, b->draw_options, b->n_to_sample, err);
     if (status != L2C_OK) return status;
-    for (size_t i = 0; i < b->n_to_sample; i++) accept(b, b->to_sample[i], &b->draws[i], b->draw_options[i].logprob);
+    for (size_t i = 0; i < b->n_to_sample; i++)
+        l2c_batch_accept(b, b->to_sample[i], &b->draws[i], b->draw_options[i].logprob);
     return L2C_OK;
 }
 
@@ -156,7 +158,10 @@ l2c_status l2c_batch_step(l2c_batch *b, const l2c_event **events, size_t *n_even
         if (is_dropped(&b->stories[i])) end_dropped(b, &b->stories[i], ENDED);
     l2c_batch_end_waiting(b);
     l2c_status status = draw_waiting(b, err);
-    if (status == L2C_OK) status = sweep(b, err);
+    if (status == L2C_OK) {
+        status = l2c_batch_run_ahead(b, err);
+        if (status == L2C_UNSUPPORTED) status = sweep(b, err);
+    }
     if (status == L2C_OK) {
         for (size_t i = 0; i < b->n_stories; i++)
             if (b->stories[i].stage == ENDED) b->stories[i].stage = FREE;

@@ -106,17 +106,14 @@ l2c_status l2c_cuda_send_rows(l2c_cuda_session *s, l2c_gpu_pass *p, const l2c_ro
 
 /* ---- The pass ------------------------------------------------------------------------------------------ */
 
-l2c_status l2c_cuda_forward(l2c_cuda_session *s, const l2c_row *rows, size_t n_rows, l2c_error *err) {
-    /* Of many rows, so many layers are under way at a time: a wish to stop is soon heard. Few are done by then. */
-    enum { MANY_ROWS = 64, LAYERS_AHEAD = 4 };
+l2c_status l2c_cuda_pass(l2c_cuda_session *s, const l2c_gpu_pass *pass, int32_t max_keys, int in_parts, l2c_error *err) {
+    enum { LAYERS_AHEAD = 4 }; /* are under way at a time, of a pass in parts: a wish to stop is soon heard */
     const l2c_placed *w = s->model->placed;
-    queue q = {.s = s, .pass = s->pass, .err = err};
+    queue q = {.s = s, .pass = *pass, .err = err};
     l2c_gpu_pass *p = &q.pass;
-    int32_t max_keys;
-    q.status = l2c_cuda_send_rows(s, p, rows, n_rows, &max_keys, err);
     launch(&q, l2c_gpu_embed_launch(p), p);
     for (p->layer = 0; p->layer < p->n_layers && q.status == L2C_OK; p->layer++) {
-        if (n_rows > MANY_ROWS && p->layer % LAYERS_AHEAD == 0) q.status = l2c_cuda_wait(s, "computing", err);
+        if (in_parts && p->layer % LAYERS_AHEAD == 0) q.status = l2c_cuda_wait(s, "computing", err);
         if (q.status == L2C_OK && l2c_session_stopping(s->session)) return l2c_session_fail_cancelled(err);
         layer(&q, &w->layers[p->layer], max_keys);
     }
@@ -125,4 +122,11 @@ l2c_status l2c_cuda_forward(l2c_cuda_session *s, const l2c_row *rows, size_t n_r
         linear(&q, p->logits, p->vocab_size, p->xb, &p->xq, p->n_logits, &w->classifier, 0);
     }
     return q.status;
+}
+
+l2c_status l2c_cuda_forward(l2c_cuda_session *s, const l2c_row *rows, size_t n_rows, l2c_error *err) {
+    l2c_gpu_pass pass = s->pass;
+    int32_t max_keys;
+    l2c_status status = l2c_cuda_send_rows(s, &pass, rows, n_rows, &max_keys, err);
+    return status == L2C_OK ? l2c_cuda_pass(s, &pass, max_keys, n_rows > L2C_CUDA_MANY_ROWS, err) : status;
 }

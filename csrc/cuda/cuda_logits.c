@@ -17,37 +17,71 @@ static l2c_status fetch(l2c_cuda_session *s, size_t i, l2c_error *err) {
     return l2c_device_check(s->device, result, "fetching logits", err);
 }
 
+l2c_status l2c_cuda_fetch_rows(l2c_cuda_session *s, const size_t *rows, size_t n, l2c_error *err) {
+    l2c_status status = l2c_device_enter(s->device, err);
+    if (status != L2C_OK) return status;
+    for (size_t k = 0; k < n && status == L2C_OK; k++) status = fetch(s, rows[k], err);
+    if (status == L2C_OK) status = l2c_cuda_wait(s, "fetching logits", err);
+    l2c_device_leave(s->device);
+    return status;
+}
+
 float *l2c_cuda_logits(l2c_session *session, size_t i) {
     l2c_cuda_session *s = session->state;
-    if (!s->fetched[i]) {
-        if (l2c_device_enter(s->device, NULL) != L2C_OK) return NULL;
-        l2c_status status = fetch(s, i, NULL);
-        if (status == L2C_OK) status = l2c_cuda_wait(s, "fetching logits", NULL);
-        l2c_device_leave(s->device);
-        if (status != L2C_OK) return NULL;
-    }
+    if (!s->fetched[i] && l2c_cuda_fetch_rows(s, &i, 1, NULL) != L2C_OK) return NULL;
     return s->chooser.logits + i * s->chooser.vocab_size;
 }
 
 /* ---- Tokens ------------------------------------------------------------------------------------------- */
 
+/* A row that came to the host may have been changed there; log-probabilities are told of all of a row; and of what adjusts
+ * logits, the card knows the mask and the repetition penalty. */
 static int is_hosts(const l2c_cuda_session *s, const l2c_draw *draw, const l2c_draw_options *options) {
-    return l2c_sampler_adjusts(draw->sampler) || s->fetched[draw->row] || (options != NULL && (options->mask != NULL || options->logits != NULL));
+    const l2c_sampler *p = draw->sampler;
+    return s->fetched[draw->row] || (options != NULL && options->logits != NULL) || p->n_biases > 0 ||
+           p->presence_penalty != 0.0f || p->frequency_penalty != 0.0f;
 }
 
-/* The sampler as it is after its coin, and that coin. */
-static l2c_sampler tossed(const l2c_sampler *sampler, float *coin) {
-    l2c_sampler after = *sampler;
-    *coin = after.temperature > 0.0f ? l2c_sampler_coin(&after) : 0.0f;
-    return after;
+l2c_gpu_draw l2c_cuda_draw(size_t row, const l2c_sampler *sampler) {
+    return (l2c_gpu_draw){.row = (int32_t)row, .temperature = sampler->temperature, .top_p = sampler->top_p,
+                          .min_p = sampler->min_p, .top_k = sampler->top_k};
 }
 
-/* Has the card make n draws, and waits for them. */
-static l2c_status draw_there(l2c_cuda_session *s, size_t n, l2c_error *err) {
+static size_t bit_words(const l2c_cuda_session *s) { return (s->chooser.vocab_size + 31) / 32; }
+
+/* Memory for a bit for each token, to be filled here; and where on the card it will lie. */
+static uint32_t *next_bits(l2c_cuda_session *s, size_t *n_bits, const uint32_t **on_card) {
+    size_t at = (*n_bits)++ * bit_words(s);
+    *on_card = s->card_bits + at;
+    return s->bits + at;
+}
+
+/* A draw, with its coin; its mask, and what its penalty has to know, take their turn in s->bits. */
+static l2c_gpu_draw draw_of(l2c_cuda_session *s, const l2c_draw *draw, const l2c_draw_options *options, size_t *n_bits) {
+    l2c_gpu_draw d = l2c_cuda_draw(draw->row, draw->sampler);
+    l2c_sampler tossing = *draw->sampler;
+    size_t bytes = bit_words(s) * sizeof *s->bits;
+    d.coin = l2c_sampler_toss(&tossing);
+    if (options != NULL && options->mask != NULL) memcpy(next_bits(s, n_bits, &d.allowed), options->mask, bytes);
+    if (tossing.repetition_penalty == 1.0f || draw->history == NULL) return d;
+    uint32_t *seen = memset(next_bits(s, n_bits, &d.seen), 0, bytes);
+    for (size_t i = 0; i < draw->n_history; i++) {
+        int32_t token = draw->history[i];
+        if (token >= 0 && (size_t)token < s->chooser.vocab_size) seen[token / 32] |= UINT32_C(1) << (token % 32);
+    }
+    d.penalty = tossing.repetition_penalty;
+    return d;
+}
+
+/* Has the card make n draws, with so many bits, and waits for them. */
+static l2c_status draw_there(l2c_cuda_session *s, size_t n, size_t n_bits, l2c_error *err) {
     const l2c_driver *cu = &s->device->cu;
     l2c_gpu_sample sample = {.logits = s->pass.logits, .draws = s->card_draws, .vocab_size = s->pass.vocab_size, .n = (int32_t)n};
     size_t bytes = n * sizeof *s->draws;
     cu_result result = cu->memcpy_to_device_async(l2c_card_address(s->card_draws), s->draws, bytes, s->stream);
+    if (result == CU_SUCCESS && n_bits > 0)
+        result = cu->memcpy_to_device_async(l2c_card_address(s->card_bits), s->bits,
+                                            n_bits * bit_words(s) * sizeof *s->bits, s->stream);
     l2c_status status = l2c_device_check(s->device, result, "sending draws", err);
     if (status == L2C_OK)
         status = l2c_device_launch(s->device, s->stream, l2c_gpu_sample_launch(&sample), &sample, err);
@@ -59,11 +93,10 @@ static l2c_status draw_there(l2c_cuda_session *s, size_t n, l2c_error *err) {
 
 /* What a draw that the card made came to; 0 where the host must make it. */
 static int settle(l2c_draw *draw, int32_t token, l2c_error *err) {
-    float coin;
     if (token == L2C_GPU_HOST) return 0;
     draw->status = token == L2C_GPU_UNUSABLE ? l2c_sampler_fail_unusable(err) : L2C_OK;
     if (draw->status != L2C_OK) return 1;
-    *draw->sampler = tossed(draw->sampler, &coin);
+    l2c_sampler_toss(draw->sampler);
     draw->token = token;
     return 1;
 }
@@ -73,18 +106,14 @@ static l2c_status draw_by_card(l2c_cuda_session *s, l2c_draw *draws, l2c_draw_op
                                l2c_error *err) {
     l2c_error *err_of_one = n == 1 ? err : NULL;
     l2c_status status = L2C_OK;
-    size_t n_there = 0, at = 0;
+    size_t n_there = 0, n_bits = 0, at = 0;
     *n_left = 0;
     for (size_t i = 0; i < n; i++) {
-        const l2c_sampler *sampler = draws[i].sampler;
-        draws[i].status = l2c_sampler_check(sampler, s->pass.vocab_size, err_of_one);
-        if (draws[i].status != L2C_OK || is_hosts(s, &draws[i], options != NULL ? &options[i] : NULL)) continue;
-        l2c_gpu_draw *d = &s->draws[n_there++];
-        *d = (l2c_gpu_draw){.row = (int32_t)draws[i].row, .temperature = sampler->temperature, .top_p = sampler->top_p,
-                            .min_p = sampler->min_p, .top_k = sampler->top_k};
-        tossed(sampler, &d->coin);
+        const l2c_draw_options *o = options != NULL ? &options[i] : NULL;
+        draws[i].status = l2c_sampler_check(draws[i].sampler, s->pass.vocab_size, err_of_one);
+        if (draws[i].status == L2C_OK && !is_hosts(s, &draws[i], o)) s->draws[n_there++] = draw_of(s, &draws[i], o, &n_bits);
     }
-    if (n_there > 0) status = draw_there(s, n_there, err);
+    if (n_there > 0) status = draw_there(s, n_there, n_bits, err);
     for (size_t i = 0; i < n && status == L2C_OK; i++) {
         if (draws[i].status != L2C_OK) continue;
         int hosts = is_hosts(s, &draws[i], options != NULL ? &options[i] : NULL);

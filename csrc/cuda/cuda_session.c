@@ -80,14 +80,16 @@ static uint64_t lay_out(l2c_cuda_session *s, cu_pointer memory, const l2c_model 
     s->card_rows = part(&a, n * sizeof *s->card_rows);
     s->card_draws = part(&a, n * sizeof *s->card_draws);
     s->card_totals = part(&a, n * sizeof *s->card_totals);
-    s->card_coins = part(&a, L2C_MAX_STEPS * sizeof *s->card_coins);
+    s->card_coins = part(&a, L2C_CUDA_AHEAD * n * sizeof *s->card_coins);
     s->card_ends = part(&a, L2C_CUDA_MAX_ENDS * sizeof *s->card_ends);
+    s->card_bits = part(&a, 2 * n * (((uint64_t)c->vocab_size + 31) / 32) * sizeof *s->card_bits);
     s->card_state = part(&a, sizeof *s->card_state);
     s->card_inputs = decode_inputs(s, &a, rows, processors, shared_limit);
     return a.used;
 }
 
 enum { LEAST_ROWS = 64, MOST_PROCESSORS = 160 };
+_Static_assert(LEAST_ROWS * L2C_CUDA_AHEAD >= L2C_GPU_TOKENS * L2C_MAX_STEPS, "no room for a decode kernel's coins");
 
 uint64_t l2c_session_device_bytes(const l2c_model *model, int32_t n_sequences, int32_t n_ctx, l2c_kv kv, int32_t n_rows) {
     l2c_cuda_session unplaced = {.session = NULL};
@@ -126,7 +128,9 @@ static l2c_status take_memory(l2c_cuda_session *s, const l2c_session_options *o,
 static l2c_status take_host_memory(l2c_cuda_session *s, const l2c_session_options *o, l2c_error *err) {
     size_t rows = (size_t)s->session->max_rows, vocab = (size_t)s->model->config.vocab_size;
     size_t threads = (size_t)l2c_pool_size(o->pool);
-    size_t bytes = rows * (sizeof *s->rows + 2 * sizeof *s->draws + sizeof *s->totals) + sizeof *s->shared + sizeof *s->logit;
+    size_t tokens = L2C_CUDA_AHEAD * rows;
+    size_t bytes = rows * (sizeof *s->rows + 2 * sizeof *s->draws + sizeof *s->totals) +
+                   tokens * (sizeof *s->coins + sizeof *s->tokens) + sizeof *s->shared + sizeof *s->logit;
     cu_result result = s->device->cu.mem_host_alloc(&s->pinned, bytes, 0);
     if (result == CU_OUT_OF_MEMORY)
         return l2c_fail(err, L2C_NOMEM, "out of page-locked memory: a session needs %zu bytes", bytes);
@@ -136,14 +140,20 @@ static l2c_status take_host_memory(l2c_cuda_session *s, const l2c_session_option
     s->drawn = s->draws + rows;
     s->rows = (l2c_gpu_row *)(void *)(s->drawn + rows);
     s->shared = (l2c_cuda_shared *)(void *)(s->rows + rows);
-    s->logit = (float *)(void *)(s->shared + 1);
+    s->coins = (float *)(void *)(s->shared + 1);
+    s->tokens = (int32_t *)(void *)(s->coins + tokens);
+    s->logit = (float *)(void *)(s->tokens + tokens);
+    atomic_init(&s->shared->cancel, 0);
     s->chooser.logits = l2c_memory_zeroed(rows * vocab, sizeof(float));
     s->chooser.candidates = l2c_memory_zeroed(threads * 2 * vocab, sizeof *s->chooser.candidates);
     s->fetched = l2c_memory_zeroed(rows, 1);
     s->left = l2c_memory_zeroed(rows, sizeof *s->left);
+    s->bits = l2c_memory_zeroed(2 * rows, (vocab + 31) / 32 * sizeof *s->bits);
+    s->host_draws = l2c_memory_zeroed(rows, sizeof *s->host_draws);
+    s->samplers = l2c_memory_zeroed(rows, sizeof *s->samplers);
     s->angles = l2c_memory_zeroed((size_t)o->n_ctx / L2C_ROPE_BLOCK + 1, 1);
-    if (s->chooser.logits == NULL || s->chooser.candidates == NULL || s->fetched == NULL ||
-        s->left == NULL || s->angles == NULL)
+    if (s->chooser.logits == NULL || s->chooser.candidates == NULL || s->fetched == NULL || s->left == NULL ||
+        s->bits == NULL || s->host_draws == NULL || s->samplers == NULL || s->angles == NULL)
         return l2c_fail(err, L2C_NOMEM, "out of memory for a session of %zu rows", rows);
     return L2C_OK;
 }
@@ -180,7 +190,9 @@ static l2c_status session_open(l2c_session *session, const l2c_session_options *
     s->chooser = (l2c_chooser){.kernels = l2c_kernels_for(isa), .pool = o->pool, .vocab_size = (size_t)m->config.vocab_size};
     status = l2c_device_enter(s->device, err);
     if (status != L2C_OK) return status;
-    cu_result result = s->device->cu.stream_create(&s->stream, CU_STREAM_NON_BLOCKING);
+    const l2c_driver *cu = &s->device->cu;
+    cu_result result = cu->stream_create(&s->stream, CU_STREAM_NON_BLOCKING);
+    for (size_t i = 0; i < L2C_CUDA_N_EVENTS && result == CU_SUCCESS; i++) result = cu->event_create(&s->events[i], 0);
     status = l2c_device_check(s->device, result, "opening a session", err);
     if (status == L2C_OK) status = take_memory(s, o, err);
     if (status == L2C_OK) status = take_host_memory(s, o, err);
@@ -198,6 +210,8 @@ static void session_close(l2c_session *session) {
         if (s->stream != NULL) cu->stream_synchronize(s->stream);
         if (s->memory != 0) cu->mem_free(s->memory);
         if (s->pinned != NULL) cu->mem_free_host(s->pinned);
+        for (size_t i = 0; i < L2C_CUDA_N_EVENTS; i++)
+            if (s->events[i] != NULL) cu->event_destroy(s->events[i]);
         if (s->stream != NULL) cu->stream_destroy(s->stream);
         l2c_device_leave(s->device);
     }
@@ -205,6 +219,9 @@ static void session_close(l2c_session *session) {
     l2c_memory_free(s->chooser.candidates);
     l2c_memory_free(s->fetched);
     l2c_memory_free(s->left);
+    l2c_memory_free(s->bits);
+    l2c_memory_free(s->host_draws);
+    l2c_memory_free(s->samplers);
     l2c_memory_free(s->angles);
     l2c_device_free(s->device);
     l2c_memory_free(s);
@@ -216,8 +233,7 @@ static l2c_status forward(l2c_session *session, const l2c_row *rows, size_t n_ro
     l2c_cuda_session *s = session->state;
     l2c_status status = l2c_device_enter(s->device, err);
     if (status != L2C_OK) return status;
-    memset(s->fetched, 0, (size_t)session->max_rows);
-    s->totals_known = 0;
+    l2c_cuda_forget_logits(s);
     status = l2c_cuda_forward_at_once(s, rows, n_rows, err);
     if (status == L2C_UNSUPPORTED) status = l2c_cuda_forward(s, rows, n_rows, err);
     /* also where it failed: what is under way reads this session's memory */
@@ -228,7 +244,7 @@ static l2c_status forward(l2c_session *session, const l2c_row *rows, size_t n_ro
 
 static void cancel(l2c_session *session) {
     l2c_cuda_session *s = session->state;
-    s->shared->cancel = 1; /* a launch that stays sees it after its sweep */
+    atomic_store(&s->shared->cancel, 1); /* a launch that stays sees it after its sweep */
 }
 
 /* ---- The cache as data ---------------------------------------------------------------------------------- */

@@ -236,6 +236,7 @@ template <int N> DEVICE void decode_pass(const l2c_gpu_decode &p, grid &g) {
 DEVICE void decode_draw(const l2c_gpu_decode &p, int step, int i) {
     l2c_gpu_draw draw = p.draws[i];
     draw.coin = p.coins[(size_t)step * p.n_draws + i];
+    draw.allowed = draw.seen = nullptr;
     int token = pick(p.pass.logits + (size_t)i * p.pass.vocab_size, p.pass.vocab_size, draw);
     if (threadIdx.x != 0) return;
     p.tokens[(size_t)step * p.n_draws + i] = token;

@@ -98,6 +98,7 @@ enum { CU_JIT_ERROR_LOG = 5, CU_JIT_ERROR_LOG_SIZE = 6 };
     F(event_destroy, cuEventDestroy_v2, (cu_event event))                                                              \
     F(event_record, cuEventRecord, (cu_event event, cu_stream stream))                                                 \
     F(event_synchronize, cuEventSynchronize, (cu_event event))                                                         \
+    F(event_elapsed_time, cuEventElapsedTime, (float *milliseconds, cu_event start, cu_event end))                     \
     F(module_load_data_ex, cuModuleLoadDataEx,                                                                         \
       (cu_module *module, const void *image, unsigned n_options, int *options, void **values))                         \
     F(module_unload, cuModuleUnload, (cu_module module))                                                               \

@@ -37,11 +37,7 @@ KERNEL(attention, l2c_gpu_pass, L2C_GPU_BLOCK) {
 
 KERNEL(swiglu, l2c_gpu_swiglu, L2C_GPU_BLOCK) { swiglu_columns(p, blockIdx.y, blockIdx.x); }
 
-KERNEL(sample, l2c_gpu_sample, L2C_GPU_SAMPLE_BLOCK) {
-    l2c_gpu_draw draw = p.draws[blockIdx.x];
-    int token = pick(p.logits + (size_t)draw.row * p.vocab_size, p.vocab_size, draw);
-    if (threadIdx.x == 0) p.draws[blockIdx.x].token = token;
-}
+KERNEL(sample, l2c_gpu_sample, L2C_GPU_SAMPLE_BLOCK) { draw_token(p, blockIdx.x); }
 
 KERNEL(logprob, l2c_gpu_logprob, L2C_GPU_BLOCK) {
     l2c_gpu_log_total total = log_total(p.logits + (size_t)blockIdx.x * p.vocab_size, p.vocab_size);

@@ -24,6 +24,7 @@
  *       linear    x +=               from hb or hq, w2
  *     norm        xb, xq             from x, final_norm, of the rows that want logits
  *     linear      logits             from xb or xq, the classifier
+ *     sample      tokens             from logits; it may put them into the rows, and the next pass can follow
  */
 #ifndef L2C_CUDA_PARAMS_H
 #define L2C_CUDA_PARAMS_H
@@ -253,7 +254,7 @@ typedef struct {
 
 enum { L2C_GPU_HOST = -1, L2C_GPU_UNUSABLE = -2 }; /* instead of a token */
 
-/* A token to draw from a row of logits by sampler.c's rule. Penalties and masks are the host's. */
+/* A token to draw from a row of logits by sampler.c's rule. */
 typedef struct {
     int32_t row;
     float temperature, top_p, min_p; /* temperature 0: the likeliest */
@@ -261,14 +262,30 @@ typedef struct {
     float coin;    /* in [0, 1); the host tosses one wherever sampler.c does */
     int32_t token; /* out; or L2C_GPU_HOST: the host must draw, from the same logits and with the same coin; or
                     * L2C_GPU_UNUSABLE: the logits hold NaN or infinity, or forbid every token */
+    int32_t left;  /* tokens that the story may still get (l2c_gpu_sample.rows) */
+    const uint32_t *allowed; /* NULL, or a bit for each token that may be picked: bit t % 32 of allowed[t / 32] */
+    const uint32_t *seen;    /* NULL, or a bit for each token that is to be less likely: */
+    float penalty;           /* the repetition penalty */
     int32_t unused;
 } l2c_gpu_draw;
 
-/* Draws n tokens, from logits that it leaves as they are. */
+/*
+ * Draws n tokens, from logits that it leaves as they are.
+ *
+ * With rows, each token goes on as the next one of its story, one position on, so that passes and this kernel, in turn,
+ * tell stories without the host: row i of the pass, row i of logits and draw i are one story's. A story that does not go
+ * on (it has had all its tokens, or the last one is of `ends`, the host's to draw, or unusable) has 0 left and keeps its
+ * row: passes that follow compute the same keys, values and logits again, and nothing more is drawn.
+ */
 typedef struct {
     const float *logits; /* (.., vocab_size) */
     l2c_gpu_draw *draws; /* (n) */
     int32_t vocab_size, n;
+    l2c_gpu_row *rows;   /* (n), or NULL; the following only with rows */
+    const float *coins;  /* (.., n) by step; draws[i].coin is not looked at */
+    const int32_t *ends; /* (n_ends) */
+    int32_t *tokens;     /* (.., n) of the host's memory, by step: as l2c_gpu_draw.token */
+    int32_t n_ends, step;
 } l2c_gpu_sample;
 
 /* What the blocks of a decode kernel tell each other. The host zeroes it before each launch. */
@@ -288,7 +305,7 @@ typedef struct {
 typedef struct {
     l2c_gpu_pass pass;
     l2c_gpu_row *rows;           /* pass.rows, which it moves on */
-    const l2c_gpu_draw *draws;   /* (n_draws), of which `row`, `coin` and `token` are not looked at */
+    const l2c_gpu_draw *draws;   /* (n_draws), of which only temperature, top_p, min_p and top_k are looked at */
     const float *coins;          /* (steps, n_draws) */
     const int32_t *ends;         /* (n_ends) */
     const volatile int32_t *cancel; /* of the host's memory, looked at after each sweep */

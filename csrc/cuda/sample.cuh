@@ -28,11 +28,23 @@ DEVICE sample_memory sample_memory_of() {
 struct distribution {
     const float *logits;
     int n;
+    const uint32_t *allowed, *seen; /* these three as l2c_gpu_draw has them */
+    float penalty;
     float temperature, largest, sum; /* largest: after the division */
 };
 
+DEVICE bool has_bit(const uint32_t *bits, int i) { return bits[i / 32] >> (i % 32) & 1; }
+
+/* As the mask and the penalty leave it. */
+DEVICE float logit_at(const distribution &d, int i) {
+    float x = d.logits[i];
+    if (d.allowed != nullptr && !has_bit(d.allowed, i)) return MINUS_INFINITY;
+    if (d.seen != nullptr && has_bit(d.seen, i)) x = x > 0.0f ? x / d.penalty : x * d.penalty;
+    return x;
+}
+
 DEVICE float tempered(const distribution &d, int i) {
-    return d.temperature == 1.0f ? d.logits[i] : d.logits[i] / d.temperature;
+    return d.temperature == 1.0f ? logit_at(d, i) : logit_at(d, i) / d.temperature;
 }
 DEVICE float exp_at(const distribution &d, int i) { return exp_of(tempered(d, i) - d.largest); }
 DEVICE float probability(const distribution &d, int i) { return exp_at(d, i) / d.sum; }
@@ -219,25 +231,50 @@ DEVICE int pick_likely(const distribution &d, const l2c_gpu_draw &draw, const sa
 /* The token, or L2C_GPU_HOST or L2C_GPU_UNUSABLE, in all threads. */
 DEVICE int pick(const float *logits, int n, const l2c_gpu_draw &draw) {
     sample_memory m = sample_memory_of();
+    distribution d = {logits, n, draw.allowed, draw.seen, draw.penalty, draw.temperature, 0.0f, 0.0f};
     float largest = MINUS_INFINITY;
     int unusable = 0, any = 0;
     for (int i = threadIdx.x; i < n; i += blockDim.x) {
-        unsigned bits = __float_as_uint(logits[i]);
+        float x = logit_at(d, i);
+        unsigned bits = __float_as_uint(x);
         any |= !bits_not_finite(bits);
         unusable |= bits_not_finite(bits) && bits != 0xFF800000u; /* minus infinity forbids a token */
-        largest = logits[i] > largest ? logits[i] : largest;
+        largest = x > largest ? x : largest;
     }
     largest = block_max(largest, m.scratch);
     unusable = __syncthreads_or(unusable);
     if (unusable | !__syncthreads_or(any)) return L2C_GPU_UNUSABLE;
-    float tempered_largest = draw.temperature == 0.0f ? largest : largest / draw.temperature;
-    if (draw.temperature == 0.0f || bits_not_finite(__float_as_uint(tempered_largest)))
-        return first_equal(n, largest, m.scratch, [&](int i) { return logits[i]; });
-    distribution d = {logits, n, draw.temperature, tempered_largest, 0.0f}; /* division keeps the order */
+    d.largest = draw.temperature == 0.0f ? largest : largest / draw.temperature; /* division keeps the order */
+    if (draw.temperature == 0.0f || bits_not_finite(__float_as_uint(d.largest)))
+        return first_equal(n, largest, m.scratch, [&](int i) { return logit_at(d, i); });
     d.sum = sum_of_exps(n, m.partial, [&](int i) { return exp_at(d, i); });
     if (!(d.sum >= 1.0f)) return L2C_GPU_UNUSABLE;
     if ((draw.top_p > 0.0f && draw.top_p < 1.0f) || draw.top_k > 0) return pick_prefix(d, draw, m);
     return draw.min_p > 0.0f ? pick_likely(d, draw, m) : pick_any(d, draw.coin, m);
+}
+
+/* The token of story i goes on as the next one of its row, by one thread. */
+DEVICE void go_on(const l2c_gpu_sample &p, int i, int left, int token) {
+    bool end = token < 0;
+    for (int e = 0; e < p.n_ends; e++) end |= token == p.ends[e];
+    p.tokens[(size_t)p.step * p.n + i] = token;
+    p.draws[i].left = end ? 0 : left - 1;
+    if (end || left == 1) return;
+    p.rows[i].token = token;
+    p.rows[i].position++;
+}
+
+/* Draw i, by a block. */
+DEVICE void draw_token(const l2c_gpu_sample &p, int i) {
+    l2c_gpu_draw draw = p.draws[i];
+    if (p.rows != nullptr) {
+        if (draw.left == 0) return;
+        draw.coin = p.coins[(size_t)p.step * p.n + i];
+    }
+    int token = pick(p.logits + (size_t)draw.row * p.vocab_size, p.vocab_size, draw);
+    if (threadIdx.x != 0) return;
+    p.draws[i].token = token;
+    if (p.rows != nullptr) go_on(p, i, draw.left, token);
 }
 
 /* ---- Log-probabilities ---------------------------------------------------------------------------------------- */

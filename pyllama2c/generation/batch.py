@@ -204,7 +204,8 @@ class Batch:
         lib.l2c_batch_cancel(self._handle)
 
     def step(self) -> list[Completion]:
-        """One sweep: the next token of every story in progress, and what fits of the prompts."""
+        """One sweep: the next token of every story in progress, and what fits of the prompts. On a
+        card it may be several (l2c_batch_step)."""
         if self._cancelled:
             raise CancelledError
         out, n, error = self._events, self._n_events, self._error

@@ -97,6 +97,10 @@ FAULTS = [
         "sum_lanes4(sum) / root", "sum_lanes4(sum) * (1.0f / root)",
     ),
     Fault(
+        "a story goes on past its end", "passes", "sample.cuh",
+        "p.draws[i].left = end ? 0 : left - 1;", "p.draws[i].left = left - 1;",
+    ),
+    Fault(
         "of equals, the larger id first", "sampler", "sample.cuh",
         "(unsigned long long)__float_as_uint(p) << 32 | ~(unsigned)id",
         "(unsigned long long)__float_as_uint(p) << 32 | (unsigned)id ^ 0u",

@@ -32,7 +32,8 @@ typedef struct {
 oracle_log_total oracle_logprob_total(const float *logits, size_t n);
 
 /* Draws with the coin that the sampler's state gives, on the scalar kernels; the logits are used up. */
-l2c_status oracle_pick(l2c_sampler *sampler, float *logits, int32_t n, int32_t *token);
+l2c_status oracle_pick(l2c_sampler *sampler, float *logits, int32_t n, const int32_t *history, size_t n_history,
+                       int32_t *token);
 /* The coin that the next draw will toss. */
 float oracle_coin(const l2c_sampler *sampler);
 

@@ -121,8 +121,7 @@ int device_session::take(const std::vector<l2c_row> &call) {
     return max_keys;
 }
 
-void device_session::forward(const std::vector<l2c_row> &call) {
-    int max_keys = take(call);
+void device_session::sweep(int max_keys) {
     start(l2c_gpu_embed_launch(&pass), pass);
     for (int l = 0; l < pass.n_layers; l++) layer(l, max_keys);
     if (pass.n_logits > 0) {
@@ -130,7 +129,30 @@ void device_session::forward(const std::vector<l2c_row> &call) {
         start(l2c_gpu_norm_launch(&norm), norm);
         linear(pass.classifier, pass.xb, pass.xq, pass.logits, pass.vocab_size, pass.n_logits, 0);
     }
+}
+
+void device_session::forward(const std::vector<l2c_row> &call) {
+    sweep(take(call));
     finish();
+}
+
+void device_session::tell(const std::vector<l2c_row> &call, const std::vector<l2c_gpu_draw> &draws,
+                          const std::vector<float> &coins, const std::vector<int> &ends, int steps,
+                          std::vector<int> &tokens) {
+    int max_keys = take(call);
+    buffer<l2c_gpu_draw> card_draws(draws.data(), draws.size());
+    buffer<float> card_coins(coins.data(), coins.size());
+    buffer<int> card_ends(ends.data(), ends.size()), out(draws.size() * steps);
+    l2c_gpu_sample p = {};
+    p.logits = pass.logits, p.draws = card_draws.begin(), p.vocab_size = pass.vocab_size, p.n = pass.n;
+    p.rows = rows->begin(), p.coins = card_coins.begin(), p.ends = card_ends.begin(), p.tokens = out.begin();
+    p.n_ends = (int)ends.size();
+    for (p.step = 0; p.step < steps; p.step++) {
+        sweep(max_keys + p.step);
+        start(l2c_gpu_sample_launch(&p), p);
+    }
+    finish();
+    tokens.assign(out.begin(), out.begin() + out.count());
 }
 
 int device_session::decode(const std::vector<l2c_row> &call, const std::vector<l2c_gpu_draw> &draws,

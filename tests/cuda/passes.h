@@ -21,6 +21,10 @@ class device_session {
      * whose tokens are then at the beginning of `tokens` (steps, draws). */
     int decode(const std::vector<l2c_row> &rows, const std::vector<l2c_gpu_draw> &draws, const std::vector<float> &coins,
                const std::vector<int> &ends, int steps, int cancel, std::vector<int> &tokens);
+    /* The same for any number of stories, a row each, by a kernel a phase: `steps` sweeps on the stream, story i being
+     * told draws[i].left tokens at most. */
+    void tell(const std::vector<l2c_row> &rows, const std::vector<l2c_gpu_draw> &draws, const std::vector<float> &coins,
+              const std::vector<int> &ends, int steps, std::vector<int> &tokens);
     const float *logits(int i) const { return pass.logits + (size_t)i * pass.vocab_size; }
     /* The first n positions of a sequence's heads, (n_layers, n_kv_heads, n, head_size) keys, then values. */
     std::vector<unsigned char> saved(int sequence, int n);
@@ -38,6 +42,7 @@ class device_session {
                 int accumulate);
     void layer(int l, int max_keys);
     int take(const std::vector<l2c_row> &call);
+    void sweep(int max_keys);
 
     std::vector<device_layer> layers;
     std::unique_ptr<device_matrix> embedding, classifier;

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from ctypes import byref, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
+from ctypes import byref, c_char_p, c_float, c_int, c_size_t, c_uint, c_uint64, c_void_p
 from pathlib import Path
 
 import fake_cuda
@@ -38,6 +38,7 @@ class Driver:
     def __init__(self, library: ctypes.CDLL, settings: str, ptx: str = PTX) -> None:
         self.library = library
         defaults = "cards=80,memory=64,eager=0,held=0,mode=0,init=0,retain=0,load=0,seed=1"
+        defaults += ",launch_us=10"
         library.fake_cuda_configure(f"{defaults},{settings}".encode())
         assert self("cuInit", 0) == 0
         self.context, self.stream, self.module = c_void_p(), c_void_p(), c_void_p()
@@ -141,6 +142,23 @@ def test_an_event_waits_for_the_work_before_it(driver: Driver) -> None:
     assert driver("cuMemcpyDtoHAsync_v2", fetched, out, c_size_t(4), other) == 0
     assert driver("cuStreamSynchronize", other) == 0
     assert fetched[0] == 5
+
+
+@pytest.mark.parametrize("driver", ["launch_us=2500"], indirect=True)
+def test_launches_alone_take_time(driver: Driver) -> None:
+    """As much as was asked for, so that whatever follows from it does every time."""
+    out, events = driver.alloc(400), [c_void_p(), c_void_p()]
+    milliseconds = c_float()
+    for event in events:
+        assert driver("cuEventCreate", byref(event), 0) == 0
+    assert driver("cuEventRecord", events[0], driver.stream) == 0
+    assert driver.launch("add", out, 100) == 0
+    assert driver.launch("add", out, 100) == 0
+    assert driver("cuEventRecord", events[1], driver.stream) == 0
+    assert driver("cuEventElapsedTime", byref(milliseconds), *events) == NOT_READY
+    assert driver("cuStreamSynchronize", driver.stream) == 0
+    assert driver("cuEventElapsedTime", byref(milliseconds), *events) == 0
+    assert milliseconds.value == 5
 
 
 @pytest.mark.parametrize(

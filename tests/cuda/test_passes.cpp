@@ -3,6 +3,7 @@
  */
 #include <stdlib.h>
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -88,46 +89,91 @@ void check_passes() {
     s.check_saved();
 }
 
-/* Some tokens of several stories in one launch: those that the CPU draws one by one, up to where the launch ends. */
-void check_decoding() {
-    int n = between(0, 2) ? between(1, 3) : between(4, 8);
-    pair_of_sessions s(n, n);
-    if (!l2c_gpu_decode_takes(s.card->pass.layers, s.shape.n_layers)) return;
-    int steps = between(1, s.n_ctx > 6 ? 6 : s.n_ctx), cancel = between(0, 9) == 0;
-    std::vector<l2c_sampler> samplers((size_t)n);
+/* Stories of one token each, how they go on, and the coins for that. */
+struct stories {
+    int n, steps;
+    std::vector<l2c_sampler> samplers;
     std::vector<l2c_gpu_draw> draws;
     std::vector<l2c_row> rows;
-    std::vector<int> ends, tokens;
-    std::vector<float> coins((size_t)(n * steps));
-    for (int e = between(0, 2); e > 0; e--) ends.push_back(between(0, s.shape.vocab_size - 1));
-    for (int i = 0; i < n; i++) {
-        l2c_sampler_init(&samplers[i], random_next(&random_state));
-        samplers[i].temperature = between(0, 3) ? 1.0f : 0.0f;
-        samplers[i].top_p = between(0, 1) ? 0.9f : 1.0f;
-        draws.push_back(l2c_gpu_draw{i, samplers[i].temperature, samplers[i].top_p, 0.0f, 0, 0.0f, 0, 0});
-        rows.push_back(l2c_row{i, 0, between(0, s.shape.vocab_size - 1), 1});
-        l2c_sampler tossing = samplers[i];
-        for (int step = 0; step < steps; step++) {
-            coins[step * n + i] = oracle_coin(&tossing);
-            int32_t token; /* moves the state on; a greedy sampler tosses no coin, and its coin is not looked at */
-            std::vector<float> flat(2, 0.0f);
-            oracle_pick(&tossing, flat.data(), 2, &token);
+    std::vector<float> coins; /* (steps, n) */
+    std::vector<int> ends;
+
+    stories(int n, const pair_of_sessions &s) : n(n), steps(between(1, s.n_ctx > 6 ? 6 : s.n_ctx)), samplers((size_t)n) {
+        coins.resize((size_t)(n * steps));
+        int most = between(0, 2) ? 2 : s.shape.vocab_size / 3;
+        for (int e = between(0, most); e > 0; e--) ends.push_back(between(0, s.shape.vocab_size - 1));
+        for (int i = 0; i < n; i++) {
+            l2c_sampler_init(&samplers[i], random_next(&random_state));
+            samplers[i].temperature = between(0, 3) ? 1.0f : 0.0f;
+            samplers[i].top_p = between(0, 1) ? 0.9f : 1.0f;
+            draws.push_back(l2c_gpu_draw{i, samplers[i].temperature, samplers[i].top_p, 0.0f, 0, 0.0f, 0, between(1, steps)});
+            rows.push_back(l2c_row{i, 0, between(0, s.shape.vocab_size - 1), 1});
+            l2c_sampler tossing = samplers[i];
+            for (int step = 0; step < steps; step++) {
+                coins[step * n + i] = oracle_coin(&tossing);
+                int32_t token; /* moves the state on; a greedy sampler tosses no coin, and its coin is not looked at */
+                std::vector<float> flat(2, 0.0f);
+                oracle_pick(&tossing, flat.data(), 2, nullptr, 0, &token);
+            }
         }
     }
-    int done = s.card->decode(rows, draws, coins, ends, steps, cancel, tokens), step = 0;
-    for (bool end = false; step < steps && !end; step++) {
-        s.forward_cpu(rows);
+    bool is_end(int token) const { return std::find(ends.begin(), ends.end(), token) != ends.end(); }
+};
+
+/* Some tokens of several stories in one launch: those that the CPU draws one by one, up to where the launch ends. */
+void check_decoding() {
+    int n = between(0, 2) ? between(1, 3) : between(4, 8), cancel = between(0, 9) == 0;
+    pair_of_sessions s(n, n);
+    if (!l2c_gpu_decode_takes(s.card->pass.layers, s.shape.n_layers)) return;
+    stories told(n, s);
+    std::vector<int> tokens;
+    int done = s.card->decode(told.rows, told.draws, told.coins, told.ends, told.steps, cancel, tokens), step = 0;
+    for (bool end = false; step < told.steps && !end; step++) {
+        s.forward_cpu(told.rows);
         for (int i = 0; i < n; i++) {
             int32_t token = -1;
-            if (l2c_session_sample(s.cpu, (size_t)i, &samplers[i], nullptr, 0, &token, &s.err) != L2C_OK) failures++;
+            if (l2c_session_sample(s.cpu, (size_t)i, &told.samplers[i], nullptr, 0, &token, &s.err) != L2C_OK) failures++;
             check_bytes("token of a decode kernel", &tokens[step * n + i], &token, sizeof token);
-            for (int e : ends) end |= token == e;
-            rows[i].token = token;
-            rows[i].position++;
+            end |= told.is_end(token);
+            told.rows[i].token = token;
+            told.rows[i].position++;
         }
         end |= cancel;
     }
     check_bytes("sweeps", &done, &step, sizeof done);
+    s.check_saved();
+}
+
+/* The same by sweeps on the stream, of more stories, each of which goes on to an end of its own, and then stays there: its
+ * logits are still those that its last token was drawn from. */
+void check_telling() {
+    int n = between(0, 2) ? between(1, 4) : between(5, 20);
+    pair_of_sessions s(n, n);
+    stories told(n, s);
+    std::vector<int> tokens;
+    std::vector<std::vector<float>> last((size_t)n);
+    s.card->tell(told.rows, told.draws, told.coins, told.ends, told.steps, tokens);
+    for (int step = 0; step < told.steps; step++) {
+        std::vector<l2c_row> rows;
+        std::vector<int> which;
+        for (int i = 0; i < n; i++)
+            if (step < told.draws[i].left) rows.push_back(told.rows[i]), which.push_back(i);
+        if (rows.empty()) break;
+        s.forward_cpu(rows);
+        for (size_t r = 0; r < rows.size(); r++) {
+            int i = which[r];
+            int32_t token = -1;
+            const float *logits = l2c_session_logits(s.cpu, r);
+            last[i].assign(logits, logits + s.shape.vocab_size);
+            if (l2c_session_sample(s.cpu, r, &told.samplers[i], nullptr, 0, &token, &s.err) != L2C_OK) failures++;
+            check_bytes("token of a sweep", &tokens[step * n + i], &token, sizeof token);
+            if (told.is_end(token)) told.draws[i].left = 0;
+            told.rows[i].token = token;
+            told.rows[i].position++;
+        }
+    }
+    for (int i = 0; i < n; i++)
+        check_bytes("logits after the last token", s.card->logits(i), last[i].data(), last[i].size() * sizeof(float));
     s.check_saved();
 }
 
@@ -136,4 +182,5 @@ void check_decoding() {
 void test_passes() {
     for (int i = 0; i < 6; i++) check_passes();
     for (int i = 0; i < 4; i++) check_decoding();
+    for (int i = 0; i < 3; i++) check_telling();
 }

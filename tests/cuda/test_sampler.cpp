@@ -3,6 +3,7 @@
  */
 #include <math.h>
 
+#include <memory>
 #include <vector>
 
 #include "check.h"
@@ -37,27 +38,60 @@ l2c_sampler pick_sampler() {
     return s;
 }
 
+/* What a draw may have besides: a mask, and tokens that a penalty makes less likely. */
+struct adjustments {
+    buffer<uint32_t> allowed, seen;
+    std::vector<int32_t> history;
+    bool masked = between(0, 2) == 0, penalized = between(0, 2) == 0;
+
+    explicit adjustments(int vocab) : allowed((size_t)(vocab + 31) / 32), seen((size_t)(vocab + 31) / 32) {
+        int many = between(0, 1);
+        for (int i = 0; i < vocab; i++) {
+            bool may = many ? between(0, 9) > 0 : between(0, 9) == 0;
+            allowed[i / 32] = (i % 32 ? allowed[i / 32] : 0) | (uint32_t)may << (i % 32);
+            if (i % 32 == 0) seen[i / 32] = 0;
+        }
+        for (int i = between(1, 40); i > 0; i--) history.push_back(between(0, vocab - 1));
+        for (int32_t token : history) seen[token / 32] |= UINT32_C(1) << (token % 32);
+    }
+    void put(l2c_gpu_draw &draw, l2c_sampler &s) {
+        const float penalties[] = {1.1f, 2.0f, 0.5f, 1e-30f, 3e38f};
+        if (masked) draw.allowed = allowed.begin();
+        if (!penalized) return;
+        draw.penalty = s.repetition_penalty = penalties[between(0, 4)];
+        draw.seen = seen.begin();
+    }
+    l2c_status oracle(l2c_sampler *s, std::vector<float> logits, int32_t *token) {
+        for (size_t i = 0; masked && i < logits.size(); i++)
+            if (!(allowed[i / 32] >> (i % 32) & 1)) logits[i] = -INFINITY;
+        return oracle_pick(s, logits.data(), (int32_t)logits.size(), history.data(), history.size(), token);
+    }
+};
+
 void check_draws() {
     int vocab = between(0, 3) ? between(1, 1500) : between(5000, 9000), rows = between(1, 3), n = between(1, 4);
     buffer<float> logits((size_t)rows * vocab);
     for (int r = 0; r < rows; r++) fill(&logits[(size_t)r * vocab], vocab);
     std::vector<float> before(logits.begin(), logits.begin() + logits.count());
     std::vector<l2c_sampler> samplers;
+    std::vector<std::unique_ptr<adjustments>> changes;
     buffer<l2c_gpu_draw> draws((size_t)n);
     for (int i = 0; i < n; i++) {
         l2c_sampler s = pick_sampler();
         samplers.push_back(s);
         draws[i] = l2c_gpu_draw{between(0, rows - 1), s.temperature, s.top_p, s.min_p, s.top_k, oracle_coin(&s), -7, 0};
+        changes.push_back(std::make_unique<adjustments>(vocab));
+        changes[i]->put(draws[i], samplers[i]);
     }
-    l2c_gpu_sample p = {logits.begin(), draws.begin(), vocab, n};
+    l2c_gpu_sample p = {};
+    p.logits = logits.begin(), p.draws = draws.begin(), p.vocab_size = vocab, p.n = n;
     start(l2c_gpu_sample_launch(&p), p);
     finish();
     check_bytes("logits after sampling", logits.begin(), before.data(), before.size() * 4);
     for (int i = 0; i < n; i++) {
         const float *row = &before[(size_t)draws[i].row * vocab];
-        std::vector<float> used(row, row + vocab);
         int32_t token = -1;
-        l2c_status status = oracle_pick(&samplers[i], used.data(), vocab, &token);
+        l2c_status status = changes[i]->oracle(&samplers[i], std::vector<float>(row, row + vocab), &token);
         if (status == L2C_NONFINITE) token = L2C_GPU_UNUSABLE;
         /* what the card can always sort, it settles */
         if (draws[i].token == L2C_GPU_HOST && vocab > L2C_GPU_CANDIDATES) continue;
@@ -93,12 +127,13 @@ void check_the_last_coin() {
         if (i != most) logits[i] = 9.0f - 88.0f - 0.1f * (float)between(0, 100);
     buffer<l2c_gpu_draw> draw(1);
     draw[0] = l2c_gpu_draw{0, 1.0f, 1.0f, 0.0f, 0, oracle_coin(&s), -7, 0};
-    l2c_gpu_sample p = {logits.begin(), draw.begin(), vocab, 1};
+    l2c_gpu_sample p = {};
+    p.logits = logits.begin(), p.draws = draw.begin(), p.vocab_size = vocab, p.n = 1;
     start(l2c_gpu_sample_launch(&p), p);
     finish();
     std::vector<float> used(logits.begin(), logits.begin() + vocab);
     int32_t token = -1;
-    if (draw[0].coin != 1.0f - 0x1p-24f || oracle_pick(&s, used.data(), vocab, &token) != L2C_OK) failures++;
+    if (draw[0].coin != 1.0f - 0x1p-24f || oracle_pick(&s, used.data(), vocab, nullptr, 0, &token) != L2C_OK) failures++;
     check_bytes("token of the last coin", &draw[0].token, &token, sizeof token);
 }
 

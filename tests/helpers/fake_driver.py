@@ -9,7 +9,8 @@ from pathlib import Path
 
 DEFAULTS = (
     "cards=80,memory=4096,held=0,driver=13000,ptx=90,sms=2,seed=1,eager=0,init=0,retain=0,load=0,"
-    "mode=0,mig=0,stays=0,alloc_fails=0,pin_fails=0,launch_refused=0,launch_fails=0,lost=0,lost_error=46"
+    "mode=0,mig=0,stays=0,launch_us=10,alloc_fails=0,pin_fails=0,launch_refused=0,launch_fails=0,"
+    "lost=0,lost_error=46"
 )
 
 

@@ -10,7 +10,7 @@
 State state;
 static thread_local std::vector<CUcontext> stack; // contexts of this thread, the current one last
 
-static const std::map<std::string, long> DEFAULTS = {{"memory", 4096}, {"driver", 13000}, {"ptx", 90}, {"sms", 2}, {"seed", 1}, {"lost_error", 46}};
+static const std::map<std::string, long> DEFAULTS = {{"memory", 4096}, {"driver", 13000}, {"ptx", 90}, {"sms", 2}, {"seed", 1}, {"launch_us", 10}, {"lost_error", 46}};
 
 bool State::strikes(const char *name) {
     long &left = settings[name];

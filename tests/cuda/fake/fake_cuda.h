@@ -22,6 +22,7 @@
 //   cards=75+80     capabilities; a new list takes effect when no context is retained
 //   memory=4096     MiB a card has; held=0: MiB of it that others hold
 //   driver=13000    what cuDriverGetVersion says; ptx=90: the newest PTX it takes (74 for version 7.4)
+//   launch_us=10    microseconds that a launch takes, by the clock that events tell; nothing else takes any
 //   sms=2           multiprocessors; seed=1: the order in which the emulator runs threads; eager=0
 //   init=100        cuInit gives this error; retain=46, load=218: so do retaining a context, loading a module
 //   mode=0          the compute mode (3: one process alone); mig=1: the card's name is that of a part of one
@@ -61,7 +62,7 @@ struct CUevent_st {
     Card *card;
     CUstream stream = nullptr;       // where it was recorded last
     uint64_t number = 0;             // as which piece of work; 0: never
-    double milliseconds = 0;         // when that was done
+    long microseconds = 0;           // when that was done
 };
 
 struct Entry {                       // a kernel as its PTX declares it
@@ -80,6 +81,7 @@ struct Card {
     int number = 0, capability = 0;
     unsigned retained = 0;
     size_t used = 0;
+    long microseconds = 0;           // of launches
     CUresult lost = CUDA_SUCCESS;    // what every call gives once the device has failed
     CUctx_st context{this};
     CUstream_st default_stream{this, true, {}};

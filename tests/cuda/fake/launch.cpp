@@ -4,7 +4,6 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 #include <algorithm>
 #include "emulator.h"
 #include "fake_cuda.h"
@@ -151,9 +150,7 @@ API cuEventRecord(CUevent event, CUstream asked) {
     event->stream = stream;
     event->number = state.work + 1;
     return enqueue(card, asked, [=] {
-        timespec now;
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        event->milliseconds = (double)now.tv_sec * 1e3 + (double)now.tv_nsec / 1e6;
+        event->microseconds = card->microseconds;
         return CUDA_SUCCESS;
     });
 }
@@ -177,7 +174,7 @@ API cuEventElapsedTime(float *milliseconds, CUevent start, CUevent end) {
     if (!card->events.count(start) || !card->events.count(end)) return CUDA_ERROR_INVALID_HANDLE;
     if (start->number == 0 || end->number == 0) return CUDA_ERROR_INVALID_HANDLE;
     if (!reached(start) || !reached(end)) return CUDA_ERROR_NOT_READY;
-    *milliseconds = (float)(end->milliseconds - start->milliseconds);
+    *milliseconds = (float)(end->microseconds - start->microseconds) / 1000.0f;
     return CUDA_SUCCESS;
 }
 API cuStreamWaitEvent(CUstream asked, CUevent event, unsigned flags) {
@@ -231,7 +228,10 @@ static CUresult launch_kernel(CUfunction f, const unsigned grid[3], const unsign
     state.launches++;
     bool fails = state.strikes("launch_fails");
     const char *name = entry.kernel->name;
-    return enqueue(card, stream, [=] { return fails ? CUDA_ERROR_LAUNCH_FAILED : run_kernel(launch, name); });
+    return enqueue(card, stream, [=] {
+        card->microseconds += state.get("launch_us");
+        return fails ? CUDA_ERROR_LAUNCH_FAILED : run_kernel(launch, name);
+    });
 }
 
 API cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
