@@ -10,6 +10,7 @@ of the time that is spent outside C's functions.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from time import perf_counter
 from typing import Any
 
@@ -109,7 +110,7 @@ def main() -> None:
         "threads": arguments.threads,
         "isa": llamas[0].isa,
         "sweep_bytes": {llama.config.dtype: llama.sweep_bytes for llama in llamas},
-        "config": llamas[0].config._asdict(),
+        "config": asdict(llamas[0].config),
         "batch": rows,
     }
     finish(

@@ -12,6 +12,7 @@ the 8 before each.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from statistics import median
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -160,7 +161,7 @@ def measure_positions(cases: list[Case], rounds: int, longest: int) -> dict[str,
         "threads": cases[0].llama.threads,
         "isa": cases[0].llama.isa,
         "sweep_bytes": {str(case.name): case.llama.sweep_bytes for case in cases},
-        "config": cases[0].llama.config._asdict(),
+        "config": asdict(cases[0].llama.config),
     }
 
 

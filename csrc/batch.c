@@ -27,6 +27,7 @@ static uint64_t lay_out(l2c_batch *b, unsigned char *memory) {
         s->mask = l2c_arena_part(&a, words * sizeof *s->mask, 0);
         s->logits = l2c_arena_part(&a, (uint64_t)b->vocab_size * sizeof *s->logits, 0);
         s->top = l2c_arena_part(&a, L2C_MAX_TOP * sizeof *s->top, 0);
+        s->biases = l2c_arena_part(&a, (uint64_t)b->vocab_size * sizeof *s->biases, 0);
     }
     return a.used;
 }
@@ -158,7 +159,7 @@ static l2c_status check_request(const l2c_batch *b, const l2c_request *r, l2c_er
         return l2c_fail(err, L2C_ARG, "n_top is %d; it must be 0 to %d", r->n_top, L2C_MAX_TOP);
     l2c_status status = check_tokens(b, "prompt", r->prompt, r->n_prompt, err);
     if (status == L2C_OK) status = check_tokens(b, "ends", r->ends, r->n_ends, err);
-    return status == L2C_OK ? l2c_sampler_check(r->sampler, err) : status;
+    return status == L2C_OK ? l2c_sampler_check(r->sampler, (int32_t)b->vocab_size, err) : status;
 }
 
 /* The free sequence with most of the prompt cached, unless more than half of its cache would be lost; else the least
@@ -189,8 +190,11 @@ static void begin(l2c_batch *b, story *s, const l2c_request *r, size_t n_cached)
     s->id = ++b->n_added * (int64_t)b->n_stories + sequence_of(b, s);
     s->stage = PREFILL;
     s->sampler = *r->sampler;
+    s->sampler.n_prompt = r->n_prompt;
+    s->sampler.biases = s->biases;
+    if (r->sampler->n_biases > 0) memcpy(s->biases, r->sampler->biases, r->sampler->n_biases * sizeof *s->biases);
     s->tell = r->tell & L2C_TELL_LOGPROBS ? r->tell | L2C_TELL_TOKENS : r->tell;
-    s->n_top = min_size((size_t)r->n_top, b->vocab_size);
+    s->n_top = r->tell & L2C_TELL_LOGPROBS ? min_size((size_t)r->n_top, b->vocab_size) : 0;
     s->n = s->n_prompt = r->n_prompt;
     s->n_max = r->n_prompt + (size_t)r->max_tokens;
     memcpy(s->tokens, r->prompt, r->n_prompt * sizeof *r->prompt);

@@ -21,6 +21,7 @@ typedef struct story {
     _Atomic int64_t dropped; /* largest id that l2c_batch_drop was called with */
     int64_t last_used;       /* the larger, the later */
     l2c_sampler sampler;
+    l2c_logit_bias *biases;  /* (vocab_size) the sampler's */
     int32_t tell;            /* l2c_tell flags: the events that are wanted */
     size_t n_top;            /* likeliest tokens to report */
 

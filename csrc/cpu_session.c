@@ -58,7 +58,6 @@ static uint64_t lay_out(l2c_cpu_session *s, unsigned char *memory, const l2c_mod
     s->kv_f32 = o->kv == L2C_KV_FLOAT16 ? l2c_arena_part(&a, threads * L2C_SUM_BLOCK * head * f, 1) : NULL;
     s->logits = l2c_arena_part(&a, rows * vocab * f, 1);
     s->candidates = l2c_arena_part(&a, threads * 2 * vocab * sizeof *s->candidates, 1);
-    s->seen = l2c_arena_part(&a, threads * vocab, 1);
     s->xq = quantized_rows(&a, m, rows, dim);
     s->aq = quantized_rows(&a, m, rows, q_dim);
     s->hq = quantized_rows(&a, m, rows, hidden);
@@ -131,7 +130,7 @@ static float *logits(l2c_session *session, size_t i) {
 static l2c_status sample(l2c_session *session, l2c_draw *draws, l2c_draw_options *options, size_t n, l2c_error *err) {
     const l2c_cpu_session *s = session->state;
     const l2c_chooser chooser = {.kernels = s->kernels, .pool = s->pool, .vocab_size = (size_t)s->model->config.vocab_size,
-                                 .logits = s->logits, .candidates = s->candidates, .seen = s->seen};
+                                 .logits = s->logits, .candidates = s->candidates};
     l2c_choose(&chooser, draws, options, NULL, n, err);
     return L2C_OK;
 }

@@ -37,7 +37,6 @@ typedef struct {
     float *kv_f32;       /* (threads, L2C_SUM_BLOCK, head_size) of a float16 cache, else NULL */
     float *logits;       /* (L2C_MAX_ROWS, vocab_size) */
     l2c_candidate *candidates; /* (threads, 2, vocab_size) for the sampler */
-    unsigned char *seen; /* (threads, vocab_size) marks for the repetition penalty, all 0 between calls */
 } l2c_cpu_session;
 
 /* Floats of value_sums that one tile takes: (blocks of n_ctx, L2C_TILE, head_size). Rounded up to what is the same for

@@ -9,8 +9,8 @@ static l2c_status decode_at_once(l2c_session *s, l2c_sampler *sampler, int32_t *
                                  const int32_t *ends, size_t n_ends, uint64_t *rng_states, size_t *n_new, l2c_error *err) {
     const l2c_row row = {0, (int32_t)n - 1, tokens[n - 1], 1};
     size_t n_fed;
-    if (s->backend->decode == NULL || sampler->repetition_penalty != 1.0f) return L2C_UNSUPPORTED;
-    l2c_status status = l2c_sampler_check(sampler, err);
+    if (s->backend->decode == NULL || l2c_sampler_adjusts(sampler)) return L2C_UNSUPPORTED;
+    l2c_status status = l2c_sampler_check(sampler, s->model->config.vocab_size, err);
     if (status == L2C_OK) status = l2c_session_begin(s, &row, 1, err);
     if (status != L2C_OK) return status;
     status = s->backend->decode(s, &row, sampler, n_steps, ends, n_ends, tokens + n, rng_states, n_new, &n_fed, err);
@@ -26,7 +26,7 @@ static l2c_status decode(l2c_session *s, l2c_sampler *sampler, int32_t *tokens, 
         int32_t *next = &tokens[n + *n_new];
         const l2c_row row = {0, (int32_t)(n + *n_new) - 1, next[-1], 1};
         status = l2c_session_forward_held(s, &row, 1, err);
-        if (status == L2C_OK) status = l2c_session_sample_held(s, 0, sampler, tokens, n + *n_new, next, err);
+        if (status == L2C_OK) status = l2c_session_sample_held(s, 0, sampler, tokens, n + *n_new, NULL, next, err);
         if (status != L2C_OK) break;
         rng_states[(*n_new)++] = sampler->rng_state;
         if (l2c_is_among(ends, n_ends, *next)) break;

@@ -31,7 +31,6 @@ static void draw_on_thread(void *arg, int thread, int n_threads) {
     const l2c_chooser *c = d->chooser;
     size_t vocab = c->vocab_size;
     l2c_candidate *candidates = c->candidates + (size_t)thread * 2 * vocab;
-    unsigned char *seen = c->seen + (size_t)thread * vocab;
     for (size_t i = (size_t)thread; i < d->n; i += (size_t)n_threads) {
         size_t at = d->which != NULL ? d->which[i] : i;
         l2c_draw *draw = &d->draws[at];
@@ -40,7 +39,7 @@ static void draw_on_thread(void *arg, int thread, int n_threads) {
         if (options->logits != NULL && !options->logits_are_kept) memcpy(options->logits, x, vocab * sizeof *x);
         if (options->mask != NULL) forbid(x, options->mask, vocab);
         draw->status = l2c_sampler_pick(draw->sampler, c->kernels, x, (int32_t)vocab, draw->history, draw->n_history,
-                                        candidates, seen, &draw->token, d->err);
+                                        candidates, &draw->token, d->err);
         if (options->logits != NULL && draw->status == L2C_OK) tell_logprobs(c->kernels, options, draw->token, vocab);
     }
 }

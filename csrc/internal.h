@@ -21,7 +21,7 @@ __attribute__((format(printf, 3, 4)))
 #endif
 l2c_status l2c_fail(l2c_error *err, l2c_status status, const char *format, ...);
 
-/* ---- system/posix.c ---------------------------------------------------------------------------- */
+/* ---- system/posix.c, arena.c; wasm.c in a browser ---------------------------------------------- */
 
 typedef struct {
     const unsigned char *data;
@@ -62,6 +62,9 @@ l2c_status l2c_file_to_memory(l2c_mapping *mapping, size_t header);
 void *l2c_memory_zeroed(size_t count, size_t size);
 void l2c_memory_free(void *memory);
 
+/* Huge pages for this part of it, where they can be had; before it is touched. */
+void l2c_memory_wish_huge(void *memory, size_t size);
+
 /* Such memory as one block of many parts. One function lays it out: first without memory, to measure it. */
 typedef struct {
     unsigned char *memory; /* NULL: only measures */
@@ -74,6 +77,9 @@ static inline uint64_t l2c_times(uint64_t a, uint64_t b) { return b != 0 && a > 
 /* The next part, `bytes` long and on a cache line; NULL while only measuring. Where much of it will be touched, huge
  * pages save most of the page faults and of the misses in address translation. */
 void *l2c_arena_part(l2c_arena *arena, uint64_t bytes, int huge);
+
+/* The time, as a number that nobody can foretell; 0 where there is no clock. */
+uint64_t l2c_time_noise(void);
 
 /* ---- system/library.c ------------------------------------------------------------------------------- */
 
@@ -247,20 +253,6 @@ struct l2c_session {
     l2c_session *partner; /* whose request to stop counts here as well: draft and target while they speculate */
 };
 
-/* What a batch wants of a draw besides its token. */
-typedef struct {
-    const uint32_t *mask; /* a bit for each token that may be picked, as for l2c_batch_mask; NULL: all may */
-    float *logits;        /* (vocab_size) for the row as the model computed it; NULL: no log-probabilities are wanted */
-    int logits_are_kept;  /* they are there already: the caller has changed the row since */
-    double logprob;       /* out: of the token; of `logits`, as are those of */
-    l2c_logprob *top;     /* (n_top) the likeliest, likeliest first; of equals, the smaller id first */
-    size_t n_top;
-} l2c_draw_options;
-
-/* l2c_session_sample_many, with options for each draw. */
-l2c_status l2c_session_sample_with(l2c_session *session, l2c_draw *draws, l2c_draw_options *options, size_t n,
-                                   l2c_error *err);
-
 /* Whether whoever computes should stop: somebody asked for it, and no call has answered yet. */
 static inline int l2c_session_stopping(const l2c_session *s) {
     return atomic_load_explicit(&s->cancel, memory_order_relaxed) ||
@@ -290,7 +282,7 @@ l2c_status l2c_session_begin(l2c_session *session, const l2c_row *rows, size_t n
  * leaves the request standing. */
 l2c_status l2c_session_forward_held(l2c_session *session, const l2c_row *rows, size_t n_rows, l2c_error *err);
 l2c_status l2c_session_sample_held(l2c_session *session, size_t i, l2c_sampler *sampler, const int32_t *history,
-                                   size_t n_history, int32_t *token, l2c_error *err);
+                                   size_t n_history, l2c_draw_options *options, int32_t *token, l2c_error *err);
 
 l2c_status l2c_session_fail_busy(l2c_error *err);
 
@@ -301,18 +293,29 @@ typedef struct {
     int32_t token;
 } l2c_candidate;
 
-/* L2C_ARG for a sampler that cannot pick. */
-l2c_status l2c_sampler_check(const l2c_sampler *sampler, l2c_error *err);
+/* L2C_ARG for a sampler that cannot pick from n tokens. */
+l2c_status l2c_sampler_check(const l2c_sampler *sampler, int32_t n, l2c_error *err);
 
-/* Picks from logits (n), which it uses up unless it returns L2C_ARG; candidates (2 n) and seen (n) are scratch. */
-l2c_status l2c_sampler_pick(l2c_sampler *sampler, const l2c_kernels *kernels, float *logits,
-                            int32_t n, const int32_t *history, size_t n_history,
-                            l2c_candidate *candidates, unsigned char *seen, int32_t *token,
+/* Picks from logits (n), which it uses up unless it returns L2C_ARG; candidates (2 n) are scratch. */
+l2c_status l2c_sampler_pick(l2c_sampler *sampler, const l2c_kernels *kernels, float *logits, int32_t n,
+                            const int32_t *history, size_t n_history, l2c_candidate *candidates, int32_t *token,
                             l2c_error *err);
 
 /* The coin, in [0, 1), that such a choice tosses; L2C_NONFINITE for logits that nothing can be picked from. */
 float l2c_sampler_coin(l2c_sampler *sampler);
 l2c_status l2c_sampler_fail_unusable(l2c_error *err);
+
+/* ---- penalties.c ------------------------------------------------------------------------------------- */
+
+/* Whether a sampler changes logits before it looks at them. */
+static inline int l2c_sampler_adjusts(const l2c_sampler *s) {
+    return s->n_biases > 0 || s->repetition_penalty != 1.0f || s->presence_penalty != 0.0f || s->frequency_penalty != 0.0f;
+}
+
+/* Makes these changes, as llama2c.h has them, to logits (n); counts (n) are scratch. Tokens of the history that are
+ * none count for nothing. */
+void l2c_sampler_adjust(const l2c_sampler *sampler, float *logits, int32_t n, const int32_t *history, size_t n_history,
+                        int32_t *counts);
 
 /* ---- draws.c ----------------------------------------------------------------------------------------- */
 
@@ -323,7 +326,6 @@ typedef struct {
     size_t vocab_size;
     float *logits;             /* (rows, vocab_size) */
     l2c_candidate *candidates; /* (threads, 2, vocab_size) scratch */
-    unsigned char *seen;       /* (threads, vocab_size) 0 between calls */
 } l2c_chooser;
 
 /* Fills token and status of n draws, those that `which` names or, with NULL, the first, and what their options want.

@@ -97,14 +97,15 @@ const char *l2c_status_text(l2c_status status);
 
 /* ---- Instruction sets --------------------------------------------------------------------- */
 
-/* Which kernels compute. All but the last give the same bits; they differ in speed. */
+/* Which kernels compute. All but runq give the same bits; they differ in speed. */
 typedef enum {
     L2C_ISA_AUTO = 0, /* the fastest that this machine and its operating system run */
     L2C_ISA_SCALAR,   /* plain C: the oracle for the others */
     L2C_ISA_AVX2,     /* AVX2 + FMA + F16C */
     L2C_ISA_AVX512,   /* AVX-512 F, BW, DQ, VL, VNNI */
     L2C_ISA_NEON,     /* 64-bit ARM */
-    L2C_ISA_RUNQ      /* never automatic: runq.c's own arithmetic, in plain C; see L2C_DTYPE_FILE */
+    L2C_ISA_RUNQ,     /* never automatic: runq.c's own arithmetic, in plain C; see L2C_DTYPE_FILE */
+    L2C_ISA_SIMD128   /* WebAssembly's 128-bit SIMD */
 } l2c_isa;
 
 /* Resolves L2C_ISA_AUTO, and refuses (L2C_UNSUPPORTED) what this machine cannot run. */
@@ -358,12 +359,31 @@ void l2c_pool_free(l2c_pool *pool);
 
 /* ---- Sampler: a plain struct of the caller's, copied and saved as it likes -------------------- */
 
+/* What is added to a token's logit: any finite number, or minus infinity, which forbids the token. */
+typedef struct {
+    int32_t token;
+    float value;
+} l2c_logit_bias;
+
+/*
+ * Logits change in this order, each operation rounded to float32, whatever the instruction set:
+ *     x += value                                     for each of the biases, in their order
+ *     x = x > 0 ? x / repetition : x * repetition    for each token of the history, once (CTRL, Keskar et al. 2019)
+ *     x -= frequency * count; x -= presence          for each token of the story, which it has `count` times
+ * The story is the history from n_prompt on. Then comes temperature, then min_p, top_k and top_p. A sum beyond
+ * float32 is minus infinity, which forbids the token, or one of the logits that L2C_NONFINITE means.
+ */
 typedef struct {
     float temperature;        /* 0: greedy */
     float top_p;              /* nucleus, 0 to 1; both 0 and 1 are off, as in llama2.c */
     int32_t top_k;            /* keep the k most probable; 0: off */
     float min_p;              /* keep p >= min_p * largest p; 0: off */
-    float repetition_penalty; /* 1: off; CTRL's rule (Keskar et al. 2019) over the history */
+    float repetition_penalty; /* 1: off */
+    float presence_penalty;   /* 0: off; below 0, tokens that the story has are likelier. So is */
+    float frequency_penalty;
+    size_t n_prompt;          /* tokens at the beginning of the history that are not the story's; in a batch, the prompt */
+    const l2c_logit_bias *biases; /* (n_biases) the caller's, there as long as the sampler is used */
+    size_t n_biases;          /* at most vocab_size */
     uint64_t rng_state;       /* xorshift64*, as llama2.c; never 0 */
 } l2c_sampler;
 
@@ -427,7 +447,7 @@ float *l2c_session_logits(l2c_session *session, size_t i);
 
 /*
  * Picks a token from logits row i, by llama2.c's rule and with one coin unless temperature is 0.
- * history (n_history ids, may be NULL) is what repetition_penalty looks at. Uses up the row, unless it fails
+ * history (n_history ids, may be NULL) is what the penalties look at. Uses up the row, unless it fails
  * with L2C_ARG: sampling, scoring or reading it again is an error.
  */
 l2c_status l2c_session_sample(l2c_session *session, size_t i, l2c_sampler *sampler,
@@ -447,6 +467,28 @@ typedef struct {
 /* Picks n tokens from different rows, on all threads of the pool. Fails as a whole, and uses up nothing, only
  * for a row that is not there, is used up, or comes twice (L2C_ARG), and with L2C_BUSY. */
 l2c_status l2c_session_sample_many(l2c_session *session, l2c_draw *draws, size_t n, l2c_error *err);
+
+enum { L2C_MAX_TOP = 64 };
+
+typedef struct {
+    int32_t token;
+    double logprob; /* natural logarithm, of the model's own distribution: before masks, changes by the
+                     * caller, biases, penalties and temperature; NaN where its logits hold NaN or infinity */
+} l2c_logprob;
+
+/* What is wanted of a draw besides its token; all zero, nothing. */
+typedef struct {
+    const uint32_t *mask; /* a bit for each token that may be picked: bit t % 32 of mask[t / 32]; NULL: all may */
+    float *logits;        /* (vocab_size) for the row as the model computed it; NULL: no log-probabilities are wanted */
+    int logits_are_kept;  /* they are there already: the caller has changed the row since */
+    double logprob;       /* out: of the token that was picked */
+    l2c_logprob *top;     /* out: (n_top) the likeliest, likeliest first; of equals, the smaller id first */
+    size_t n_top;         /* at most L2C_MAX_TOP, and vocab_size; 0 without logits */
+} l2c_draw_options;
+
+/* The same, with options for each draw; L2C_ARG also for an n_top that is too much. */
+l2c_status l2c_session_sample_with(l2c_session *session, l2c_draw *draws, l2c_draw_options *options, size_t n,
+                                   l2c_error *err);
 
 enum { L2C_MAX_STEPS = 32 };
 
@@ -470,14 +512,15 @@ l2c_status l2c_session_logprob(l2c_session *session, size_t i, int32_t token, do
  * `target` checks them in one sweep. tokens holds the n tokens so far, of which target has been fed
  * n - 1, and has room for n_draft + 1 more; *n_new of them are appended, 1 or more, which are those
  * that target alone would have sampled one by one; rng_states[i] is the sampler's state after the
- * i-th. Stops after any of the n_ends ids in ends. draft may have been fed any beginning of tokens, and
+ * i-th. Stops after any of the n_ends ids in ends. options (n_draft + 1, or NULL) are those of the draws from target's
+ * rows, one behind the other, so that all may have the same `logits`. draft may have been fed any beginning of tokens, and
  * nothing else. Where the draft's logits are not finite it proposes no further, and target goes on alone.
  * A request to stop either session stops both. On failure tokens are as they were as far as n; the
  * sampler's state is not.
  */
 l2c_status l2c_speculate(l2c_session *target, l2c_session *draft, l2c_sampler *sampler,
                          int32_t *tokens, size_t n, size_t n_draft, const int32_t *ends, size_t n_ends,
-                         uint64_t *rng_states, size_t *n_new, l2c_error *err);
+                         uint64_t *rng_states, l2c_draw_options *options, size_t *n_new, l2c_error *err);
 
 /* Positions of a sequence that are in the cache, or -1 without such a sequence. */
 int32_t l2c_session_length(const l2c_session *session, int32_t sequence);
@@ -531,8 +574,6 @@ void l2c_session_free(l2c_session *session);
  */
 typedef struct l2c_batch l2c_batch;
 
-enum { L2C_MAX_TOP = 64 };
-
 /* What is told of a story before its end: flags. */
 typedef enum {
     L2C_TELL_TOKENS = 1,   /* each token */
@@ -551,12 +592,6 @@ typedef struct {
     int32_t tell;       /* l2c_tell flags */
     int32_t n_top;      /* of L2C_TELL_LOGPROBS: so many of the likeliest tokens, at most L2C_MAX_TOP */
 } l2c_request;
-
-typedef struct {
-    int32_t token;
-    double logprob; /* natural logarithm, of the model's own distribution: before masks, changes by the
-                     * caller, penalties and temperature; NaN where its logits hold NaN or infinity */
-} l2c_logprob;
 
 typedef enum {
     L2C_EVENT_TOKEN,  /* a token was sampled, which does not end the story */

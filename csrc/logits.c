@@ -17,12 +17,20 @@ static l2c_status check_row(const l2c_session *s, size_t i, l2c_error *err) {
     return L2C_OK;
 }
 
+static l2c_status check_options(const l2c_session *s, const l2c_draw_options *options, l2c_error *err) {
+    size_t vocab = (size_t)s->model->config.vocab_size, most = vocab < L2C_MAX_TOP ? vocab : L2C_MAX_TOP;
+    if (options->logits == NULL) most = 0;
+    if (options->n_top <= most) return L2C_OK;
+    return l2c_fail(err, L2C_ARG, "n_top is %zu; it must be 0 to %zu", options->n_top, most);
+}
+
 l2c_status l2c_session_sample_held(l2c_session *s, size_t i, l2c_sampler *sampler, const int32_t *history,
-                                   size_t n_history, int32_t *token, l2c_error *err) {
+                                   size_t n_history, l2c_draw_options *options, int32_t *token, l2c_error *err) {
     l2c_status status = check_row(s, i, err);
+    if (status == L2C_OK && options != NULL) status = check_options(s, options, err);
     if (status != L2C_OK) return status;
     l2c_draw draw = {.row = i, .sampler = sampler, .history = history, .n_history = n_history};
-    status = s->backend->sample(s, &draw, NULL, 1, err);
+    status = s->backend->sample(s, &draw, options, 1, err);
     if (status != L2C_OK) return status;
     s->used[i] = draw.status != L2C_ARG;
     if (draw.status == L2C_OK) *token = draw.token;
@@ -33,7 +41,7 @@ l2c_status l2c_session_sample(l2c_session *s, size_t i, l2c_sampler *sampler, co
                               size_t n_history, int32_t *token, l2c_error *err) {
     if (!l2c_session_enter(s)) return l2c_session_fail_busy(err);
     l2c_float_env env = l2c_float_enter();
-    l2c_status status = l2c_session_sample_held(s, i, sampler, history, n_history, token, err);
+    l2c_status status = l2c_session_sample_held(s, i, sampler, history, n_history, NULL, token, err);
     l2c_float_leave(env);
     l2c_session_leave(s);
     return status;
@@ -56,7 +64,9 @@ l2c_status l2c_session_sample_with(l2c_session *s, l2c_draw *draws, l2c_draw_opt
                                    l2c_error *err) {
     if (!l2c_session_enter(s)) return l2c_session_fail_busy(err);
     l2c_float_env env = l2c_float_enter();
-    l2c_status status = take_rows(s, draws, n, err);
+    l2c_status status = L2C_OK;
+    for (size_t i = 0; i < n && options != NULL && status == L2C_OK; i++) status = check_options(s, &options[i], err);
+    if (status == L2C_OK) status = take_rows(s, draws, n, err);
     if (status == L2C_OK && n > 0) {
         status = s->backend->sample(s, draws, options, n, err);
         for (size_t i = 0; i < n; i++) s->used[draws[i].row] = status == L2C_OK && draws[i].status != L2C_ARG;

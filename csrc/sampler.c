@@ -36,7 +36,19 @@ void l2c_sampler_init(l2c_sampler *sampler, uint64_t seed) {
     };
 }
 
-l2c_status l2c_sampler_check(const l2c_sampler *s, l2c_error *err) {
+static l2c_status check_biases(const l2c_sampler *s, int32_t n, l2c_error *err) {
+    if (s->n_biases > (size_t)n) return l2c_fail(err, L2C_ARG, "%zu biases; the vocabulary has %d", s->n_biases, n);
+    for (size_t i = 0; i < s->n_biases; i++) {
+        const l2c_logit_bias *b = &s->biases[i];
+        if (b->token < 0 || b->token >= n)
+            return l2c_fail(err, L2C_ARG, "biases[%zu]: token is %d; the vocabulary has %d", i, b->token, n);
+        if (!isfinite(b->value) && b->value != -INFINITY)
+            return l2c_fail(err, L2C_ARG, "biases[%zu] is %g; it must be finite, or minus infinity", i, (double)b->value);
+    }
+    return L2C_OK;
+}
+
+l2c_status l2c_sampler_check(const l2c_sampler *s, int32_t n, l2c_error *err) {
     /* Written so that NaN fails. */
     if (!(s->temperature >= 0.0f && s->temperature <= 3.4e38f))
         return l2c_fail(err, L2C_ARG, "temperature is %g; it must be finite and 0 or more", (double)s->temperature);
@@ -48,8 +60,12 @@ l2c_status l2c_sampler_check(const l2c_sampler *s, l2c_error *err) {
     if (!(s->repetition_penalty > 0.0f && s->repetition_penalty <= 3.4e38f))
         return l2c_fail(err, L2C_ARG, "repetition_penalty is %g; it must be finite and more than 0",
                         (double)s->repetition_penalty);
+    if (!isfinite(s->presence_penalty))
+        return l2c_fail(err, L2C_ARG, "presence_penalty is %g; it must be finite", (double)s->presence_penalty);
+    if (!isfinite(s->frequency_penalty))
+        return l2c_fail(err, L2C_ARG, "frequency_penalty is %g; it must be finite", (double)s->frequency_penalty);
     if (s->rng_state == 0) return l2c_fail(err, L2C_ARG, "rng_state is 0, which xorshift never leaves");
-    return L2C_OK;
+    return check_biases(s, n, err);
 }
 
 /* ---- Before the choice ------------------------------------------------------------------------ */
@@ -65,19 +81,6 @@ static int usable(const float *logits, int32_t n) {
         bad |= !finite & (bits != 0xFF800000u);
     }
     return any && !bad;
-}
-
-/* CTRL's rule, once a token: a seen token's logit moves towards "less likely". */
-static void penalize(float *logits, int32_t n, const int32_t *history, size_t n_history, float penalty,
-                     unsigned char *seen) {
-    for (size_t i = 0; i < n_history; i++) {
-        int32_t token = history[i];
-        if (token < 0 || token >= n || seen[token]) continue;
-        seen[token] = 1;
-        logits[token] = logits[token] > 0.0f ? logits[token] / penalty : logits[token] * penalty;
-    }
-    for (size_t i = 0; i < n_history; i++)
-        if (history[i] >= 0 && history[i] < n) seen[history[i]] = 0;
 }
 
 l2c_status l2c_sampler_fail_unusable(l2c_error *err) {
@@ -266,12 +269,12 @@ static int32_t pick_likely(const l2c_sampler *s, const l2c_kernels *kernels, con
 }
 
 l2c_status l2c_sampler_pick(l2c_sampler *s, const l2c_kernels *kernels, float *logits, int32_t n,
-                            const int32_t *history, size_t n_history, l2c_candidate *candidates,
-                            unsigned char *seen, int32_t *token, l2c_error *err) {
-    l2c_status status = l2c_sampler_check(s, err);
+                            const int32_t *history, size_t n_history, l2c_candidate *candidates, int32_t *token,
+                            l2c_error *err) {
+    l2c_status status = l2c_sampler_check(s, n, err);
     if (status != L2C_OK) return status;
-    if (s->repetition_penalty != 1.0f && history != NULL)
-        penalize(logits, n, history, n_history, s->repetition_penalty, seen);
+    if (l2c_sampler_adjusts(s)) /* the candidates come later */
+        l2c_sampler_adjust(s, logits, n, history, n_history, (int32_t *)(void *)candidates);
     float largest = kernels->max(logits, (size_t)n);
     int greedy = s->temperature == 0.0f || !isfinite(largest / s->temperature); /* or as good as */
     if (greedy) {

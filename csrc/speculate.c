@@ -43,7 +43,7 @@ static l2c_status propose(l2c_session *draft, l2c_sampler coins, int32_t *tokens
         size_t length = n + *proposed;
         l2c_status status = catch_up(draft, tokens, length, err);
         if (status == L2C_OK)
-            status = l2c_session_sample_held(draft, 0, &coins, tokens, length, &tokens[length], err);
+            status = l2c_session_sample_held(draft, 0, &coins, tokens, length, NULL, &tokens[length], err);
         if (status == L2C_NONFINITE) break; /* an int8 weight out of range is no reason to stop the story */
         if (status != L2C_OK) return status;
         ++*proposed;
@@ -54,8 +54,8 @@ static l2c_status propose(l2c_session *draft, l2c_sampler coins, int32_t *tokens
 
 /* By a caller that has entered both sessions. */
 static l2c_status speculate(l2c_session *target, l2c_session *draft, l2c_sampler *sampler, int32_t *tokens,
-                            size_t n, size_t n_draft, end_tokens stop, uint64_t *rng_states, size_t *n_new,
-                            l2c_error *err) {
+                            size_t n, size_t n_draft, end_tokens stop, uint64_t *rng_states,
+                            l2c_draw_options *options, size_t *n_new, l2c_error *err) {
     size_t proposed, accepted = 0;
     l2c_status status = propose(draft, *sampler, tokens, n, n_draft, stop, &proposed, err);
     if (status == L2C_OK) {
@@ -65,7 +65,8 @@ static l2c_status speculate(l2c_session *target, l2c_session *draft, l2c_sampler
     }
     for (int agree = 1; status == L2C_OK && agree;) {
         int32_t token;
-        status = l2c_session_sample_held(target, accepted, sampler, tokens, n + accepted, &token, err);
+        l2c_draw_options *wanted = options != NULL ? &options[accepted] : NULL;
+        status = l2c_session_sample_held(target, accepted, sampler, tokens, n + accepted, wanted, &token, err);
         if (status != L2C_OK) break;
         agree = accepted < proposed && token == tokens[n + accepted] && !ends_story(stop, token);
         tokens[n + accepted] = token;
@@ -81,7 +82,7 @@ static l2c_status speculate(l2c_session *target, l2c_session *draft, l2c_sampler
 
 l2c_status l2c_speculate(l2c_session *target, l2c_session *draft, l2c_sampler *sampler, int32_t *tokens,
                          size_t n, size_t n_draft, const int32_t *ends, size_t n_ends, uint64_t *rng_states,
-                         size_t *n_new, l2c_error *err) {
+                         l2c_draw_options *options, size_t *n_new, l2c_error *err) {
     const end_tokens stop = {ends, n_ends};
     if (n < 1 || n_draft > MAX_DRAFT || n + n_draft > (size_t)target->n_ctx || n + n_draft > (size_t)draft->n_ctx)
         return l2c_fail(err, L2C_ARG, "%zu tokens and %zu drafts; the context is %d, drafts are at most %d", n,
@@ -97,7 +98,7 @@ l2c_status l2c_speculate(l2c_session *target, l2c_session *draft, l2c_sampler *s
     l2c_float_env env = l2c_float_enter();
     draft->partner = target; /* the two are one piece of work: */
     target->partner = draft; /* a request to stop either stops it */
-    l2c_status status = speculate(target, draft, sampler, tokens, n, n_draft, stop, rng_states, n_new, err);
+    l2c_status status = speculate(target, draft, sampler, tokens, n, n_draft, stop, rng_states, options, n_new, err);
     draft->partner = target->partner = NULL;
     if (status == L2C_CANCELLED) {
         l2c_session_resume(target);

@@ -38,10 +38,8 @@ static void accept(l2c_batch *b, story *s, const l2c_draw *draw, double logprob)
     if (s->tell & L2C_TELL_TOKENS) {
         l2c_event *event = add_event(b, s, L2C_EVENT_TOKEN);
         event->chosen = (l2c_logprob){draw->token, logprob};
-        if (wants_logprobs(s)) {
-            event->top = s->top;
-            event->n_top = s->n_top;
-        }
+        event->top = s->top;
+        event->n_top = s->n_top;
     }
     if (s->n == s->n_max) end(b, s, L2C_END_LENGTH);
 }

@@ -6,7 +6,6 @@
  */
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "tokenizer.h"
 
@@ -45,7 +44,7 @@ static uint32_t hash(const uint64_t key[2], const void *data, size_t length) {
 
 /* Of what nobody who makes a file knows: where memory lies, and the time. */
 static void draw_key(l2c_tokenizer *t) {
-    uint64_t seed[4] = {(uint64_t)(uintptr_t)t, (uint64_t)(uintptr_t)&seed, (uint64_t)time(NULL), (uint64_t)clock()};
+    uint64_t seed[3] = {(uint64_t)(uintptr_t)t, (uint64_t)(uintptr_t)&seed, l2c_time_noise()};
     for (int i = 0; i < 2; i++) {
         uint64_t fixed[2] = {(uint64_t)i, 0};
         t->key[i] = (uint64_t)hash(fixed, seed, sizeof seed) << 32;

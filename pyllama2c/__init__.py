@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pyllama2c.chat.llama2 import Message
     from pyllama2c.engine.config import Config
     from pyllama2c.errors import (
         BusyError,
@@ -34,8 +35,12 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from pyllama2c.generation.batch import Completion
+    from pyllama2c.generation.completions import Completions
+    from pyllama2c.generation.logprobs import TokenLogprob
+    from pyllama2c.generation.parameters import BatchParameters, LogitsProcessor, Parameters
     from pyllama2c.generation.score import Score
-    from pyllama2c.generation.story import Generation, GenerationStats
+    from pyllama2c.generation.stats import GenerationStats
+    from pyllama2c.generation.story import Generation
     from pyllama2c.model import Llama
     from pyllama2c.tokenizers.base import BaseTokenizer
     from pyllama2c.tokenizers.llama2c import Tokenizer
@@ -45,6 +50,7 @@ __path__ = pkgutil.extend_path(__path__, __name__)
 
 __all__ = [
     "BaseTokenizer",
+    "BatchParameters",
     "BusyError",
     "CacheFileError",
     "CancelledError",
@@ -54,6 +60,7 @@ __all__ = [
     "CheckpointWarning",
     "ClosedError",
     "Completion",
+    "Completions",
     "Config",
     "ContextLengthError",
     "DeviceError",
@@ -62,10 +69,14 @@ __all__ = [
     "GenerationStats",
     "Llama",
     "Llama2cError",
+    "LogitsProcessor",
+    "Message",
     "NonFiniteLogitsError",
     "OutOfMemoryError",
+    "Parameters",
     "Score",
     "StoryFileError",
+    "TokenLogprob",
     "Tokenizer",
     "TokenizerError",
     "UnknownModelError",
@@ -76,8 +87,13 @@ _MODULES = (
     "pyllama2c.errors",
     "pyllama2c.model",
     "pyllama2c.engine.config",
+    "pyllama2c.chat.llama2",
     "pyllama2c.generation.batch",
+    "pyllama2c.generation.completions",
+    "pyllama2c.generation.logprobs",
+    "pyllama2c.generation.parameters",
     "pyllama2c.generation.score",
+    "pyllama2c.generation.stats",
     "pyllama2c.generation.story",
     "pyllama2c.tokenizers.base",
     "pyllama2c.tokenizers.llama2c",
@@ -93,7 +109,9 @@ if not TYPE_CHECKING:  # which would then take every name for one that is there
                 if hasattr(module, name):
                     globals()[name] = getattr(module, name)
                     return globals()[name]
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        dialects = import_module("pyllama2c.dialects")
+        ours = dialects.in_our_words(name, dialects.PACKAGE)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{ours}")
 
 
 def __dir__() -> list[str]:

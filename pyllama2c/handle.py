@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NoReturn, SupportsIndex, TypeVar
+from typing import Any, SupportsIndex, TypeVar
 
 _Self = TypeVar("_Self", bound="ClosableHandle")
 
@@ -11,7 +11,7 @@ _Self = TypeVar("_Self", bound="ClosableHandle")
 class Handle:
     """copy, deepcopy and pickle refuse it: a copy would share what the first changes or frees."""
 
-    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
         raise TypeError(
             f"a {type(self).__name__} cannot be copied or pickled: it holds memory of the C engine"
         )

@@ -172,7 +172,7 @@ class Llama:
         for story in stories:
             if story.error is not None:
                 raise story.error
-            whole[story.number] = story.prompt_tokens + story.tokens
+            whole[story.prompt_index] = story.prompt_tokens + story.tokens
         return whole
 
     def text_completion(

@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NoReturn, cast
 
-from pyllama2c import pretrained, validate
+from pyllama2c import dialects, validate
 from pyllama2c.chat.conversation import chat_tokens
+from pyllama2c.dialects import Answering, answers_arguments
 from pyllama2c.engine import cache_file
-from pyllama2c.engine.config import warn_of_groups
-from pyllama2c.engine.engine import aligned, open_buffer, open_file
-from pyllama2c.engine.options import Options
 from pyllama2c.errors import TokenizerNotFoundError
-from pyllama2c.files import hub
-from pyllama2c.files.gguf import Gguf
-from pyllama2c.generation.batch import Batch, Completion, in_prompt_order, run_batch
+from pyllama2c.generation.batch import Batch
+from pyllama2c.generation.completions import Completions
 from pyllama2c.generation.request import batch_requests, make_request
 from pyllama2c.generation.score import Score, score_texts
 from pyllama2c.generation.story import Generation
-from pyllama2c.handle import ClosableHandle
-from pyllama2c.tokenizers.base import BaseTokenizer
-from pyllama2c.tokenizers.source import TokenizerSource
+from pyllama2c.opened import OpenModel
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from typing_extensions import Unpack
 
     from pyllama2c.chat.llama2 import Message
-    from pyllama2c.generation.request import LogitsProcessor
+    from pyllama2c.generation.parameters import BatchParameters, LogitsProcessor, Parameters
 
 
-class Llama(ClosableHandle):
+class Llama(Answering, OpenModel):
     """A language model.
 
     `model` is the path of a llama2.c checkpoint (.bin, version 0, 1 or 2) or a GGUF file of
@@ -58,94 +54,14 @@ class Llama(ClosableHandle):
     $PYLLAMA2C_DEVICE, else "cpu"); the results are the same bits on all.
 
     One Llama may be used from many threads at once; forward passes take turns in its worker pool.
+    Stories and batches are iterated with `for` or, in an event loop of asyncio, `async for`; other
+    calls are for `asyncio.to_thread` there. It is copied and pickled by its arguments: the copy,
+    in this process or another, opens the model anew.
     """
 
-    def __init__(
-        self,
-        model: str | os.PathLike[str] | None = None,
-        tokenizer: str | os.PathLike[str] | None = None,
-        *,
-        dtype: str = "auto",
-        context: int | None = None,
-        kv_dtype: str = "float32",
-        speculative: bool | str = "auto",
-        threads: int | None = None,
-        isa: str | None = None,
-        device: str | None = None,
-    ):
-        options = Options(dtype, context, kv_dtype, speculative, threads, isa, device)
-        validate.file_path("tokenizer", tokenizer, optional=True)
-        files = pretrained.find_model(model)
-        self.path = str(files.checkpoint)
-        self._engine = open_file(self.path, options)
-        self._set_up()
-        find, open_gguf = files.find_tokenizer, partial(Gguf, self.path)
-        self._tokenizer_source = TokenizerSource(self.config, tokenizer, find, open_gguf)
+    _answers = dialects.LLAMA
 
-    @classmethod
-    def from_pretrained(
-        cls, repo_id: str, filename: str | None = None, revision: str | None = None, **options: Any
-    ) -> Llama:
-        """The model "owner/name" on the Hugging Face hub; `options` are those of Llama.
-
-        `filename` is a .gguf or .bin file, or a pattern that matches one ("*q8_0.gguf"); None: the
-        folder, converted once, or its only GGUF file. `revision` is a branch, tag or commit (None:
-        main). Needs huggingface_hub (`pip install 'pyllama2c[hub]'`); see docs/hub.md.
-        """
-        return cls(pretrained.hub_name(repo_id, filename, revision), **options)
-
-    @classmethod
-    def from_buffer(
-        cls,
-        checkpoint: Any,
-        tokenizer: str | os.PathLike[str] | None = None,
-        *,
-        dtype: str = "auto",
-        context: int | None = None,
-        kv_dtype: str = "float32",
-        speculative: bool | str = "auto",
-        threads: int | None = None,
-        isa: str | None = None,
-        device: str | None = None,
-    ) -> Llama:
-        """A model from a checkpoint in memory: any contiguous buffer, kept as long as the model, or
-        copied where it does not begin at a multiple of 4 bytes.
-
-        Without a tokenizer (this argument, or one inside the file) only `logits`, `score`,
-        `score_batch`, `save_cache` and `load_cache` work, and only on token ids.
-        """
-        options = Options(dtype, context, kv_dtype, speculative, threads, isa, device)
-        validate.file_path("tokenizer", tokenizer, optional=True)
-        checkpoint = aligned(validate.contiguous("checkpoint", checkpoint))
-        self = cls.__new__(cls)
-        self.path = "<memory>"
-        self._engine = open_buffer(checkpoint, options)
-        self._set_up()
-        find, open_gguf = hub.no_tokenizer(self.path), partial(Gguf.from_buffer, checkpoint)
-        self._tokenizer_source = TokenizerSource(self.config, tokenizer, find, open_gguf)
-        return self
-
-    def _set_up(self) -> None:
-        engine = self._engine
-        self.config = engine.config
-        self.n_parameters = engine.n_parameters
-        self.sweep_bytes = engine.sweep_bytes
-        """bytes of weights that decoding one token reads"""
-        self.isa, self.threads, self.device = engine.isa, engine.threads, engine.device
-        warn_of_groups(self.config, self.path, stacklevel=4)
-
-    @property
-    def tokenizer(self) -> BaseTokenizer:
-        """The model's tokenizer, loaded on first use."""
-        self._engine.check_open()
-        return self._tokenizer_source.tokenizer
-
-    @property
-    def chat_template(self) -> str | None:
-        """The Jinja template of its conversations, where the file has one (GGUF)."""
-        self._engine.check_open()
-        return self._tokenizer_source.chat_template
-
+    @answers_arguments(dialects.STORY_ARGUMENTS)
     def generate(
         self,
         prompt: str | bytes | Sequence[int] = "",
@@ -156,10 +72,14 @@ class Llama(ClosableHandle):
         top_k: int = 0,
         min_p: float = 0.0,
         repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
         seed: int | None = None,
         stop: str | Iterable[str] | None = (),
         stop_tokens: Iterable[int] | None = None,
         logits_processor: LogitsProcessor | None = None,
+        logprobs: int | None = None,
     ) -> Generation:
         """A story that continues `prompt`: text (BOS is put before it, unless the tokenizer's
         `add_bos` says otherwise) or token ids (as they are).
@@ -167,33 +87,51 @@ class Llama(ClosableHandle):
         max_tokens: new tokens at most, clipped to what the context leaves (None: all of that).
         temperature: 0 is greedy. top_p: 0 and 1 mean off, as in llama2.c. top_k, min_p: 0 is off.
         repetition_penalty: CTRL's rule over prompt and story; 1 is off.
+        presence_penalty, frequency_penalty: taken from the logit of each token that the story has
+        so far, once and as often as it has it; the prompt does not count (OpenAI's and vLLM's rule;
+        llama.cpp counts it). 0 is off; below 0, repeating is likelier.
+        logit_bias: numbers that are added to the logits of token ids, before the penalties; minus
+        infinity forbids a token.
         seed: the same seed gives run.c's story; None and -1 draw one (`Generation.seed`).
         stop: strings that end the story; they are not part of it. stop_tokens: ids that do, and are
         not either (None: the tokenizer's `ends`; BOS and EOS, as in llama2.c).
         logits_processor: called as f(token ids so far, logits) with a float32 array (vocab_size),
         which it changes in place or returns anew; minus infinity forbids a token.
+        logprobs: with a number from 0 to 64, `Generation.logprobs` has a TokenLogprob for each of
+        the tokens, with so many of the likeliest: the model's own, before all that is above.
 
-        Nothing runs until the result is iterated, but wrong arguments raise at once: TypeError or
-        ValueError; ContextLengthError for a prompt that does not fit, TokenizerError for wrong ids.
+        Nothing is computed until the result is iterated, but text becomes tokens at once, and wrong
+        arguments raise: TypeError or ValueError; ContextLengthError for a prompt that does not fit,
+        TokenizerError for wrong ids, ClosedError after `close`.
         """
         engine = self._engine
         request = make_request(
             self._tokens(prompt),
             self.config.seq_len,
+            self.config.vocab_size,
             max_tokens=max_tokens,
             temperature=temperature,
             top_p=top_p,
             top_k=top_k,
             min_p=min_p,
             repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            logit_bias=logit_bias,
             seed=seed,
             stop=stop,
             stop_tokens=stop_tokens,
             logits_processor=logits_processor,
+            logprobs=logprobs,
         )
         return Generation(request, self.tokenizer, engine.sessions, engine.draft)
 
-    def chat(self, messages: Sequence[Message], **parameters: Any) -> Generation:
+    @answers_arguments(dialects.STORY_ARGUMENTS)
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Mapping[str, str]],
+        **parameters: Unpack[Parameters],
+    ) -> Generation:
         """The next answer to `messages`: dicts with a "role" (at most one "system", then "user" and
         "assistant" in turn) and a "content".
 
@@ -201,7 +139,7 @@ class Llama(ClosableHandle):
         messages say is text, even where it spells a control token. `parameters` are those of
         `generate`. ChatTemplateError for a template that is wrong or refuses the messages.
         """
-        return self.generate(chat_tokens(self, messages), **parameters)
+        return self.generate(chat_tokens(self, cast("Sequence[Message]", messages)), **parameters)
 
     def generate_batch(
         self,
@@ -210,29 +148,33 @@ class Llama(ClosableHandle):
         n: int = 1,
         max_batch: int = 64,
         in_order: bool = False,
-        **parameters: Any,
-    ) -> Iterator[Completion]:
+        **parameters: Unpack[BatchParameters],
+    ) -> Completions:
         """`n` stories of each prompt, up to `max_batch` (1 to 256; on a card 1,024) at a time: the
         same stories as one by one, and faster by far.
 
         Yields Completions as they end or, with `in_order`, in the order of the prompts (the n of a
         prompt side by side). Prompts are taken when there is room for their stories, so that they
         may come from a generator without an end. `parameters` are those of `generate`; each may be
-        a list with a value per prompt, where `prompts` has a length. Story number k uses seed + k,
-        where `seed` is one number; the j-th of prompt i uses seed[i] + j, where it is a list. A
-        prompt that is wrong fails alone, as does a story whose logits_processor raises: its
-        Completion has the `error`, and the finish reason "error". A wrong parameter raises at once.
+        a list with a value per prompt, where `prompts` has a length. Choice j of prompt i uses
+        seed + i * n + j, where `seed` is one number, and seed[i] + j where it is a list. A prompt
+        that is wrong fails alone, as does a story whose logits_processor raises: its Completion has
+        the `error`, and the finish reason "error". A wrong parameter raises at once.
         """
-        max_batch = validate.integer("max_batch", max_batch, 1, self._engine.max_batch)
+        max_batch = validate.integer("max_batch", max_batch, 1, self.max_batch)
         in_order = validate.flag("in_order", in_order)
         engine = self._engine
-        requests = batch_requests(prompts, n, parameters, self._tokens, self.config.seq_len)
+        sizes = (self.config.seq_len, self.config.vocab_size)
+        requests = batch_requests(prompts, n, parameters, self._tokens, *sizes)
         opened = (engine.model, engine.batch_pool(), engine.session_options)
-        stories = run_batch(partial(Batch, *opened, self.tokenizer), requests, max_batch)
-        return in_prompt_order(stories) if in_order else stories
+        new_batch = partial(Batch, *opened, self.tokenizer)
+        return Completions(new_batch, requests, max_batch, n if in_order else None)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """float32 (len(tokens), vocab_size): row i scores what may follow token i."""
+        """float32 (len(tokens), vocab_size): row i scores what may follow token i.
+
+        TokenizerError for ids outside the vocabulary, ContextLengthError for more than the context.
+        """
         self._engine.check_open()
         return self._engine.logits(validate.token_ids("tokens", tokens, self.config.vocab_size))
 
@@ -288,13 +230,5 @@ class Llama(ClosableHandle):
             return self.tokenizer.encode_prompt(text)
         return validate.token_ids("prompt", text, self.config.vocab_size)
 
-    def close(self) -> None:
-        """Gives the memory back; further use raises ClosedError.
-
-        Stories in progress keep what they need until they end.
-        """
-        self._engine.close()
-
-    def __repr__(self) -> str:
-        size = f"{self.n_parameters:,} parameters"
-        return f"Llama({self.path!r}, {size}, isa={self.isa!r}, threads={self.threads})"
+    def __call__(self, *prompt: object, **parameters: object) -> NoReturn:
+        raise TypeError("a Llama cannot be called; use generate(prompt)")

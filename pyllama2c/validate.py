@@ -48,7 +48,7 @@ def integer(name: str, value: Any, low: int, high: int, limits: str = "") -> int
 
 
 def number(name: str, value: Any, low: float, high: float, limits: str) -> float:
-    """A finite real number; neither text that spells one nor a bool."""
+    """A real number within limits, NaN never; neither text that spells one nor a bool."""
     try:
         if _is_bool(value) or isinstance(value, (str, complex, *_BYTES)):
             raise TypeError
@@ -59,7 +59,7 @@ def number(name: str, value: Any, low: float, high: float, limits: str) -> float
         raise wrong(name, value, f"a number, {limits}", TypeError) from None
     except OverflowError:
         real = math.inf
-    if not (math.isfinite(real) and low <= real <= high):
+    if not low <= real <= high:
         raise wrong(name, value, limits)
     return real
 

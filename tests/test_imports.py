@@ -12,7 +12,7 @@ import pyllama2c
 
 PACKAGE = Path(pyllama2c.__file__).parent
 LAYERS = """
-    errors handle progress models cuda
+    errors handle progress models cuda dialects wasm
     _ffi validate
     files
     engine
@@ -21,6 +21,7 @@ LAYERS = """
     chat
     convert
     pretrained
+    opened
     model
     meta
     cli integrations

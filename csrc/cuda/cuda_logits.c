@@ -32,8 +32,7 @@ float *l2c_cuda_logits(l2c_session *session, size_t i) {
 /* ---- Tokens ------------------------------------------------------------------------------------------- */
 
 static int is_hosts(const l2c_cuda_session *s, const l2c_draw *draw, const l2c_draw_options *options) {
-    int penalized = draw->sampler->repetition_penalty != 1.0f && draw->history != NULL && draw->n_history > 0;
-    return penalized || s->fetched[draw->row] || (options != NULL && (options->mask != NULL || options->logits != NULL));
+    return l2c_sampler_adjusts(draw->sampler) || s->fetched[draw->row] || (options != NULL && (options->mask != NULL || options->logits != NULL));
 }
 
 /* The sampler as it is after its coin, and that coin. */
@@ -78,7 +77,7 @@ static l2c_status draw_by_card(l2c_cuda_session *s, l2c_draw *draws, l2c_draw_op
     *n_left = 0;
     for (size_t i = 0; i < n; i++) {
         const l2c_sampler *sampler = draws[i].sampler;
-        draws[i].status = l2c_sampler_check(sampler, err_of_one);
+        draws[i].status = l2c_sampler_check(sampler, s->pass.vocab_size, err_of_one);
         if (draws[i].status != L2C_OK || is_hosts(s, &draws[i], options != NULL ? &options[i] : NULL)) continue;
         l2c_gpu_draw *d = &s->draws[n_there++];
         *d = (l2c_gpu_draw){.row = (int32_t)draws[i].row, .temperature = sampler->temperature, .top_p = sampler->top_p,

@@ -139,11 +139,10 @@ static l2c_status take_host_memory(l2c_cuda_session *s, const l2c_session_option
     s->logit = (float *)(void *)(s->shared + 1);
     s->chooser.logits = l2c_memory_zeroed(rows * vocab, sizeof(float));
     s->chooser.candidates = l2c_memory_zeroed(threads * 2 * vocab, sizeof *s->chooser.candidates);
-    s->chooser.seen = l2c_memory_zeroed(threads * vocab, 1);
     s->fetched = l2c_memory_zeroed(rows, 1);
     s->left = l2c_memory_zeroed(rows, sizeof *s->left);
     s->angles = l2c_memory_zeroed((size_t)o->n_ctx / L2C_ROPE_BLOCK + 1, 1);
-    if (s->chooser.logits == NULL || s->chooser.candidates == NULL || s->chooser.seen == NULL || s->fetched == NULL ||
+    if (s->chooser.logits == NULL || s->chooser.candidates == NULL || s->fetched == NULL ||
         s->left == NULL || s->angles == NULL)
         return l2c_fail(err, L2C_NOMEM, "out of memory for a session of %zu rows", rows);
     return L2C_OK;
@@ -204,7 +203,6 @@ static void session_close(l2c_session *session) {
     }
     l2c_memory_free(s->chooser.logits);
     l2c_memory_free(s->chooser.candidates);
-    l2c_memory_free(s->chooser.seen);
     l2c_memory_free(s->fetched);
     l2c_memory_free(s->left);
     l2c_memory_free(s->angles);

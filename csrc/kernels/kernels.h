@@ -178,6 +178,9 @@ extern const l2c_kernels l2c_kernels_avx512;
 #elif defined(__aarch64__)
 #define L2C_ARM 1
 extern const l2c_kernels l2c_kernels_neon;
+#elif defined(__wasm_simd128__)
+#define L2C_SIMD128 1
+extern const l2c_kernels l2c_kernels_simd128;
 #endif
 
 /*

@@ -52,6 +52,9 @@ l2c_f32_to_f16 l2c_neon_f32_to_f16;
 l2c_f16_to_f32 l2c_neon_f16_to_f32;
 l2c_quantizer l2c_neon_quantize;
 l2c_integer_matmul l2c_neon_matmul_q8, l2c_neon_matmul_q4, l2c_neon_matmul_q4_1;
+#elif defined(L2C_SIMD128)
+l2c_quantizer l2c_simd128_quantize;
+l2c_integer_matmul l2c_simd128_matmul_q8, l2c_simd128_matmul_q4, l2c_simd128_matmul_q4_1;
 #endif
 
 #endif

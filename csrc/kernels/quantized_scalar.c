@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "fused.h"
 #include "quantized.h"
 
 static uint32_t bits_of(float value) {
@@ -92,7 +93,7 @@ void l2c_scalar_matmul_q8(float *out, size_t out_stride, const l2c_quantized *x,
                 int32_t dot = 0; /* at most 512 * 128 * 127 */
                 for (size_t j = g * w->group; j < (g + 1) * w->group; j++)
                     dot += (int32_t)data[j / 4 * 64 + j % 4] * q[j];
-                sum = fmaf((float)dot, scales[g * L2C_BLOCK_ROWS] * x->scales[(first + r) * groups + g], sum);
+                sum = L2C_FMAF((float)dot, scales[g * L2C_BLOCK_ROWS] * x->scales[(first + r) * groups + g], sum);
             }
             out[r * out_stride + i] = sum;
         }
@@ -118,10 +119,10 @@ static void matmul_q4(float *out, size_t out_stride, const l2c_quantized *x, siz
                     dot += ((int32_t)(both >> 4) - zero) * q[g * L2C_Q4_GROUP + 16 + j];
                 }
                 size_t at = (first + r) * groups + g;
-                sum = fmaf((float)dot, l2c_half_to_float(scales[g * step]) * x->scales[at], sum);
+                sum = L2C_FMAF((float)dot, l2c_half_to_float(scales[g * step]) * x->scales[at], sum);
                 if (!minima) continue;
                 float minimum = l2c_half_to_float(scales[g * step + L2C_BLOCK_ROWS]);
-                sum = fmaf(minimum, x->scales[at] * (float)x->sums[at], sum);
+                sum = L2C_FMAF(minimum, x->scales[at] * (float)x->sums[at], sum);
             }
             out[r * out_stride + i] = sum;
         }

@@ -2,10 +2,10 @@
  * scalar.c - the oracle: kernels.h's definitions in plain C, one statement an operation.
  */
 #include <float.h>
-#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
+#include "fused.h"
 #include "quantized.h"
 
 #include "plain.h"
@@ -22,11 +22,11 @@ static float scalar_dot(const float *a, const float *b, size_t n) {
     float lane[LANES] = {0};
     size_t j = 0;
     for (; j + LANES <= n; j += LANES)
-        for (int i = 0; i < LANES; i++) lane[i] = fmaf(a[j + i], b[j + i], lane[i]);
+        for (int i = 0; i < LANES; i++) lane[i] = L2C_FMAF(a[j + i], b[j + i], lane[i]);
     if (j < n)
         for (size_t i = 0; i < LANES; i++) {
             int inside = j + i < n;
-            lane[i] = fmaf(inside ? a[j + i] : 0.0f, inside ? b[j + i] : 0.0f, lane[i]);
+            lane[i] = L2C_FMAF(inside ? a[j + i] : 0.0f, inside ? b[j + i] : 0.0f, lane[i]);
         }
     return sum_lanes(lane);
 }
@@ -48,19 +48,19 @@ static float power_of_two(int32_t n) {
 static float exp_one(float x) {
     if (x < L2C_EXP_LOW) return 0.0f; /* comparisons this way round let NaN through */
     x = L2C_EXP_HIGH < x ? L2C_EXP_HIGH : x;
-    float shifted = fmaf(x, L2C_EXP_LOG2E, L2C_EXP_ROUND);
+    float shifted = L2C_FMAF(x, L2C_EXP_LOG2E, L2C_EXP_ROUND);
     uint32_t bits;
     memcpy(&bits, &shifted, sizeof bits);
     int32_t n = (int32_t)(bits - L2C_EXP_ROUND_BITS);
     float whole = shifted - L2C_EXP_ROUND;
-    float r = fmaf(whole, -L2C_EXP_LN2_HIGH, x);
-    r = fmaf(whole, -L2C_EXP_LN2_LOW, r);
-    float p = fmaf(L2C_EXP_P5, r, L2C_EXP_P4);
-    p = fmaf(p, r, L2C_EXP_P3);
-    p = fmaf(p, r, L2C_EXP_P2);
-    p = fmaf(p, r, L2C_EXP_P1);
-    p = fmaf(p, r, L2C_EXP_P0);
-    p = fmaf(p, r * r, r) + 1.0f;
+    float r = L2C_FMAF(whole, -L2C_EXP_LN2_HIGH, x);
+    r = L2C_FMAF(whole, -L2C_EXP_LN2_LOW, r);
+    float p = L2C_FMAF(L2C_EXP_P5, r, L2C_EXP_P4);
+    p = L2C_FMAF(p, r, L2C_EXP_P3);
+    p = L2C_FMAF(p, r, L2C_EXP_P2);
+    p = L2C_FMAF(p, r, L2C_EXP_P1);
+    p = L2C_FMAF(p, r, L2C_EXP_P0);
+    p = L2C_FMAF(p, r * r, r) + 1.0f;
     /* In two steps, since 2^n itself can be out of range where the product is not. */
     int32_t half = n >> 1;
     return p * power_of_two(half) * power_of_two(n - half);
@@ -110,7 +110,7 @@ static void scalar_weighted_sum(float *out, size_t out_stride, const float *weig
         if (own == 0) continue;
         for (size_t i = 0; i < width; i++) {
             float sum = 0.0f;
-            for (size_t t = 0; t < own; t++) sum = fmaf(weights[t], values[t * width + i], sum);
+            for (size_t t = 0; t < own; t++) sum = L2C_FMAF(weights[t], values[t * width + i], sum);
             out[i] = accumulate ? out[i] + sum : sum;
         }
     }

@@ -60,18 +60,25 @@ static int available(l2c_isa isa) {
 #else
         return 0;
 #endif
+    case L2C_ISA_SIMD128:
+#if defined(L2C_SIMD128)
+        return 1;
+#else
+        return 0;
+#endif
     }
     return 0;
 }
 
 l2c_status l2c_isa_resolve(l2c_isa wanted, l2c_isa *isa, l2c_error *err) {
-    static const char *const names[] = {"auto", "scalar", "avx2", "avx512", "neon", "runq"};
-    if ((int)wanted < L2C_ISA_AUTO || wanted > L2C_ISA_RUNQ)
+    static const char *const names[] = {"auto", "scalar", "avx2", "avx512", "neon", "runq", "simd128"};
+    if ((int)wanted < L2C_ISA_AUTO || wanted > L2C_ISA_SIMD128)
         return l2c_fail(err, L2C_ARG, "unknown instruction set number %d", (int)wanted);
     if (wanted == L2C_ISA_AUTO)
         wanted = available(L2C_ISA_AVX512) ? L2C_ISA_AVX512
                  : available(L2C_ISA_AVX2) ? L2C_ISA_AVX2
                  : available(L2C_ISA_NEON) ? L2C_ISA_NEON
+                 : available(L2C_ISA_SIMD128) ? L2C_ISA_SIMD128
                                            : L2C_ISA_SCALAR;
     if (!available(wanted)) {
         char text[128];
@@ -111,6 +118,8 @@ const l2c_kernels *l2c_kernels_for(l2c_isa isa) {
     case L2C_ISA_AVX2: return &l2c_kernels_avx2;
 #elif defined(L2C_ARM)
     case L2C_ISA_NEON: return &l2c_kernels_neon;
+#elif defined(L2C_SIMD128)
+    case L2C_ISA_SIMD128: return &l2c_kernels_simd128;
 #endif
     case L2C_ISA_RUNQ: return &l2c_kernels_runq;
     default: return &l2c_kernels_scalar;

@@ -9,9 +9,11 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "internal.h"
+#include "poison.h"
 
 enum {
     CACHE_LINE = 64,
@@ -168,15 +170,6 @@ typedef struct {
 
 enum { ALIGNMENT = CACHE_LINE, WORTH_MAPPING = 128 << 10 };
 
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#define FORBID(memory, size) ASAN_POISON_MEMORY_REGION(memory, size)
-#define ALLOW(memory, size) ASAN_UNPOISON_MEMORY_REGION(memory, size)
-#else
-#define FORBID(memory, size) ((void)0)
-#define ALLOW(memory, size) ((void)0)
-#endif
-
 void *l2c_memory_zeroed(size_t count, size_t size) {
     if (size != 0 && count > (SIZE_MAX / 2) / size) return NULL;
     size_t bytes = count * size, room = bytes + 2 * ALIGNMENT, mapped = room < WORTH_MAPPING ? 0 : room;
@@ -186,19 +179,8 @@ void *l2c_memory_zeroed(size_t count, size_t size) {
     if (block == NULL || block == MAP_FAILED) return NULL;
     char *memory = block + ALIGNMENT + (ALIGNMENT - (uintptr_t)block % ALIGNMENT) % ALIGNMENT;
     ((origin *)(void *)memory)[-1] = (origin){block, mapped};
-    FORBID(memory + bytes, (size_t)(block + room - (memory + bytes)));
+    L2C_FORBID(memory + bytes, (size_t)(block + room - (memory + bytes)));
     return memory;
-}
-
-/* Before it is touched. */
-static void wish_huge(void *memory, size_t size) {
-#if defined(MADV_HUGEPAGE)
-    size_t skip = (HUGE_PAGE - (uintptr_t)memory % HUGE_PAGE) % HUGE_PAGE;
-    if (size >= skip + HUGE_PAGE)
-        madvise((char *)memory + skip, (size - skip) / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
-#else
-    (void)memory, (void)size;
-#endif
 }
 
 void l2c_memory_free(void *memory) {
@@ -208,20 +190,18 @@ void l2c_memory_free(void *memory) {
         free(from.block);
         return;
     }
-    ALLOW(from.block, from.mapped);
+    L2C_ALLOW(from.block, from.mapped);
     munmap(from.block, from.mapped);
 }
 
-void *l2c_arena_part(l2c_arena *a, uint64_t bytes, int huge) {
-    enum { GAP = CACHE_LINE }; /* after each part: out of bounds; rows of neighbouring parts do not alias */
-    uint64_t begin = a->used;
-    if (bytes > UINT64_MAX - 2 * GAP || begin > UINT64_MAX - bytes - 2 * GAP) {
-        a->used = UINT64_MAX;
-        return NULL;
-    }
-    a->used = begin + (bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE + GAP;
-    if (a->memory == NULL) return NULL;
-    FORBID(a->memory + begin + bytes, (size_t)(a->used - begin - bytes));
-    if (huge) wish_huge(a->memory + begin, (size_t)bytes);
-    return a->memory + begin;
+void l2c_memory_wish_huge(void *memory, size_t size) {
+#if defined(MADV_HUGEPAGE)
+    size_t skip = (HUGE_PAGE - (uintptr_t)memory % HUGE_PAGE) % HUGE_PAGE;
+    if (size >= skip + HUGE_PAGE)
+        madvise((char *)memory + skip, (size - skip) / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
+#else
+    (void)memory, (void)size;
+#endif
 }
+
+uint64_t l2c_time_noise(void) { return (uint64_t)time(NULL) << 32 ^ (uint64_t)clock(); }

@@ -78,9 +78,12 @@ class EngineTeacher:
         for story in told:
             if story.error is not None:
                 raise story.error
-            thoughts, listeners[story.number].logits = listeners[story.number].logits, []
+            thoughts, listeners[story.prompt_index].logits = (
+                listeners[story.prompt_index].logits,
+                [],
+            )
             ended = story.finish_reason == "stop"
-            whole = [*begun[story.number], *story.tokens]
+            whole = [*begun[story.prompt_index], *story.tokens]
             yield mark(whole, np.stack(thoughts)) if ended else None
 
 

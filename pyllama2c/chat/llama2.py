@@ -14,6 +14,8 @@ SPECIAL_TAGS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
 
 
 class Message(TypedDict):
+    """One message of a conversation."""
+
     role: Role
     content: str
 

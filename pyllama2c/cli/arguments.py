@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NoReturn
 
 from pyllama2c import __version__
 from pyllama2c.cli import help_texts
+from pyllama2c.cli.sampling_flags import add_sampling
 
 COMMANDS = (
     "generate",
@@ -36,6 +37,9 @@ class _Parser(argparse.ArgumentParser):
         found = re.match(r"unrecognized arguments: (\S+)", message)
         if found:
             message += help_texts.advice(found[1])
+        found = re.match(r"argument (\S+): invalid", message)
+        if found and found[1] in help_texts.RUN_C:
+            message += f"; {help_texts.RUN_C[found[1]]}"
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
@@ -167,9 +171,7 @@ def _add_story(parser: argparse._ActionsContainer, steps: int) -> argparse._Mutu
         help="run.c's way to choose between the two commands",
     )
     add("-y", "--system-prompt", metavar="TEXT", help="system prompt of a chat")
-    add("--top-k", type=int, default=0, metavar="K", help="keep the K most probable; 0: off")
-    add("--min-p", type=float, default=0.0, metavar="P", help="keep p >= P * largest p; 0: off")
-    add("--repetition-penalty", type=float, default=1.0, metavar="X", help="1: off")
+    add_sampling(parser)
     add(
         "--stop",
         action="append",
@@ -214,8 +216,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--logprobs",
-        action="store_true",
-        help="also give the log-probability of each token, in --json or on standard error",
+        type=int,
+        metavar="K",
+        help="also give each token's log-probability and the K likeliest (0 to 64), in --json, in "
+        "--jsonl, or on standard error",
     )
     add("-N", "--stories", type=int, metavar="N", help="how many, into --jsonl")
     add(
@@ -230,7 +234,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_model(chat.add_argument_group("model"))
     _add_story(chat.add_argument_group("answers"), steps=0)
-    chat.set_defaults(file=None, special=False, json=False, logprobs=False)
+    chat.set_defaults(file=None, special=False, json=False, logprobs=None)
     bench = commands.add_parser("bench", help="measure tokens per second")
     _add_model(bench)
     bench.add_argument(

@@ -42,7 +42,11 @@ def sampling(arguments: argparse.Namespace) -> dict[str, Any]:
         "top_k": arguments.top_k,
         "min_p": arguments.min_p,
         "repetition_penalty": arguments.repetition_penalty,
-        "seed": arguments.seed or None,  # 0 is a new one, as in run.c; in the library None is
+        "presence_penalty": arguments.presence_penalty,
+        "frequency_penalty": arguments.frequency_penalty,
+        "logit_bias": dict(arguments.logit_bias) if arguments.logit_bias else None,
+        # 0 is a new one, as in run.c, and -1 as elsewhere; in the library None is
+        "seed": None if arguments.seed in (0, -1) else arguments.seed,
     }
 
 

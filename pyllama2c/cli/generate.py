@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from pyllama2c import validate
@@ -13,7 +14,7 @@ from pyllama2c.cli.prompt import prompt_bytes, prompt_tokens
 from pyllama2c.cli.streams import PROMPT, say, show, write
 
 if TYPE_CHECKING:
-    from pyllama2c.generation.story import Generation
+    from pyllama2c.generation.logprobs import TokenLogprob
     from pyllama2c.model import Llama
 
 _MOST_STORIES = 10_000_000
@@ -34,33 +35,34 @@ def tell_story(llama: Llama, arguments: argparse.Namespace) -> int:
     story = llama.generate(
         prompt,
         max_tokens=room_for(arguments, len(prompt), steps),
+        logprobs=arguments.logprobs,
         **options,
     )
     write(llama.tokenizer.decode(story.prompt_tokens), PROMPT)
     for piece in story:
         write(piece)
     write("\n")
-    if arguments.logprobs:
-        for token, logprob in zip(story.tokens, _logprobs(llama, story), strict=True):
-            piece = llama.tokenizer.piece(token).decode(errors="replace")
-            say(f"{logprob:9.4f}  {token:6}  {piece!r}")
+    for told in story.logprobs:
+        say(_logprob_line(llama, told))
     if story.stats.decode_seconds > 0:
         say(f"achieved tok/s: {story.stats.tokens_per_second:f}")
     return 0
 
 
-def _logprobs(llama: Llama, story: Generation) -> list[float]:
-    """Of each token of a story that has ended, given all before it, whatever the sampling was."""
-    if not story.tokens:
-        return []
-    start = len(story.prompt_tokens)
-    (score,) = llama.score_batch([[*story.prompt_tokens, *story.tokens]], starts=[start])
-    return [logprob for logprob in score.logprobs[start:] if logprob is not None]
+def _logprob_line(llama: Llama, told: TokenLogprob) -> str:
+    """Of a token: its log-probability, id and text, then the likeliest."""
+
+    def shown(token: int) -> str:
+        return repr(llama.tokenizer.piece(token).decode(errors="replace"))
+
+    likeliest = (f"  {logprob:.4f} {shown(token)}" for token, logprob in told.top)
+    line = f"{told.logprob:9.4f}  {told.token:6}  {shown(told.token):12}{''.join(likeliest)}"
+    return line.rstrip()
 
 
 def print_json(llama: Llama, arguments: argparse.Namespace) -> int:
     """One object when the story has ended, in ASCII whatever the terminal's encoding is."""
-    from pyllama2c.cli.story_records import prompt_fields
+    from pyllama2c.cli.story_records import logprob_fields, prompt_fields
 
     text = prompt_bytes(arguments)
     prompt = prompt_tokens(llama, text, arguments.special)
@@ -68,6 +70,7 @@ def print_json(llama: Llama, arguments: argparse.Namespace) -> int:
     story = llama.generate(
         prompt,
         max_tokens=max(0, room_for(arguments, len(prompt), steps)),
+        logprobs=arguments.logprobs,
         **sampling(arguments),
         **stops(llama, arguments),
     )
@@ -76,10 +79,10 @@ def print_json(llama: Llama, arguments: argparse.Namespace) -> int:
         **prompt_fields(text),
         "text": story.read(),
         "tokens": story.tokens,
-        **({"logprobs": _logprobs(llama, story)} if arguments.logprobs else {}),
+        **({} if arguments.logprobs is None else logprob_fields(story.logprobs)),
         "seed": story.seed,
         "finish_reason": story.finish_reason,
-        "stats": story.stats._asdict(),
+        "stats": asdict(story.stats),
     }
     show(json.dumps(record, indent=2, allow_nan=False))
     return 0
@@ -91,14 +94,14 @@ def tell_stories(llama: Llama, arguments: argparse.Namespace) -> int:
     if arguments.stories is None or arguments.jsonl is None:
         raise ValueError("-N and --jsonl belong together")
     validate.integer("-N", arguments.stories, 1, _MOST_STORIES)
-    validate.integer("--batch", arguments.batch, 1, llama._engine.max_batch)
-    for name in ("json", "special", "logprobs"):
+    validate.integer("--batch", arguments.batch, 1, llama.max_batch)
+    for name in ("json", "special"):
         if getattr(arguments, name):
             raise ValueError(f"--{name} is for one story, not for -N")
     prompt = prompt_bytes(arguments)
     used = len(llama.tokenizer.encode_prompt(prompt))
     steps = steps_of(arguments, llama.config.seq_len)
-    options = sampling(arguments) | stops(llama, arguments)
+    options = sampling(arguments) | stops(llama, arguments) | {"logprobs": arguments.logprobs}
     options["max_tokens"] = max(0, room_for(arguments, used, steps))
     count, path = arguments.stories, arguments.jsonl
     say(write_stories(llama, path, count, prompt, arguments.batch, options))

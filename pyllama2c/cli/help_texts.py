@@ -29,7 +29,8 @@ pipe that stays open, as in some scripts, pass -i "" for no prompt.""",
   pyllama2c -i "The lion and the rabbit" -s 7
   pyllama2c model.gguf -i "Dear diary," --max-tokens 100 --stop "The end"
   echo "Once upon a time" | pyllama2c stories15M --json
-  pyllama2c model.gguf --file prompt.txt -t 0 --logprobs
+  pyllama2c model.gguf --file prompt.txt -t 0 --logprobs 3
+  pyllama2c model.gguf --presence-penalty 0.5 --logit-bias 29991=-inf  # without token 29991
   pyllama2c -N 1000 --jsonl stories.jsonl         # run again, it adds what is missing""",
     ),
     "chat": (
@@ -108,19 +109,41 @@ the shtab package (pip install 'pyllama2c[completion]'); using it does not.""",
 }
 
 ELSEWHERE = {
-    **dict.fromkeys(("run", "complete", "completions"), "generate or chat"),
+    **dict.fromkeys(("run", "ask", "complete", "completions", "prompt"), "generate or chat"),
     **dict.fromkeys(("pull", "fetch", "get"), "download"),
     **dict.fromkeys(("ls", "models"), "list"),
     **dict.fromkeys(("remove", "delete"), "rm"),
-    "show": "info",
+    **dict.fromkeys(("show", "inspect"), "info"),
+    **dict.fromkeys(("create", "import"), "convert"),
     "perplexity": "eval",
     "-V": "--version",
-    **dict.fromkeys(("--max-new-tokens", "--max_tokens", "--n-predict"), "--max-tokens"),
+    **dict.fromkeys(
+        ("--max-new-tokens", "--max_tokens", "--n-predict", "--num-predict"), "--max-tokens"
+    ),
     "--max-length": "--steps",
-    "--text": "--prompt",
+    **dict.fromkeys(("--text", "--prompt-text"), "--prompt"),
+    **dict.fromkeys(("--top-logprobs", "--n-probs"), "--logprobs"),
     **dict.fromkeys(("--model", "--model-path"), "just the file or name, without a flag"),
+    **dict.fromkeys(("-c", "--ctx-size", "--n-ctx", "--max-model-len"), "--context"),
+    **dict.fromkeys(("--n-threads", "--num-threads"), "--threads"),
+    **dict.fromkeys(("--n-gpu-layers", "--gpu-layers"), "--device cuda"),
+    **dict.fromkeys(("-o", "--option"), "--temperature, --top-p and so on"),
+    **dict.fromkeys(("--repeat-penalty", "--repeat_penalty"), "--repetition-penalty"),
+    **dict.fromkeys(("-r", "--reverse-prompt"), "--stop"),
+    **dict.fromkeys(("-cnv", "--conversation", "--interactive"), "chat"),
+    "--stream": "--prompt alone: a story streams anyway",
+    **dict.fromkeys(("--num-return-sequences", "--num-samples"), "--stories and --jsonl"),
 }
 """commands and flags of other programs, and what to use here"""
+
+
+RUN_C = {
+    "-m/--mode": "-m is run.c's mode: the model is named without a flag",
+    "-p/--top-p": "-p is top-p, as in run.c: prompts go after -i",
+    "-t/--temperature": "-t is the temperature, as in run.c: threads go after --threads",
+    "-s/--seed": "-s is the seed, as in run.c: a system prompt goes after -y",
+}
+"""flags that mean something else in other programs"""
 
 
 def advice(word: str) -> str:

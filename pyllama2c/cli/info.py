@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 from pyllama2c._ffi import cpu_features, isa_name, resolve_isa
@@ -47,7 +48,7 @@ def describe(model: str | None, options: Options) -> dict[str, Any]:
         "format": _format(c),
         "file_bytes": plan.file_bytes,
         "parameters": plan.parameters,
-        "config": c._replace(dtype=needs.dtype)._asdict(),
+        "config": asdict(c) | {"dtype": needs.dtype},
         **({"tensor_types": types} if types else {}),
         "memory": {
             "weights": needs.weights,

@@ -19,8 +19,15 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyllama2c.cli.story_records import Held, prompt_fields, read_stories, settings_of
+from pyllama2c.cli.story_records import (
+    Held,
+    logprob_fields,
+    prompt_fields,
+    read_stories,
+    settings_of,
+)
 from pyllama2c.errors import StoryFileError
+from pyllama2c.generation.request import make_request
 from pyllama2c.generation.sampling import fresh_seed
 from pyllama2c.progress import watched
 
@@ -112,12 +119,14 @@ def _mend(target: _Target, held: Held) -> None:
 
 
 def _line(story: Completion, index: int, fields: dict[str, Any]) -> bytes:
+    logprobs = {} if story.logprobs is None else logprob_fields(story.logprobs)
     record = {
         "index": index,
         "seed": story.seed,
         **fields,
         "text": story.text,
         "tokens": len(story.tokens),
+        **logprobs,
         "finish_reason": story.finish_reason,
     }
     return json.dumps(record, ensure_ascii=False).encode() + b"\n"
@@ -133,6 +142,7 @@ def write_stories(
     """
     options = dict(options)
     seed = options.pop("seed")
+    make_request([0], 1, llama.config.vocab_size, **options)  # what is wrong leaves no file behind
     fields = {**prompt_fields(prompt), "settings": settings_of(llama, prompt, options)}
     with _opened(path) as target:
         held = _held(target, fields)
@@ -152,7 +162,7 @@ def write_stories(
                 if story.error is not None:
                     raise story.error
                 n_tokens += len(story.tokens)
-                target.write(_line(story, missing[story.number], fields))
+                target.write(_line(story, missing[story.prompt_index], fields))
                 bar.update()
         seconds = perf_counter() - started
     return (

@@ -31,7 +31,8 @@ def _generate(arguments: argparse.Namespace) -> int:
         from pyllama2c.cli.chat import chat
 
         for name in ("file", "special", "json", "logprobs"):
-            if getattr(arguments, name):
+            value = getattr(arguments, name)
+            if value is not None and value is not False:
                 raise ValueError(f"--{name} is for one story, not for a chat")
         return chat(load(arguments), arguments)
     from pyllama2c.cli.generate import print_json, tell_stories, tell_story

@@ -1,15 +1,18 @@
 """Lines of a story file: what they record, and whether a file's lines can be continued.
 
-A record is {"index", "seed", "prompt", "settings", "text", "tokens", "finish_reason"}: the settings
-are in every line, not in a header, so that files of the same run can be concatenated.
+A record is {"index", "seed", "prompt", "settings", "text", "tokens", "finish_reason"}, and
+"logprobs" where they were asked for: the settings are in every line, not in a header, so that files
+of the same run can be concatenated.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
@@ -19,6 +22,7 @@ from pyllama2c.files.recognize import JSON, kind_of_file
 from pyllama2c.generation.request import make_request
 
 if TYPE_CHECKING:
+    from pyllama2c.generation.logprobs import TokenLogprob
     from pyllama2c.model import Llama
 
 _BEGINNING = b'{"index": '
@@ -59,6 +63,9 @@ def settings_of(llama: Llama, prompt: bytes, options: dict[str, Any]) -> dict[st
         **({"isa": "runq"} if llama.isa == "runq" else {}),  # all others give the same bits
         **options,
     }
+    if options.get("logit_bias"):  # JSON has no infinity
+        biases = sorted(options["logit_bias"].items())
+        settings["logit_bias"] = {t: v if v > -math.inf else "-inf" for t, v in biases}
     return {
         name: value
         for name, value in json.loads(json.dumps(settings)).items()
@@ -84,6 +91,19 @@ def prompt_fields(prompt: bytes) -> dict[str, str]:
     """The prompt as text and, where it is not UTF-8, its bytes in hexadecimal."""
     text = prompt.decode("utf-8", "replace")
     return {"prompt": text} | ({} if text.encode() == prompt else {"prompt_bytes": prompt.hex()})
+
+
+def logprob_fields(told: Iterable[TokenLogprob]) -> dict[str, list[dict[str, Any]]]:
+    """What is told of each token."""
+
+    def entry(token: int, logprob: float) -> dict[str, Any]:
+        return {"token": token, "logprob": logprob if math.isfinite(logprob) else None}
+
+    return {
+        "logprobs": [
+            entry(t.token, t.logprob) | {"top": [entry(*likely) for likely in t.top]} for t in told
+        ]
+    }
 
 
 # ---- What a file holds ----

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any
 
 from pyllama2c._ffi import DTYPES, lib
 from pyllama2c.errors import CheckpointWarning
@@ -14,7 +15,8 @@ _DTYPES: dict[int, str] = {number: name for name, number in DTYPES.items()} | {
 _FILES = {lib.L2C_FILE_LLAMA2C: "llama2.c", lib.L2C_FILE_GGUF: "gguf"}
 
 
-class Config(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Config:
     """A model's shape and settings, in llama2.c's words."""
 
     dim: int
@@ -50,7 +52,7 @@ def dtype_name(number: int) -> str:
 
 def read_config(c: Any) -> Config:
     """An l2c_config."""
-    values = {name: getattr(c, name) for name in Config._fields}
+    values = {f.name: getattr(c, f.name) for f in fields(Config)}
     values |= {name: bool(values[name]) for name in ("shared_classifier", "rope_scaled")}
     return Config(**values | {"dtype": _DTYPES[c.dtype], "file": _FILES[c.file]})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -157,7 +158,7 @@ class Engine(Handle):
         self._fingerprint: int | None = None
         self.session_options, self.isa = session_options, isa_name(session_options.isa)
         config = read_config(lib.l2c_model_config(handle))
-        self.config = config._replace(seq_len=session_options.context)
+        self.config = replace(config, seq_len=session_options.context)
         self.n_parameters = int(lib.l2c_model_parameters(handle))
         self.sweep_bytes = int(lib.l2c_model_sweep_bytes(handle))
         self.sessions = Sessions(handle, pool, session_options)

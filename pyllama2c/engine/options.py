@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
+from typing import Literal, TypedDict
 
 from pyllama2c import validate
 from pyllama2c._ffi import DTYPES, ISA_NAMES, KV_DTYPES
@@ -12,17 +14,34 @@ from pyllama2c.engine.device import device_number
 _MAX_THREADS = 256
 """the limit of l2c_pool_create"""
 
+Dtype = Literal["auto", "float32", "int8", "int4"]
+KvDtype = Literal["float32", "float16"]
+Isa = Literal["auto", "scalar", "avx2", "avx512", "neon", "runq"]
+
+
+class OpenOptions(TypedDict, total=False):
+    """Keyword arguments of Llama, for functions that pass them on."""
+
+    tokenizer: str | os.PathLike[str] | None
+    dtype: Dtype
+    context: int | None
+    kv_dtype: KvDtype
+    speculative: bool | Literal["auto"]
+    threads: int | None
+    isa: Isa | None
+    device: str | None
+
 
 @dataclass(frozen=True)
 class Options:
     """Llama's keyword arguments, described there; checked as far as that needs no model."""
 
-    dtype: str = "auto"
+    dtype: Dtype = "auto"
     context: int | None = None
-    kv_dtype: str = "float32"
-    speculative: bool | str = "auto"
+    kv_dtype: KvDtype = "float32"
+    speculative: bool | Literal["auto"] = "auto"
     threads: int | None = None
-    isa: str | None = None
+    isa: Isa | None = None
     device: str | None = None
 
     def __post_init__(self) -> None:

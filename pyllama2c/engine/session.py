@@ -102,25 +102,38 @@ class Session(Handle):
         check(lib.l2c_session_forward(self.handle, rows, len(tokens), err), err)
         self.fed += tokens
 
-    def sample(self, sampler: Any, history: Any, n_history: int) -> int:
-        """A token from the last row's logits, which it uses up."""
+    def sample(self, sampler: Any, history: Any, n_history: int, options: Any = None) -> int:
+        """A token from the last row's logits, which it uses up. `options`: l2c_draw_options *."""
         token, err = self._token, self._error
+        if options is not None:
+            draw = ffi.new("l2c_draw *", (0, sampler, history, n_history))
+            check(lib.l2c_session_sample_with(self.handle, draw, options, 1, err), err)
+            check(draw.status, err)
+            return draw.token  # type: ignore[no-any-return]
         status = lib.l2c_session_sample(self.handle, 0, sampler, history, n_history, token, err)
         if status:
             check(status, err)
         return token[0]  # type: ignore[no-any-return]
 
     def speculate(
-        self, draft: Session, sampler: Any, history: Any, n: int, n_draft: int, ends: Any
+        self,
+        draft: Session,
+        sampler: Any,
+        history: Any,
+        n: int,
+        n_draft: int,
+        ends: Any,
+        options: Any = None,
     ) -> list[tuple[int, int]]:
         """The tokens after the n of `history` (all but the last of them cached), each with the
-        sampler's rng_state after it: at least one, none after one of `ends`, an int32_t[]."""
+        sampler's rng_state after it: at least one, none after one of `ends`, an int32_t[].
+        `options`: l2c_draw_options[] of n_draft + 1 or more."""
         err, count, states = self._error, self._count, self._states
         tokens = list(history[0:n])
         lib.l2c_session_cut(draft.handle, 0, draft.cached(tokens), ffi.NULL)
         status = lib.l2c_speculate(
             self.handle, draft.handle, sampler, history, n, n_draft, ends, len(ends),
-            states, count, err,
+            states, options or ffi.NULL, count, err,
         )  # fmt: skip
         if status == lib.L2C_OK:
             tokens = list(history[0 : n + count[0]])

@@ -9,58 +9,81 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from pyllama2c._ffi import check, ffi, lib, new_error
 from pyllama2c.engine.session import SessionOptions
-from pyllama2c.errors import NonFiniteLogitsError
+from pyllama2c.errors import CancelledError, NonFiniteLogitsError
+from pyllama2c.generation.logprobs import TokenLogprob, token_logprob
 from pyllama2c.generation.request import Request, process_logits
 from pyllama2c.generation.text import StoryText
 from pyllama2c.tokenizers.base import BaseTokenizer
+
+BatchReason = Literal["stop", "length", "error"]
+"""why a story of a batch ended"""
 
 _ROUND_UP = 64
 """positions: a batch that is reopened for a longer story has room for slightly longer ones, too"""
 
 
-class Completion(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Completion:
     """One story of a batch, finished."""
 
-    number: int
-    """which one: story j of prompt i has number i * n + j"""
+    prompt_index: int
+    """which prompt it continues, counted from 0"""
+    choice: int
+    """which of the `n` stories of that prompt, counted from 0"""
     prompt_tokens: list[int]
+    """ids of the prompt, BOS included; empty for a prompt that is wrong"""
     tokens: list[int]
-    """sampled tokens, the stop token excluded"""
+    """ids of the sampled tokens, the stop token excluded"""
     text: str
+    """what the sampled tokens spell; the prompt is not part of it"""
     seed: int
-    finish_reason: str
-    """"stop", "length", or "error\""""
-    error: Exception | None
+    finish_reason: BatchReason
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    """of each of `tokens`, where `logprobs` was asked for"""
+    error: Exception | None = None
     """why this story failed; the others are not affected"""
 
 
 class _Story:
     """A story in progress. Only stop strings need its text before it ends."""
 
-    def __init__(self, number: int, request: Request, tokenizer: BaseTokenizer):
-        self.number, self.request = number, request
+    def __init__(self, prompt_index: int, choice: int, request: Request, tokenizer: BaseTokenizer):
+        self.prompt_index, self.choice, self.request = prompt_index, choice, request
         self._decoder = StoryText(tokenizer, request.prompt_tokens, request.stop)
         self._text = ""
+        self._logprobs: list[TokenLogprob] | None = None if request.logprobs is None else []
 
-    def stops(self, token: int) -> bool:
-        """Whether a stop string is complete with this token."""
+    def hear(self, event: Any) -> bool:
+        """Takes a token; whether a stop string is complete with it."""
+        chosen = event.chosen
+        if self._logprobs is not None:
+            told = token_logprob(chosen.token, chosen.logprob, event.top, event.n_top)
+            self._logprobs.append(told)
+        return bool(self.request.stop) and self._stops(chosen.token)
+
+    def _stops(self, token: int) -> bool:
         self._text += self._decoder.feed(token)
         return self._decoder.stopped
 
-    def finish(self, tokens: list[int], reason: str, error: Exception | None = None) -> Completion:
+    def finish(
+        self, tokens: list[int], reason: BatchReason, error: Exception | None = None
+    ) -> Completion:
         if not self.request.stop:  # otherwise it was decoded token by token
             self._text = self._decoder.feed_all(tokens)
         return Completion(
-            number=self.number,
+            prompt_index=self.prompt_index,
+            choice=self.choice,
             prompt_tokens=self.request.prompt_tokens,
             tokens=tokens,
             text=self._text + self._decoder.rest(),
             seed=self.request.seed,
             finish_reason=reason,
+            logprobs=None if self._logprobs is None else tuple(self._logprobs),
             error=error,
         )
 
@@ -90,6 +113,7 @@ class Batch:
         self._tokenizer = tokenizer
         self._events, self._n_events = ffi.new("l2c_event **"), ffi.new("size_t *")
         self._stories: dict[int, _Story] = {}
+        self._cancelled = False
 
     def __len__(self) -> int:
         """Stories in progress."""
@@ -103,7 +127,7 @@ class Batch:
         """Whether a story fits the context of this batch."""
         return request.context <= self._context
 
-    def add(self, number: int, request: Request) -> None:
+    def add(self, prompt_index: int, choice: int, request: Request) -> None:
         vocab_size = self._tokenizer.vocab_size
         prompt = ffi.new("int32_t[]", request.prompt_tokens)
         ends = [t for t in request.ends(self._tokenizer) if 0 <= t < vocab_size]
@@ -111,6 +135,8 @@ class Batch:
         events = lib.L2C_TELL_TOKENS if request.stop else 0
         if request.logits_processor is not None:
             events |= lib.L2C_TELL_CHOICES
+        if request.logprobs is not None:
+            events |= lib.L2C_TELL_LOGPROBS
         c_request = ffi.new(
             "l2c_request *",
             {
@@ -121,14 +147,22 @@ class Batch:
                 "sampler": request.sampler,
                 "max_tokens": request.max_tokens,
                 "tell": events,
+                "n_top": request.logprobs or 0,
             },
         )
         story = ffi.new("int64_t *")
         check(lib.l2c_batch_add(self._handle, c_request, story, self._error), self._error)
-        self._stories[story[0]] = _Story(number, request, self._tokenizer)
+        self._stories[story[0]] = _Story(prompt_index, choice, request, self._tokenizer)
+
+    def cancel(self) -> None:
+        """From any thread: the step in progress, else the next, raises CancelledError."""
+        self._cancelled = True  # a step that is about to begin would forget C's flag
+        lib.l2c_batch_cancel(self._handle)
 
     def step(self) -> list[Completion]:
         """One sweep: the next token of every story in progress, and what fits of the prompts."""
+        if self._cancelled:
+            raise CancelledError
         out, n, error = self._events, self._n_events, self._error
         status = lib.l2c_batch_step(self._handle, out, n, error)
         check(status, error)
@@ -141,7 +175,7 @@ class Batch:
         if story is None:  # an event from before it was dropped
             return None
         if event.kind == lib.L2C_EVENT_TOKEN:
-            if story.stops(event.chosen.token):
+            if story.hear(event):
                 return self._end(event, "stop", drop=True)
         elif event.kind == lib.L2C_EVENT_CHOOSE:
             try:
@@ -167,7 +201,7 @@ class Batch:
         row[:] = logits.tobytes()
 
     def _end(
-        self, event: Any, reason: str, error: Exception | None = None, drop: bool = False
+        self, event: Any, reason: BatchReason, error: Exception | None = None, drop: bool = False
     ) -> Completion:
         if drop:
             lib.l2c_batch_drop(self._handle, event.story)
@@ -175,47 +209,48 @@ class Batch:
         return self._stories.pop(event.story).finish(tokens, reason, error)
 
 
-def _without_computing(number: int, request: Request | Exception) -> Completion | None:
+def _without_computing(i: int, j: int, request: Request | Exception) -> Completion | None:
     """The Completion of a wrong prompt, or of a story of no tokens."""
     if isinstance(request, Exception):
-        return Completion(number, [], [], "", 0, "error", request)
+        return Completion(i, j, [], [], "", 0, "error", error=request)
     if request.max_tokens == 0:
-        return Completion(number, request.prompt_tokens, [], "", request.seed, "length", None)
+        logprobs = None if request.logprobs is None else ()
+        return Completion(i, j, request.prompt_tokens, [], "", request.seed, "length", logprobs)
     return None
 
 
 def run_batch(
     new_batch: Callable[[int, int], Batch],
-    requests: Iterator[tuple[int, Request | Exception]],
+    requests: Iterator[tuple[int, int, Request | Exception]],
     max_batch: int,
 ) -> Iterator[Completion]:
     """Stories in the order in which they end. `new_batch` takes n_sequences and a context: what the
     first stories need. Where one needs a longer context, those before it are finished first, and a
     larger batch goes on."""
-    waiting: deque[tuple[int, Request]] = deque()  # taken from `requests`, but not added
+    waiting: deque[tuple[int, int, Request]] = deque()  # taken from `requests`, but not added
 
     def fill(n: int) -> Iterator[Completion]:
         """Takes requests until n wait; yields those that need no computing."""
         while len(waiting) < n:
-            number, request = next(requests, (-1, None))
+            i, j, request = next(requests, (-1, -1, None))
             if request is None:
                 return
-            completion = _without_computing(number, request)
+            completion = _without_computing(i, j, request)
             if completion is not None:
                 yield completion
             elif isinstance(request, Request):
-                waiting.append((number, request))
+                waiting.append((i, j, request))
 
     for round_up in itertools.chain([1], itertools.repeat(_ROUND_UP)):
         yield from fill(max_batch)
         if not waiting:
             return
-        longest = max(request.context for _, request in waiting)
+        longest = max(request.context for _, _, request in waiting)
         batch = new_batch(len(waiting), -(-longest // round_up) * round_up)
         while True:
             while not batch.full:
                 yield from fill(1)
-                if not waiting or not batch.has_room(waiting[0][1]):
+                if not waiting or not batch.has_room(waiting[0][-1]):
                     break
                 batch.add(*waiting.popleft())
             if not len(batch):
@@ -224,12 +259,12 @@ def run_batch(
         del batch  # freed before the next one is allocated
 
 
-def in_prompt_order(stories: Iterable[Completion]) -> Iterator[Completion]:
-    """The same in the order of their numbers: one that overtakes others is held back."""
+def in_prompt_order(stories: Iterable[Completion], n: int) -> Iterator[Completion]:
+    """The same, the `n` of each prompt side by side: one that overtakes others is held back."""
     held: dict[int, Completion] = {}
     number = 0
     for story in stories:
-        held[story.number] = story
+        held[story.prompt_index * n + story.choice] = story
         while number in held:
             yield held.pop(number)
             number += 1

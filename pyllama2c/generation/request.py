@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyllama2c import validate
+from pyllama2c import dialects, validate
+from pyllama2c.dialects import in_our_words
 from pyllama2c.errors import ContextLengthError
+from pyllama2c.generation.logprobs import MAX_TOP
 from pyllama2c.generation.sampling import fresh_seed, new_sampler, seed_or_none
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from pyllama2c.generation.parameters import BatchParameters, LogitsProcessor
     from pyllama2c.tokenizers.base import BaseTokenizer
-
-    LogitsProcessor = Callable[[list[int], NDArray[np.float32]], NDArray[np.float32] | None]
 
 
 class Request(NamedTuple):
@@ -29,6 +30,8 @@ class Request(NamedTuple):
     stop: list[str]
     stop_tokens: frozenset[int] | None
     logits_processor: LogitsProcessor | None
+    logprobs: int | None
+    """so many of the likeliest tokens are told of each, or nothing is"""
 
     @property
     def context(self) -> int:
@@ -45,6 +48,7 @@ class Request(NamedTuple):
 def make_request(
     prompt_tokens: list[int],
     context: int,
+    vocab_size: int = 2**31,
     *,
     max_tokens: int | None = None,
     temperature: float = 1.0,
@@ -52,10 +56,14 @@ def make_request(
     top_k: int = 0,
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    logit_bias: Mapping[int, float] | None = None,
     seed: int | None = None,
     stop: str | Iterable[str] | None = (),
     stop_tokens: Iterable[int] | None = None,
     logits_processor: LogitsProcessor | None = None,
+    logprobs: int | None = None,
 ) -> Request:
     """Checks the parameters of Llama.generate; TypeError, ValueError or ContextLengthError."""
     if not prompt_tokens:
@@ -69,6 +77,8 @@ def make_request(
         max_tokens = validate.integer("max_tokens", max_tokens, 0, sys.maxsize, "0 or more")
     if logits_processor is not None and not callable(logits_processor):
         raise validate.wrong("logits_processor", logits_processor, "a function", TypeError)
+    if logprobs is not None:
+        logprobs = validate.integer("logprobs", logprobs, 0, MAX_TOP)
     drawn = seed_or_none("seed", seed)
     seed = fresh_seed() if drawn is None else drawn
     sampler = new_sampler(
@@ -77,6 +87,11 @@ def make_request(
         top_k=top_k,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        logit_bias=logit_bias,
+        n_prompt=len(prompt_tokens),
+        vocab_size=vocab_size,
         seed=seed,
     )
     return Request(
@@ -87,6 +102,7 @@ def make_request(
         stop=_stop_strings(stop),
         stop_tokens=None if stop_tokens is None else _stop_tokens(stop_tokens),
         logits_processor=logits_processor,
+        logprobs=logprobs,
     )
 
 
@@ -137,17 +153,21 @@ def process_logits(
 def batch_requests(
     prompts: Iterable[Any],
     n: int,
-    parameters: dict[str, Any],
+    given: BatchParameters,
     tokenize: Callable[[Any], list[int]],
     context: int,
-) -> Iterator[tuple[int, Request | Exception]]:
-    """(number, request or what is wrong with it) of every story of a batch. Prompts are taken one
-    by one, as their requests are; what is wrong with all of them raises at once."""
+    vocab_size: int = 2**31,
+) -> Iterator[tuple[int, int, Request | Exception]]:
+    """(index of the prompt, of the choice, request or what is wrong with it) of every story of a
+    batch. Prompts are taken one by one, as their requests are; what is wrong with all of them
+    raises at once."""
     validate.texts("prompts", prompts, "a list of prompts: texts, or lists of token ids")
     n = validate.integer("n", n, 1, sys.maxsize, "1 or more")
+    parameters: dict[str, Any] = {**given}
     unknown = set(parameters) - set(make_request.__kwdefaults__ or {})
     if unknown:
-        raise TypeError(f"generate_batch has no parameter {', '.join(sorted(unknown))}")
+        ours = in_our_words(min(unknown), dialects.STORY_ARGUMENTS)
+        raise TypeError(f"generate_batch has no parameter {', '.join(sorted(unknown))}{ours}")
     listed = {name for name, value in parameters.items() if _one_a_prompt(name, value)}
     for name in sorted(listed):
         if not isinstance(prompts, Sized):
@@ -155,7 +175,7 @@ def batch_requests(
         if len(parameters[name]) != len(prompts):
             count = len(parameters[name])
             raise ValueError(f"{name} has {count} values for {len(prompts)} prompts")
-    _check_parameters(parameters, listed)
+    _check_parameters(parameters, listed, vocab_size)
     return _each_request(prompts, n, parameters, listed, tokenize, context)
 
 
@@ -166,7 +186,7 @@ def _each_request(
     listed: set[str],
     tokenize: Callable[[Any], list[int]],
     context: int,
-) -> Iterator[tuple[int, Request | Exception]]:
+) -> Iterator[tuple[int, int, Request | Exception]]:
     for i, prompt in enumerate(prompts):
         own = {name: v[i] if name in listed else v for name, v in parameters.items()}
         seed = seed_or_none("seed", own.pop("seed", None))
@@ -175,26 +195,25 @@ def _each_request(
         except Exception as error:
             tokens = error
         for j in range(n):
-            number = i * n + j
             if isinstance(tokens, Exception):
-                yield number, tokens
+                yield i, j, tokens
                 continue
-            nth = j if "seed" in listed else number
+            nth = j if "seed" in listed else i * n + j
             try:
                 story_seed = None if seed is None else (seed + nth) % 2**64
-                yield number, make_request(tokens, context, seed=story_seed, **own)
+                yield i, j, make_request(tokens, context, seed=story_seed, **own)
             except (ValueError, TypeError) as error:
-                yield number, error
+                yield i, j, error
 
 
-def _check_parameters(parameters: dict[str, Any], listed: set[str]) -> None:
+def _check_parameters(parameters: dict[str, Any], listed: set[str], vocab_size: int) -> None:
     """A wrong parameter, of all prompts or of one, raises before any story begins."""
     shared = {name: value for name, value in parameters.items() if name not in listed}
-    make_request([0], 1, **shared)
+    make_request([0], 1, vocab_size, **shared)
     for name in listed:
         for i, value in enumerate(parameters[name]):
             try:
-                make_request([0], 1, **{name: value})
+                make_request([0], 1, vocab_size, **{name: value})
             except (TypeError, ValueError) as error:
                 raise type(error)(f"prompt {i}: {error}") from None
 
@@ -203,5 +222,5 @@ def _one_a_prompt(name: str, value: Any) -> bool:
     """Whether a parameter has a value for each prompt; a list of stop strings or tokens is one."""
     if name in ("stop", "stop_tokens"):
         lists = (list, tuple, set, frozenset)
-        return isinstance(value, list) and any(v is None or isinstance(v, lists) for v in value)
-    return isinstance(value, (list, tuple))
+        return isinstance(value, Sequence) and any(v is None or isinstance(v, lists) for v in value)
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))

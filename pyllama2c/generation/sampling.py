@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
+from collections.abc import Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from pyllama2c import validate
 from pyllama2c._ffi import ffi, lib
@@ -12,7 +15,12 @@ _FLOAT_MAX = 3.4e38
 _FLOAT_MIN = 1.1754944e-38
 """float32's largest and smallest normal number: a smaller penalty would be 0 in C"""
 
+_FINITE = f"-{_FLOAT_MAX:.2g} to {_FLOAT_MAX:.2g}"
+
 _MAX_SEED = 2**64 - 1
+
+_BIASES: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+"""l2c_logit_bias[] of an l2c_sampler, which points to them"""
 
 
 def fresh_seed() -> int:
@@ -36,6 +44,11 @@ def new_sampler(
     min_p: float,
     repetition_penalty: float,
     seed: int,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    logit_bias: Mapping[int, float] | None = None,
+    n_prompt: int = 0,
+    vocab_size: int = 2**31,
 ) -> Any:
     """An `l2c_sampler *`; TypeError or ValueError for what is not a finite number in range."""
     sampler = ffi.new("l2c_sampler *")
@@ -50,4 +63,31 @@ def new_sampler(
     sampler.repetition_penalty = number(
         "repetition_penalty", repetition_penalty, _FLOAT_MIN, _FLOAT_MAX, "1.2e-38 to 3.4e38"
     )
+    for name, penalty in (
+        ("presence_penalty", presence_penalty),
+        ("frequency_penalty", frequency_penalty),
+    ):
+        setattr(sampler, name, number(name, penalty, -_FLOAT_MAX, _FLOAT_MAX, _FINITE))
+    sampler.n_prompt = n_prompt
+    biases = _biases(logit_bias, vocab_size)
+    if biases:
+        _BIASES[sampler] = sampler.biases = ffi.new("l2c_logit_bias[]", biases)
+        sampler.n_biases = len(biases)
     return sampler
+
+
+def _biases(logit_bias: Any, vocab_size: int) -> list[tuple[int, float]]:
+    if logit_bias is None:
+        return []
+    if not isinstance(logit_bias, Mapping):
+        needed = "a dict from token ids to numbers"
+        raise validate.wrong("logit_bias", logit_bias, needed, TypeError)
+    last, biases = vocab_size - 1, []
+    for key, value in logit_bias.items():
+        token = validate.integer("a key of logit_bias", key, 0, last, f"a token id, 0 to {last}")
+        name, limits = f"logit_bias[{token}]", f"{_FINITE}, or minus infinity"
+        bias = validate.number(name, value, -math.inf, _FLOAT_MAX, limits)
+        if -math.inf < bias < -_FLOAT_MAX:
+            raise validate.wrong(name, value, limits)
+        biases.append((token, bias))
+    return biases

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyllama2c import validate
@@ -20,7 +21,8 @@ _SEQUENCES = 16
 """texts in progress at once: with four rows of each a call is full; more take memory for caches"""
 
 
-class Score(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Score:
     """How probable a text is. Log-probabilities are natural."""
 
     tokens: list[int]

@@ -4,52 +4,39 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
 from time import perf_counter
-from typing import NamedTuple
+from typing import Literal, NoReturn
 
+from pyllama2c import dialects, validate
 from pyllama2c._ffi import ffi
+from pyllama2c.dialects import Answering
 from pyllama2c.engine.draft import Draft, DraftLength
-from pyllama2c.engine.session import Session, Sessions
+from pyllama2c.engine.session import MAX_DRAFT, Session, Sessions
 from pyllama2c.errors import BusyError, CancelledError
+from pyllama2c.generation.asynchronous import AsyncSteps
+from pyllama2c.generation.logprobs import LogprobReader, TokenLogprob
 from pyllama2c.generation.request import Request, process_logits
+from pyllama2c.generation.stats import GenerationStats
 from pyllama2c.generation.text import StoryText
 from pyllama2c.handle import ClosableHandle
 from pyllama2c.tokenizers.base import BaseTokenizer
 
 
-class GenerationStats(NamedTuple):
-    """Times are seconds on a monotonic clock, spent generating (not in the caller's loop)."""
-
-    prompt_tokens: int
-    """tokens of the prompt, BOS included"""
-    cached_tokens: int
-    """of those, found in a cache and not computed again"""
-    tokens: int
-    """sampled tokens, the stop token excluded"""
-    time_to_first_token: float
-    prefill_tokens_per_second: float
-    """all tokens of the prompt over the time until the first new one"""
-    decode_seconds: float
-    """from the first token on"""
-    tokens_per_second: float
-    """tokens after the first, a final stop token included, over decode_seconds: as run.c reports"""
-    drafted_tokens: int
-    """tokens that the draft proposed; 0 without speculative decoding"""
-    accepted_tokens: int
-    """of those, the ones that the model itself picked as well"""
-
-
-class Generation(ClosableHandle, Iterator[str]):
-    """A story, generated as it is iterated; nothing is computed before the first step.
+class Generation(Answering, ClosableHandle, AsyncSteps[str]):
+    """A story, generated as it is iterated, also with `async for`; nothing is computed before the
+    first step.
 
     Yields pieces of text that never split a character. The prompt is not part of them:
     `prompt + story.read()` is the whole. Made by `Llama.generate`.
 
     `tokens` are the sampled ones so far, the stop token excluded; `finish_reason` is None until the
     story ends, then "stop", "length" or "cancelled". NonFiniteLogitsError, from any step, for
-    logits that hold NaN or infinity; BusyError while another thread takes a step.
+    logits that hold NaN or infinity; BusyError while another thread takes a step. A story that is
+    left half-way gives its session back when it is closed (`with`, or `contextlib.aclosing`) or
+    garbage-collected.
     """
+
+    _answers = dialects.STORY
 
     def __init__(
         self, request: Request, tokenizer: BaseTokenizer, sessions: Sessions, draft: Draft | None
@@ -57,8 +44,13 @@ class Generation(ClosableHandle, Iterator[str]):
         self.seed = request.seed
         self.prompt_tokens = request.prompt_tokens
         self.tokens: list[int] = []
-        self.finish_reason: str | None = None
+        self.finish_reason: Literal["stop", "length", "cancelled"] | None = None
+        self.logprobs: list[TokenLogprob] = []
+        """of each of `tokens`, where `logprobs` was asked for"""
         self._vocab_size = tokenizer.vocab_size
+        self._reader: LogprobReader | None = None
+        if request.logprobs is not None:
+            self._reader = LogprobReader(request.logprobs, self._vocab_size, MAX_DRAFT + 1)
         self._max_tokens, self._sampler = request.max_tokens, request.sampler
         self._logits_processor = request.logits_processor
         self._ends = request.ends(tokenizer)
@@ -74,16 +66,20 @@ class Generation(ClosableHandle, Iterator[str]):
         self._draft = draft if request.logits_processor is None else None
         self._draft_session: Session | None = None
         self._draft_length = DraftLength()
-        # Prompt and story, for the repetition penalty and the draft.
+        # Prompt and story, for the penalties and the draft.
         self._history = ffi.new("int32_t[]", len(request.prompt_tokens) + request.max_tokens)
         self._history[0 : len(request.prompt_tokens)] = request.prompt_tokens
-        self._ready: deque[tuple[int, int]] = deque()  # sampled, not yet yielded: token, rng state
+        # Sampled, not yet yielded: tokens, the random generator's state after each, logprobs.
+        self._ready: deque[tuple[int, int, TokenLogprob | None]] = deque()
         self._rng_state = int(request.sampler.rng_state)
         self._cancelled = False
         self._turn = threading.Lock()
         self._cached_tokens = 0
         self._first_token_seconds = self._decode_seconds = 0.0
         self._decode_passes = 0
+
+    def __getitem__(self, key: object) -> NoReturn:
+        raise TypeError("a Generation has no items; use text, tokens or logprobs")
 
     def __iter__(self) -> Generation:
         return self
@@ -109,6 +105,15 @@ class Generation(ClosableHandle, Iterator[str]):
         """Runs to the end and returns the whole text, what was already yielded included."""
         for _ in self:
             pass
+        return self.text
+
+    async def aread(self) -> str:
+        """`read`, in another thread; a task that is cancelled meanwhile cancels the story."""
+        return await self._in_thread(self.read)
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
         return "".join(self._text)
 
     def cancel(self) -> None:
@@ -150,7 +155,18 @@ class Generation(ClosableHandle, Iterator[str]):
             accepted_tokens=self._draft_length.accepted,
         )
 
-    def _end(self, reason: str) -> None:
+    def __repr__(self) -> str:
+        state = self.finish_reason or "not finished"
+        return f"<Generation of {len(self.tokens)} tokens, {state}: {validate.shown(self.text)}>"
+
+    def _ipython_display_(self) -> None:
+        """What a notebook shows: plain text, as it is generated."""
+        print(self.text, end="", flush=True)
+        for piece in self:
+            print(piece, end="", flush=True)
+        print()
+
+    def _end(self, reason: Literal["stop", "length", "cancelled"]) -> None:
         """Settles how the story ended, once, and returns the sessions."""
         if self.finish_reason is None:
             self.finish_reason = reason
@@ -175,12 +191,14 @@ class Generation(ClosableHandle, Iterator[str]):
         except CancelledError:
             self._end("cancelled")
             return self._decoder.rest()
-        token, self._rng_state = self._ready.popleft()
+        token, self._rng_state, logprob = self._ready.popleft()
         text = ""
         if token in self._ends:
             self._end("stop")
         else:
             self._history[len(self.prompt_tokens) + len(self.tokens)] = token
+            if logprob is not None:
+                self.logprobs.append(logprob)
             self.tokens.append(token)
             text = self._decoder.feed(token)
             if self._decoder.stopped:
@@ -206,21 +224,25 @@ class Generation(ClosableHandle, Iterator[str]):
             self._draft_session = self._draft.lease(self.prompt_tokens, self)
             if self._draft_session is None:
                 self._draft = None
-        if self._draft_session is None and session.max_steps > 1 and self._logits_processor is None:
+        plain = self._logits_processor is None and self._reader is None
+        if self._draft_session is None and session.max_steps > 1 and plain:
             steps = min(session.max_steps, room + 1)
             new = session.decode(self._sampler, self._history, n, steps, self._end_list)
-            self._ready.extend(new)
+            self._ready.extend((token, state, None) for token, state in new)
             return True
         if self._draft_session is None or room < 1:
             session.feed(self.tokens[-1:], n - 1)
             self._sample(session)
             return True
         n_draft = self._draft_length.next(room)
+        reader = self._reader
+        options = None if reader is None else reader.options
         new = session.speculate(
-            self._draft_session, self._sampler, self._history, n, n_draft, self._end_list
+            self._draft_session, self._sampler, self._history, n, n_draft, self._end_list, options
         )
         self._draft_length.report(n_draft, len(new) - 1)
-        self._ready.extend(new)
+        for i, (token, state) in enumerate(new):
+            self._ready.append((token, state, None if reader is None else reader.read(token, i)))
         return True
 
     def _prefill(self) -> bool:
@@ -242,8 +264,13 @@ class Generation(ClosableHandle, Iterator[str]):
         if self._logits_processor is not None:
             logits = session.logits(1, self._vocab_size)[0]
             own = logits.copy()  # which the processor may keep; the row is the session's
+            if self._reader is not None:
+                self._reader.keep(logits)
             process_logits(self._logits_processor, self.prompt_tokens + self.tokens, own)
             logits[:] = own
         n = len(self.prompt_tokens) + len(self.tokens)
-        token = session.sample(self._sampler, self._history, n)
-        self._ready.append((token, int(self._sampler.rng_state)))
+        reader = self._reader
+        options = None if reader is None else reader.options
+        token = session.sample(self._sampler, self._history, n, options)
+        logprob = None if reader is None else reader.read(token)
+        self._ready.append((token, int(self._sampler.rng_state), logprob))

@@ -29,6 +29,7 @@ from lm_eval.models.utils import (
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
+from pyllama2c.engine.options import Dtype
 from pyllama2c.engine.session import MAX_ROWS
 from pyllama2c.model import Llama
 from pyllama2c.progress import watched
@@ -77,7 +78,7 @@ class HarnessLM(TemplateLM):
         pretrained: str | os.PathLike[str] | Llama,
         tokenizer: str | os.PathLike[str] | None = None,
         *,
-        dtype: str = "auto",
+        dtype: Dtype = "auto",
         threads: int | None = None,
         max_length: int | None = None,
         max_gen_toks: int = 256,
@@ -219,9 +220,11 @@ class HarnessLM(TemplateLM):
                 if story.error is not None:
                     raise story.error
                 text = self.llama.tokenizer.decode(story.tokens)
-                text = postprocess_generated_text(text, untils[story.number], None)
-                answers[story.number] = text
-                self.cache_hook.add_partial("generate_until", requests[story.number].args, text)
+                text = postprocess_generated_text(text, untils[story.prompt_index], None)
+                answers[story.prompt_index] = text
+                self.cache_hook.add_partial(
+                    "generate_until", requests[story.prompt_index].args, text
+                )
                 bar.update()
         return answers
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
-from pyllama2c import validate
+from pyllama2c import dialects, validate
+from pyllama2c.dialects import Answering
 from pyllama2c.errors import ClosedError, TokenizerError
 from pyllama2c.handle import ClosableHandle
 
@@ -27,8 +28,10 @@ _WHITE_SPACE = [*filter(str.isspace, map(chr, [*range(28), *range(32, 0x3001)]))
 """Unicode's; Python's isspace also counts four control characters"""
 
 
-class BaseTokenizer(ClosableHandle):
+class BaseTokenizer(Answering, ClosableHandle):
     """The interface of every tokenizer, whatever file it was read from."""
+
+    _answers = dialects.TOKENIZER
 
     path: str
     vocab_size: int
@@ -168,6 +171,9 @@ class BaseTokenizer(ClosableHandle):
     def close(self) -> None:
         """Frees the tokenizer; further use raises ClosedError."""
         self._closed = True
+
+    def __call__(self, *texts: object, **parameters: object) -> NoReturn:
+        raise TypeError("a tokenizer cannot be called; use encode(text)")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.path!r}, vocab_size={self.vocab_size})"

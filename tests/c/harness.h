@@ -96,8 +96,13 @@ void test_sampler_choices(void);
 void test_sampler_on_large_vocabularies(void);
 void test_sampler_errors(void);
 
+void test_biases_and_penalties(void);
+void test_biases_and_penalties_in_every_way(void);
+void test_logprobs_of_draws(void);
+
 void test_kernels_at_guard_page(void);
 void test_kernels_special_values(void);
+void test_fused(void);
 
 void test_pool_life(void);
 void test_pool_shared_by_sessions(void);

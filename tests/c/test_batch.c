@@ -21,6 +21,7 @@ typedef struct {
     size_t n_prompt;
     int32_t ends[3];
     l2c_sampler sampler;
+    l2c_logit_bias biases[3]; /* the sampler's, which has no pointer to them: a tale is copied */
     int32_t max_tokens, tell, n_top;
     uint64_t seed; /* of its masks and of what is done to its logits */
     int masks;
@@ -66,7 +67,8 @@ static void tell_alone(const truth *t, l2c_kv kv, tale *s) {
     CHECK(all != NULL && l2c_pool_create(1, &pool, NULL) == L2C_OK);
     CHECK(l2c_session_create(t->model, pool, 1, 0, kv, L2C_ISA_SCALAR, &session, NULL) == L2C_OK);
     l2c_sampler sampler = s->sampler;
-    size_t n = s->n_prompt;
+    sampler.biases = s->biases;
+    size_t n = sampler.n_prompt = s->n_prompt;
     memcpy(history, s->prompt, n * sizeof *history);
     for (size_t i = 0; i + 1 < n; i++)
         CHECK(l2c_session_forward(session, &(l2c_row){0, (int32_t)i, history[i], 0}, 1, NULL) == L2C_OK);
@@ -122,6 +124,13 @@ static tale make_tale(const truth *t, uint64_t *random) {
     s.sampler.temperature = (float)random_below(random, 3) / 2;
     s.sampler.repetition_penalty = random_below(random, 2) ? 1.0f : 1.3f;
     s.sampler.top_k = random_below(random, 3) * 5;
+    if (random_below(random, 2)) s.sampler.presence_penalty = random_float(random);
+    if (random_below(random, 2)) s.sampler.frequency_penalty = random_float(random);
+    s.sampler.n_biases = (size_t)random_below(random, 4);
+    for (size_t i = 0; i < s.sampler.n_biases; i++) {
+        float value = random_below(random, 3) == 0 ? -INFINITY : 4 * random_float(random);
+        s.biases[i] = (l2c_logit_bias){4 + random_below(random, c->vocab_size - 4), value}; /* 3 is what masks allow */
+    }
     s.masks = random_below(random, 4) == 0;
     s.nan_at = random_below(random, 4) == 0 && s.tell & L2C_TELL_CHOICES ? random_below(random, s.max_tokens) : -1;
     s.drop_at = random_below(random, 4) == 0 && s.tell & (L2C_TELL_TOKENS | L2C_TELL_LOGPROBS) ? random_below(random, s.max_tokens) : -1;
@@ -129,8 +138,14 @@ static tale make_tale(const truth *t, uint64_t *random) {
 }
 
 static l2c_status add(l2c_batch *batch, tale *s) {
-    l2c_request request = {s->prompt, s->n_prompt, s->ends, 3, &s->sampler, s->max_tokens, s->tell, s->n_top};
-    return l2c_batch_add(batch, &request, &s->id, NULL);
+    l2c_sampler sampler = s->sampler; /* which, with its biases, is gone when the story is told */
+    l2c_logit_bias biases[3];
+    memcpy(biases, s->biases, sizeof biases);
+    sampler.biases = biases;
+    l2c_request request = {s->prompt, s->n_prompt, s->ends, 3, &sampler, s->max_tokens, s->tell, s->n_top};
+    l2c_status status = l2c_batch_add(batch, &request, &s->id, NULL);
+    for (int i = 0; i < 3; i++) biases[i] = (l2c_logit_bias){-1, NAN};
+    return status;
 }
 
 static void mask_next(l2c_batch *batch, const tale *s, int32_t vocab) {

@@ -246,7 +246,7 @@ static void compute(const image *file, l2c_dtype dtype, int32_t n_threads, resul
     out->tokens[0] = 1;
     sampler.temperature = 1.0f;
     for (; n < 12; n += more)
-        CHECK(l2c_speculate(session, draft, &sampler, out->tokens, n, 4, NULL, 0, states, &more, NULL) == L2C_OK);
+        CHECK(l2c_speculate(session, draft, &sampler, out->tokens, n, 4, NULL, 0, states, NULL, &more, NULL) == L2C_OK);
     CHECK(l2c_session_forward(session, &(l2c_row){0, (int32_t)n - 1, 5, 1}, 1, NULL) == L2C_OK);
     memcpy(out->last, l2c_session_logits(session, 0), bytes);
 
@@ -376,7 +376,6 @@ void test_session_memory(void) {
             {s->hb, (size_t)(L2C_MAX_ROWS * c->hidden_dim) * 4},
             {s->logits, (size_t)(L2C_MAX_ROWS * c->vocab_size) * 4},
             {s->scores, (size_t)3 * L2C_TILE * (size_t)session->n_ctx * 4},
-            {s->seen, (size_t)(3 * c->vocab_size)},
             {s->hq.q, L2C_MAX_ROWS * s->hq.width},
         };
         for (size_t k = 0; k < sizeof parts / sizeof *parts - (s->hq.q == NULL); k++) {
@@ -414,7 +413,7 @@ void test_nonfinite_draft(void) {
     int32_t tokens[40] = {5}, expected = 5;
     for (size_t n = 1, more; n + 4 <= (size_t)c->seq_len; n += more) {
         uint64_t states[5];
-        CHECK(l2c_speculate(target, draft, &two, tokens, n, 4, (int32_t[]){1, 2}, 2, states, &more, NULL) == L2C_OK && more == 1);
+        CHECK(l2c_speculate(target, draft, &two, tokens, n, 4, (int32_t[]){1, 2}, 2, states, NULL, &more, NULL) == L2C_OK && more == 1);
         l2c_row row = {0, (int32_t)n - 1, expected, 1};
         CHECK(l2c_session_forward(alone, &row, 1, NULL) == L2C_OK);
         CHECK(l2c_session_sample(alone, 0, &one, NULL, 0, &expected, NULL) == L2C_OK);
@@ -512,27 +511,28 @@ static l2c_status pick(l2c_sampler *sampler, const l2c_kernels *kernels, const f
                        const int32_t *history, size_t n_history, int32_t *token) {
     image copy = image_copy(logits, (size_t)n * sizeof *logits);
     l2c_candidate *candidates = malloc(2 * (size_t)n * sizeof *candidates);
-    unsigned char *seen = calloc((size_t)n, 1);
-    CHECK(candidates != NULL && seen != NULL);
+    CHECK(candidates != NULL);
     *token = -77;
     l2c_status status = l2c_sampler_pick(sampler, kernels, (float *)copy.data, n, history, n_history, candidates,
-                                         seen, token, NULL);
+                                         token, NULL);
     CHECK(status == L2C_OK ? *token >= 0 && *token < n : *token == -77);
-    for (int32_t i = 0; i < n; i++) CHECK(seen[i] == 0);
-    free(seen);
     free(candidates);
     free(copy.data);
     return status;
 }
 
+#define SETTING(t, p, k, m, r, state) \
+    {.temperature = t, .top_p = p, .top_k = k, .min_p = m, .repetition_penalty = r, .rng_state = state}
 static const l2c_sampler settings[] = {
-    /* temperature, top_p, top_k, min_p, repetition penalty, state */
-    {0.0f, 0.9f, 0, 0.0f, 1.0f, 1},      {1.0f, 0.0f, 0, 0.0f, 1.0f, 1},     {1.0f, 1.0f, 0, 0.0f, 1.0f, 1},
-    {1.0f, 0.9f, 0, 0.0f, 1.0f, 1},      {0.7f, 0.5f, 3, 0.1f, 1.3f, 1},     {1.0f, 1e-8f, 0, 0.0f, 1.0f, 1},
-    {1.0f, 1e-45f, 0, 0.0f, 1.0f, 1},    {1.0f, 0.0f, 1, 0.0f, 1.0f, 1},     {1.0f, 0.0f, INT_MAX, 0.0f, 1.0f, 1},
-    {1.0f, 0.0f, 0, 1.0f, 1.0f, 1},      {1.0f, 0.99999994f, 0, 0.0f, 1.0f, 1}, {1e-38f, 0.9f, 0, 0.0f, 1.0f, 1},
-    {1e-45f, 0.0f, 0, 0.0f, 1.0f, 1},    {3e38f, 0.9f, 0, 0.0f, 1.0f, 1},    {1.0f, 0.9f, 0, 0.0f, 3e38f, 1},
-    {1.0f, 0.9f, 2, 1e-45f, 1e-38f, 1},  {1.0f, 0.5f, 40, 0.05f, 0.5f, UINT64_MAX},
+    SETTING(0.0f, 0.9f, 0, 0.0f, 1.0f, 1), SETTING(1.0f, 0.0f, 0, 0.0f, 1.0f, 1),
+    SETTING(1.0f, 1.0f, 0, 0.0f, 1.0f, 1), SETTING(1.0f, 0.9f, 0, 0.0f, 1.0f, 1),
+    SETTING(0.7f, 0.5f, 3, 0.1f, 1.3f, 1), SETTING(1.0f, 1e-8f, 0, 0.0f, 1.0f, 1),
+    SETTING(1.0f, 1e-45f, 0, 0.0f, 1.0f, 1), SETTING(1.0f, 0.0f, 1, 0.0f, 1.0f, 1),
+    SETTING(1.0f, 0.0f, INT_MAX, 0.0f, 1.0f, 1), SETTING(1.0f, 0.0f, 0, 1.0f, 1.0f, 1),
+    SETTING(1.0f, 0.99999994f, 0, 0.0f, 1.0f, 1), SETTING(1e-38f, 0.9f, 0, 0.0f, 1.0f, 1),
+    SETTING(1e-45f, 0.0f, 0, 0.0f, 1.0f, 1), SETTING(3e38f, 0.9f, 0, 0.0f, 1.0f, 1),
+    SETTING(1.0f, 0.9f, 0, 0.0f, 3e38f, 1), SETTING(1.0f, 0.9f, 2, 1e-45f, 1e-38f, 1),
+    SETTING(1.0f, 0.5f, 40, 0.05f, 0.5f, UINT64_MAX),
 };
 
 void test_sampler_choices(void) {
@@ -669,13 +669,14 @@ void test_sampler_errors(void) {
     const float bad[] = {NAN, INFINITY, -INFINITY, -1.0f, 3.5f};
     const float logits[2] = {0.0f, 1.0f};
     for (size_t v = 0; v < sizeof bad / sizeof *bad; v++)
-        for (int field = 0; field < 4; field++) {
+        for (int field = 0; field < 6; field++) {
             l2c_sampler s;
             l2c_sampler_init(&s, 0);
-            float *fields[] = {&s.temperature, &s.repetition_penalty, &s.top_p, &s.min_p};
+            float *fields[] = {&s.temperature, &s.repetition_penalty, &s.presence_penalty, &s.frequency_penalty,
+                               &s.top_p, &s.min_p};
             *fields[field] = bad[v];
             int32_t token;
-            int fine = bad[v] == 3.5f && field < 2; /* no bound above, save infinity */
+            int fine = field < 2 ? bad[v] == 3.5f : field < 4 && isfinite(bad[v]); /* no bound, save infinity */
             CHECK(pick(&s, kernels[0], logits, 2, NULL, 0, &token) == (fine ? L2C_OK : L2C_ARG));
         }
     l2c_sampler s;

@@ -207,7 +207,7 @@ static l2c_status speculate_once(l2c_session *target, l2c_session *draft, int32_
     uint64_t states[9];
     size_t more = 0;
     l2c_sampler_init(&sampler, 3 + *n);
-    l2c_status status = l2c_speculate(target, draft, &sampler, tokens, *n, 8, (int32_t[]){1, 2}, 2, states, &more, NULL);
+    l2c_status status = l2c_speculate(target, draft, &sampler, tokens, *n, 8, (int32_t[]){1, 2}, 2, states, NULL, &more, NULL);
     CHECK(status == L2C_OK ? more >= 1 && more <= 9 : more == 0);
     *n += more;
     return status;

@@ -29,6 +29,21 @@ def ctrl_c_is_heard() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture(params=[TEMPLATE, None], ids=["template", "llama2"])
+def template(request: pytest.FixtureRequest) -> str | None:
+    """Of the model's file; without one it is Llama 2's format."""
+    if request.param is not None:
+        pytest.importorskip("jinja2", reason="chat templates need the jinja2 package")
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def chat_path(template: str | None, tmp_path: Path) -> Path:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(chat_model(sentencepiece_keys(), template).build())
+    return path
+
+
 def talk(monkeypatch: pytest.MonkeyPatch, path: Path, data: bytes, *flags: str) -> int:
     stdin = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8")
     monkeypatch.setattr("sys.stdin", stdin)
@@ -72,18 +87,12 @@ def test_a_line_that_is_not_utf8(
     assert capsys.readouterr().out == told
 
 
-@pytest.mark.parametrize("template", [TEMPLATE, None], ids=["template", "llama2"])
 def test_ctrl_c_ends_the_answer(
-    template: str | None,
-    tmp_path: Path,
+    chat_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Once in the middle of an answer, and the next message has an answer again."""
-    if template is not None:
-        pytest.importorskip("jinja2", reason="chat templates need the jinja2 package")
-    path = tmp_path / "m.gguf"
-    path.write_bytes(chat_model(sentencepiece_keys(), template).build())
     monkeypatch.setattr(chat, "sampling", lambda _: {"seed": 1, "stop_tokens": ()})
     pieces: list[str] = []
 
@@ -93,7 +102,7 @@ def test_ctrl_c_ends_the_answer(
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(chat, "write", write)
-    assert talk(monkeypatch, path, b"ab\ncd\n") == 0
+    assert talk(monkeypatch, chat_path, b"ab\ncd\n") == 0
     assert pieces.index("\n", 2) == 3  # nothing more of that answer
     assert len(pieces) > 5
     assert capsys.readouterr().err.count("Assistant: ") == 2
@@ -111,7 +120,6 @@ def test_ctrl_c_at_the_prompt_ends_the_chat(
     assert main(["chat", str(tiny_path), "-y", ""]) == 130
 
 
-@pytest.mark.parametrize("template", [TEMPLATE, None], ids=["template", "llama2"])
 def test_what_no_chat_is(template: str | None) -> None:
     """Refused in the same words, whichever format would say it."""
     with Llama.from_buffer(chat_model(sentencepiece_keys(), template).build()) as llama:
@@ -124,16 +132,11 @@ def test_what_no_chat_is(template: str | None) -> None:
         ):
             with pytest.raises(ValueError, match="^" + words.replace("{", r"\{")):
                 llama.chat(messages)  # type: ignore[arg-type]
-        if template is not None:
-            pytest.importorskip("jinja2", reason="chat templates need the jinja2 package")
         with pytest.raises(ContextLengthError, match=r"prompt has .* the model's context is 256"):
             llama.chat([{"role": "user", "content": "ab" * 300}])
 
 
-@pytest.mark.parametrize("template", [TEMPLATE, None], ids=["template", "llama2"])
 def test_a_message_may_be_asked_again(template: str | None) -> None:
-    if template is not None:
-        pytest.importorskip("jinja2", reason="chat templates need the jinja2 package")
     with Llama.from_buffer(chat_model(sentencepiece_keys(), template).build()) as llama:
         conversation = Conversation(llama, "be brief")
         first = conversation.ask("ab")
@@ -147,11 +150,8 @@ def test_a_message_may_be_asked_again(template: str | None) -> None:
         assert conversation.ask("cd") == second
 
 
-@pytest.mark.parametrize("template", [TEMPLATE, None], ids=["template", "llama2"])
 def test_a_conversation_goes_on_from_turns_said_elsewhere(template: str | None) -> None:
     """The prompt is then that of Llama.chat, and grows from there."""
-    if template is not None:
-        pytest.importorskip("jinja2", reason="chat templates need the jinja2 package")
     turns: list[Message] = [
         {"role": "user", "content": "ab"},
         {"role": "assistant", "content": "cd"},
@@ -175,18 +175,12 @@ def test_a_conversation_goes_on_from_turns_said_elsewhere(template: str | None) 
             assert talk.tokens[: len(answer.prompt_tokens)] == answer.prompt_tokens
 
 
-@pytest.mark.parametrize("template", [TEMPLATE, None], ids=["template", "llama2"])
 def test_a_full_context_loses_its_oldest_turns(
-    template: str | None,
-    tmp_path: Path,
+    chat_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Every message has an answer, and the system prompt is in every prompt."""
-    if template is not None:
-        pytest.importorskip("jinja2", reason="chat templates need the jinja2 package")
-    path = tmp_path / "m.gguf"
-    path.write_bytes(chat_model(sentencepiece_keys(), template).build())
     monkeypatch.setattr(chat, "sampling", lambda _: {"seed": 1, "stop_tokens": ()})
     asked: list[tuple[list[int], int]] = []
     generate = Llama.generate
@@ -198,10 +192,10 @@ def test_a_full_context_loses_its_oldest_turns(
     monkeypatch.setattr(Llama, "generate", watching)
     messages = "".join(f"m{i}\n" for i in range(30)).encode()
     # the later -y counts
-    assert talk(monkeypatch, path, messages, "-y", "be brief", "--max-tokens", "9") == 0
+    assert talk(monkeypatch, chat_path, messages, "-y", "be brief", "--max-tokens", "9") == 0
     err = capsys.readouterr().err
     assert len(asked) == err.count("Assistant: ") == 30
-    with Llama(path) as llama:
+    with Llama(chat_path) as llama:
         context = llama.config.seq_len
         shown = ["".join(llama.tokenizer.decode(tokens)) for tokens, _ in asked]
     assert max(len(tokens) for tokens, _ in asked) > context // 2

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def test_json(tiny_path: Path) -> None:
     with Llama(tiny_path) as llama:
         story = llama.generate(b"a\xffb", seed=3, max_tokens=9)
         assert record["text"] == story.read() and record["tokens"] == story.tokens
-        assert record["stats"].keys() == story.stats._asdict().keys()
+        assert record["stats"].keys() == asdict(story.stats).keys()
     assert (record["prompt"], record["prompt_bytes"]) == ("a\ufffdb", "61ff62")
     assert (record["seed"], record["finish_reason"]) == (3, "length")
     assert done.stdout.isascii() and done.stderr == ""
@@ -210,25 +211,60 @@ def test_list_and_rm(tmp_path: Path) -> None:
 
 def test_logprobs(tiny_path: Path) -> None:
     """Those of `score`, one for each token of the story, the whole context included."""
-    words = (tiny_path, "-s", "3", "-i", "ab cd", "-n", "0", "--logprobs")
+    words = (tiny_path, "-s", "3", "-i", "ab cd", "-n", "0")
     with Llama(tiny_path) as llama:
+
+        def text(token: int) -> str:
+            return llama.tokenizer.piece(token).decode(errors="replace")
+
         for flags in ((), ("-t", "0.3", "--top-k", "5"), ("--max-tokens", "0")):
-            record = json.loads(command(*words, *flags, "--json").stdout)
+            told = (*words, *flags, "--logprobs", "2")
+            record = json.loads(command(*told, "--json").stdout)
             prompt = llama.tokenizer.encode_prompt("ab cd")
             scored = llama.score([*prompt, *record["tokens"]])
-            assert record["logprobs"] == scored.logprobs[len(prompt) :]
-            done = command(*words, *flags)
-            lines = [line.split(None, 2) for line in done.stderr.splitlines() if line[:1] == " "]
-            assert [int(token) for _, token, _ in lines] == record["tokens"]
-            pieces = [ast.literal_eval(piece) for _, _, piece in lines]
-            told = [llama.tokenizer.piece(t).decode(errors="replace") for t in record["tokens"]]
-            assert pieces == told
-            assert all(
-                abs(float(shown) - p) < 1e-4
-                for (shown, _, _), p in zip(lines, record["logprobs"], strict=True)
-            )
-            assert done.stdout == command(*words[:-1], *flags).stdout
-    assert len(record["logprobs"]) == 0
-    for flags in (("-m", "chat"), ("-N", "2", "--jsonl", "-")):
-        done = command(tiny_path, "--logprobs", *flags)
+            entries = record["logprobs"]
+            assert [entry["logprob"] for entry in entries] == scored.logprobs[len(prompt) :]
+            assert [entry["token"] for entry in entries] == record["tokens"]
+            done = command(*told)
+            lines = [line for line in done.stderr.splitlines() if line[:1] == " "]
+            for line, entry in zip(lines, entries, strict=True):
+                shown = [(entry["logprob"], entry["token"])]
+                shown += [(likely["logprob"], likely["token"]) for likely in entry["top"]]
+                assert len(shown) == 3 and shown[1] >= shown[2]
+                for logprob, token in shown:
+                    assert f"{logprob:.4f}" in line and repr(text(token)) in line
+            assert done.stdout == command(*words, *flags).stdout
+    assert len(entries) == 0
+    for flags in (("--logprobs", "0"), ("--logprobs", "5")):
+        done = command(tiny_path, "-m", "chat", *flags)
         assert done.returncode == 1 and "--logprobs is for one story" in done.stderr
+    done = command(tiny_path, "--logprobs", "65")
+    assert done.returncode == 1 and "logprobs is 65; it must be 0 to 64" in done.stderr
+
+
+def test_biases_and_penalties(tiny_path: Path) -> None:
+    words = (tiny_path, "-s", "3", "-i", "ab cd", "-n", "0", "--json")
+    given = ("--logit-bias", "40=-inf", "--logit-bias", "41=1.5")
+    given += ("--presence-penalty", "-0.5", "--frequency-penalty", "0.25")
+    record = json.loads(command(*words, *given).stdout)
+    with Llama(tiny_path) as llama:
+        options: dict[str, Any] = {"presence_penalty": -0.5, "frequency_penalty": 0.25}
+        story = llama.generate("ab cd", seed=3, logit_bias={40: -math.inf, 41: 1.5}, **options)
+        assert record["text"] == story.read()
+    for wrong in ("40", "=1", "a=1", "40=x", "1.5=2"):
+        done = command(tiny_path, "--logit-bias", wrong)
+        assert (
+            done.returncode == 2 and f"'{wrong}' is not a token id, =, and a number" in done.stderr
+        )
+    done = command(tiny_path, "--logit-bias", "300=1")
+    assert done.returncode == 1 and "it must be a token id, 0 to 299" in done.stderr
+
+
+def test_a_fresh_seed(tiny_path: Path, tmp_path: Path) -> None:
+    """0 asks for one, and -1; of many stories as well."""
+    for seed in ("0", "-1"):
+        told = {command(tiny_path, "--seed", seed, "--json", "-n", "9").stdout for _ in range(2)}
+        assert len({json.loads(text)["seed"] for text in told}) == 2
+        path = tmp_path / f"{seed}.jsonl"
+        command(tiny_path, "--seed", seed, "-N", "1", "--jsonl", path, "-n", "9")
+        assert 0 < json.loads(path.read_bytes())["seed"] < 2**31

@@ -123,6 +123,14 @@ def test_completion_without_shtab(tmp_path: Path) -> None:
         (("Once upon a time",), "prompts go after -i"),
         (("Once", "upon"), "prompts go after -i"),
         (("-q", "info"), "put the command first"),
+        (("-m", "model.gguf", "-p", "Once"), "the model is named without a flag"),
+        (("-p", "Once"), "prompts go after -i"),
+        (("-s", "Be brief."), "a system prompt goes after -y"),
+        (("-o", "temperature", "0.5"), "use --temperature"),
+        (("-c", "512"), "use --context"),
+        (("--n-gpu-layers=99",), "use --device cuda"),
+        (("--stream",), "a story streams anyway"),
+        (("--repeat-penalty", "1.1"), "use --repetition-penalty"),
     ],
 )
 def test_habits_of_other_programs_are_told_ours(words: tuple[str, ...], message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import stat
 import struct
@@ -192,6 +193,33 @@ def test_a_record_says_with_what_it_was_made(llama: Llama, told: Path) -> None:
         }
 
 
+def test_biases_and_logprobs_in_a_record(llama: Llama, tmp_path: Path) -> None:
+    """All of it JSON as others read it, which has no infinity; and such a file can be continued."""
+    path, changes = tmp_path / "new.jsonl", {"logit_bias": {9: -math.inf, 5: 1.5}, "logprobs": 2}
+    run(llama, path, **changes)
+    run(llama, path, count=5, **changes)
+
+    def refuse(word: str) -> None:
+        raise ValueError(word)
+
+    lines = path.read_bytes().splitlines()
+    read = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert [record["index"] for record in read] == [0, 1, 2, 3, 4]
+    for record in read:
+        assert record["settings"]["logit_bias"] == {"5": 1.5, "9": "-inf"}
+        story = llama.generate(PROMPT, seed=record["seed"], **OPTIONS, **changes)
+        assert story.read() == record["text"]
+        assert record["logprobs"] == [
+            {
+                "token": told.token,
+                "logprob": told.logprob,
+                "top": [{"token": t, "logprob": p} for t, p in told.top],
+            }
+            for told in story.logprobs
+        ]
+    refused(llama, path, "is now {'5': 1.5}", logit_bias={5: 1.5}, logprobs=2)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -200,6 +228,9 @@ def test_a_record_says_with_what_it_was_made(llama: Llama, told: Path) -> None:
         ({"max_tokens": 13}, "max_tokens was 12 and is now 13"),
         ({"min_p": 0.1}, "min_p was 0.0 and is now 0.1"),
         ({"top_k": 5, "temperature": 0.5}, "temperature was .*, top_k was 0 and is now 5"),
+        ({"presence_penalty": 0.5}, "presence_penalty was 0.0 and is now 0.5"),
+        ({"logit_bias": {5: 1.0}}, "logit_bias was None and is now {'5': 1.0}"),
+        ({"logprobs": 2}, "logprobs was None and is now 2"),
         ({"stop": ["x"]}, r"stop was \[\] and is now \['x'\]"),
         ({"prompt": "abc"}, "the prompt was 'ab', and is now 'abc'"),
         ({"seed": 12}, "begun with seed 11"),
@@ -210,7 +241,7 @@ def test_other_settings_are_refused_by_name(
 ) -> None:
     refused(llama, told, message, **changes)
     run(
-        llama, told, repetition_penalty=1.0, top_k=0, stop=()
+        llama, told, repetition_penalty=1.0, presence_penalty=0.0, logit_bias=None, top_k=0, stop=()
     )  # what is off is the same, said or not
 
 
@@ -420,6 +451,9 @@ def test_a_progress_bar_on_a_terminal(tiny_path: Path, tmp_path: Path) -> None:
         (["-N", "99999999999999999999"], "-N is 99999999999999999999; it must be 1 to 10000000"),
         (["-N", "0"], "-N is 0"),
         (["-N", "3", "--batch", "0"], "--batch is 0; it must be 1 to 256"),
+        (["-N", "3", "--temperature", "-1"], "temperature is -1.0"),
+        (["-N", "3", "--logprobs", "65"], "logprobs is 65; it must be 0 to 64"),
+        (["-N", "3", "--logit-bias", "99999=1"], "a key of logit_bias is 99999; it must be"),
     ],
 )
 def test_numbers_are_checked_before_the_file_is_made(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -193,6 +194,23 @@ def test_a_processor_sees_and_changes_logits(tmp_path: Path) -> None:
     assert same_bits(seen["cpu"], seen["cuda:0"])
 
 
+def test_biases_penalties_and_log_probabilities(tmp_path: Path) -> None:
+    """Of one story, of one with drafts, and of a batch."""
+    for speculative in (False, True):
+        pair = open_pair(tmp_path, "float32", speculative=speculative)
+        for _ in range(3):
+            prompt, options = pair.prompt(), settings(pair.prompts) | {"max_tokens": 5}
+            options |= {"logprobs": pair.prompts.choice([None, 0, 6]), "presence_penalty": 0.7}
+            options |= {"frequency_penalty": -0.2, "logit_bias": {5: 2.0, 9: -math.inf}}
+            one, two = (llama.generate(prompt, **options) for llama in pair[:2])
+            assert one.read() == two.read() and one.tokens == two.tokens
+            assert one.logprobs == two.logprobs
+            options |= {"seed": 3, "max_batch": 4}
+            one, two = (list(llama.generate_batch([prompt], **options)) for llama in pair[:2])
+            assert [s.tokens for s in one] == [s.tokens for s in two]
+            assert [s.logprobs for s in one] == [s.logprobs for s in two]
+
+
 def test_drafts_on_a_card(tmp_path: Path) -> None:
     pair = open_pair(tmp_path, "float32", speculative=True)
     drafted = 0
@@ -218,9 +236,9 @@ def test_many_stories_at_a_time(tmp_path: Path) -> None:
     pair = open_pair(tmp_path, "float32")
     prompts = [[1, 3 + i] for i in range(260)]
     told = list(pair.card.generate_batch(prompts, max_batch=260, max_tokens=1, temperature=0))
-    assert sorted(story.number for story in told) == list(range(260))
+    assert sorted(story.prompt_index for story in told) == list(range(260))
     for story in told[:5]:
-        alone = pair.cpu.generate(prompts[story.number], max_tokens=1, temperature=0)
+        alone = pair.cpu.generate(prompts[story.prompt_index], max_tokens=1, temperature=0)
         assert alone.read() is not None and alone.tokens == story.tokens
     with pytest.raises(ValueError, match="max_batch is 1025; it must be 1 to 1024"):
         next(pair.card.generate_batch(prompts, max_batch=1025))

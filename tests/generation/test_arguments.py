@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import pickle
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from environment import run_python
 from tiny import Shape, TinyLlama
 
-from pyllama2c import CheckpointError, Llama, Tokenizer
+from pyllama2c import BatchParameters, CheckpointError, Llama, Parameters, Tokenizer
+from pyllama2c._ffi import DTYPES, ISA_NAMES, KV_DTYPES
 from pyllama2c.convert import convert
 from pyllama2c.convert.quantize import quantize_file
-from pyllama2c.engine.options import Options
+from pyllama2c.engine.options import Dtype, Isa, KvDtype, OpenOptions, Options
 from pyllama2c.files.gguf import Gguf
+from pyllama2c.generation.request import make_request
 
 HUGE = 10**5000
 """has no repr on Python 3.11 and later"""
@@ -35,6 +38,13 @@ OF_A_STORY: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "top_k": ((*NO_INTEGERS, None), (-1, 2**31)),
     "min_p": ((*NO_NUMBERS, None), (-0.1, 1.1, math.nan)),
     "repetition_penalty": ((*NO_NUMBERS, None), (0, -1, 1e-50, math.nan, math.inf)),
+    "presence_penalty": ((*NO_NUMBERS, None), (math.nan, math.inf, -math.inf, -1e39, HUGE)),
+    "frequency_penalty": ((*NO_NUMBERS, None), (math.nan, math.inf, -math.inf, -1e39, HUGE)),
+    "logit_bias": (
+        (5, "a", {(1, 2)}, {"5": 1.0}, {True: 1.0}, {5: "1"}, {5: None}, {5: True}),
+        ({-1: 1.0}, {300: 1.0}, {HUGE: 1.0}, {5: math.nan}, {5: math.inf}, {5: 1e39}, {5: -1e39}),
+    ),
+    "logprobs": (NO_INTEGERS, (-1, 65, HUGE)),
     "seed": (NO_INTEGERS, (-2, 2**64, HUGE)),
     "stop": ((5, b"a", [5], {"a": 1}, [None]), ("", ["a", ""])),
     "stop_tokens": ((5, "a", ["a"], [1.5], [True], b"ab", {1: 2}), ([-1], [2**31])),
@@ -181,7 +191,8 @@ def test_what_a_processor_returns(llama: Llama, result: Any, kind: type, message
 def test_handles_are_not_copied(llama: Llama) -> None:
     story = llama.generate("ab", seed=1, max_tokens=9)
     next(story)
-    for handle in (story, llama, llama.tokenizer, story._session, llama._engine.sessions):
+    batch = llama.generate_batch(["ab"])
+    for handle in (story, batch, llama.tokenizer, story._session, llama._engine.sessions):
         name = f"a {type(handle).__name__} cannot be copied or pickled"
         for way in (copy.copy, copy.deepcopy, pickle.dumps):
             with pytest.raises(TypeError, match=name):
@@ -226,3 +237,22 @@ def test_without_asserts(tiny_path: Path, flags: str) -> None:
     )
     done = run_python(flags, "-c", code, str(tiny_path))
     assert done.stdout == "closed\n" * 9, done.stderr
+
+
+def test_types_and_defaults_of_the_same_parameters_agree() -> None:
+    """Each list of them has them all, so that a new one is not forgotten."""
+
+    def defaults(function: Callable[..., Any], *others: str) -> dict[str, Any]:
+        parameters = inspect.signature(function).parameters.values()
+        return {p.name: p.default for p in parameters if p.name not in ("self", *others)}
+
+    asked = defaults(Llama.generate, "prompt")
+    for kind in (Parameters, BatchParameters):
+        assert list(kind.__annotations__) == list(asked)
+    assert make_request.__kwdefaults__.items() >= asked.items()
+    opened = defaults(Llama.__init__, "model")
+    assert defaults(Llama.from_buffer, "checkpoint") == opened
+    assert list(OpenOptions.__annotations__) == list(opened)
+    assert vars(Options()).items() == {**opened}.items() - {("tokenizer", None)}
+    for names, kind in ((DTYPES, Dtype), (KV_DTYPES, KvDtype), (ISA_NAMES, Isa)):
+        assert set(get_args(kind)) == set(names)

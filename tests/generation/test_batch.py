@@ -39,10 +39,10 @@ def test_a_story_is_the_same_alone(tiny_path: Path, dtype: str, max_batch: int) 
         stories = llama.generate_batch(
             prompts, n=4, seed=7, max_batch=max_batch, max_tokens=25, in_order=True
         )
-        assert [s.number for s in stories] == list(range(24))
-        for story in stories:
-            prompt = prompts[story.number // 4]
-            assert story.seed == 7 + story.number
+        for place, story in zip(itertools.product(range(6), range(4)), stories, strict=True):
+            assert (story.prompt_index, story.choice) == place
+            prompt = prompts[story.prompt_index]
+            assert story.seed == 7 + 4 * story.prompt_index + story.choice
             assert told(story) == alone(llama, prompt, seed=story.seed, max_tokens=25)
 
 
@@ -79,7 +79,7 @@ def test_one_stop_for_all(llama: Llama) -> None:
     for story in llama.generate_batch(["ab", "cd"], n=5, seed=3, stop=["a", "b"], in_order=True):
         assert (
             told(story)[0]
-            == alone(llama, ["ab", "cd"][story.number // 5], seed=story.seed, stop=["a", "b"])[0]
+            == alone(llama, ["ab", "cd"][story.prompt_index], seed=story.seed, stop=["a", "b"])[0]
         )
 
 
@@ -87,7 +87,7 @@ def test_rows_are_refilled_at_once(llama: Llama) -> None:
     """Short stories do not wait for a long one."""
     lengths = [60, *[2] * 20]
     ended = [
-        story.number
+        story.prompt_index
         for story in llama.generate_batch(
             [[1, 5]] * 21, max_tokens=lengths, seed=1, max_batch=2, top_k=1
         )
@@ -161,9 +161,9 @@ def test_prompts_without_an_end(llama: Llama, in_order: bool) -> None:
     )
     assert taken == 0
     for told_before, story in enumerate(itertools.islice(stories, 40)):
-        assert story.number == told_before or not in_order
+        assert (story.prompt_index, story.choice) == divmod(told_before, 2) or not in_order
         assert told(story) == alone(
-            llama, "ab" * ((story.number // 2 + 1) % 7), seed=story.seed, max_tokens=9
+            llama, "ab" * ((story.prompt_index + 1) % 7), seed=story.seed, max_tokens=9
         )
         # as many as there is room for, and what ended and is not yielded yet
         assert taken <= (told_before + 2 * 4) / 2 + 1
@@ -187,7 +187,7 @@ def test_a_longer_story_than_the_first_ones(llama: Llama) -> None:
     stories = llama.generate_batch(prompts, seed=2, max_tokens=limits, max_batch=2)
     numbers = []
     for story in stories:
-        i = story.number
+        i = story.prompt_index
         numbers.append(i)
         assert told(story) == alone(llama, prompts[i], seed=story.seed, max_tokens=limits[i])
     assert sorted(numbers) == list(range(8)) and set(numbers[:2]) == {0, 1}
@@ -289,11 +289,12 @@ def test_random_loads(llama: Llama, asked: list[dict[str, Any]], max_batch: int,
     columns: dict[str, Any] = {name: [story[name] for story in asked] for name in PARTS}
     prompts = columns.pop("prompt")
     given = list(llama.generate_batch(prompts, n=n, max_batch=max_batch, in_order=True, **columns))
-    assert [story.number for story in given] == list(range(n * len(asked)))
+    places = [(story.prompt_index, story.choice) for story in given]
+    assert places == list(itertools.product(range(len(asked)), range(n)))
     for story in given:
-        options = dict(asked[story.number // n])
+        options = dict(asked[story.prompt_index])
         prompt = options.pop("prompt")
-        options["seed"] += story.number % n
+        options["seed"] += story.choice
         failure, expected = None, None
         try:
             expected = alone(llama, prompt, **options)

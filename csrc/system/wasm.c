@@ -1,0 +1,95 @@
+/*
+ * wasm.c - the operating system that WebAssembly has: memory, and one thread. Models come from memory.
+ */
+#if defined(__wasm__)
+#include <stdlib.h>
+
+#include "backend.h"
+#include "cuda/cuda_model.h"
+
+enum { LINE = 64 };
+
+/* ---- Memory ----------------------------------------------------------------------------------------- */
+
+void *l2c_memory_zeroed(size_t count, size_t size) {
+    if (size != 0 && count > (SIZE_MAX / 2) / size) return NULL;
+    char *block = calloc(1, count * size + 2 * LINE);
+    if (block == NULL) return NULL;
+    char *memory = block + LINE + (LINE - (uintptr_t)block % LINE) % LINE;
+    ((void **)(void *)memory)[-1] = block;
+    return memory;
+}
+
+void l2c_memory_free(void *memory) {
+    if (memory != NULL) free(((void **)memory)[-1]);
+}
+
+void l2c_memory_wish_huge(void *memory, size_t size) { (void)memory, (void)size; }
+
+l2c_status l2c_memory_map(size_t size, l2c_mapping *mapping) {
+    void *block = l2c_memory_zeroed(size, 1);
+    if (block == NULL) return L2C_NOMEM;
+    *mapping = (l2c_mapping){block, size, block, size, 0};
+    return L2C_OK;
+}
+
+/* ---- Files: none ------------------------------------------------------------------------------------- */
+
+l2c_status l2c_file_map(const char *path, const char *what, l2c_mapping *mapping, l2c_error *err) {
+    (void)path, (void)mapping;
+    return l2c_fail(err, L2C_UNSUPPORTED, "%s: WebAssembly has no files; open it from memory", what);
+}
+
+l2c_status l2c_file_read(const char *path, const char *what, size_t limit, unsigned char **data, size_t *size,
+                         l2c_error *err) {
+    (void)path, (void)limit, (void)data, (void)size;
+    return l2c_fail(err, L2C_UNSUPPORTED, "%s: WebAssembly has no files; open it from memory", what);
+}
+
+void l2c_file_unmap(l2c_mapping *mapping) {
+    l2c_memory_free(mapping->block);
+    mapping->block = NULL;
+}
+
+void l2c_file_forget(const l2c_mapping *mapping, const void *data, size_t size) { (void)mapping, (void)data, (void)size; }
+
+int l2c_file_is_moved(size_t size) { return (void)size, 0; }
+
+l2c_status l2c_file_to_memory(l2c_mapping *mapping, size_t header) {
+    (void)mapping, (void)header;
+    return L2C_UNSUPPORTED;
+}
+
+/* ---- Threads: the caller's --------------------------------------------------------------------------- */
+
+struct l2c_pool {
+    char is_there;
+};
+
+l2c_status l2c_pool_create(int32_t n_threads, l2c_pool **pool, l2c_error *err) {
+    if (n_threads != 1)
+        return l2c_fail(err, L2C_ARG, "a pool of %d threads; WebAssembly has 1", (int)n_threads);
+    *pool = calloc(1, sizeof **pool);
+    return *pool != NULL ? L2C_OK : l2c_fail(err, L2C_NOMEM, "out of memory");
+}
+
+void l2c_pool_free(l2c_pool *pool) { free(pool); }
+int l2c_pool_size(const l2c_pool *pool) { return (void)pool, 1; }
+void l2c_pool_run(l2c_pool *pool, l2c_task task, void *arg) { (void)pool, task(arg, 0, 1); }
+void l2c_pool_barrier(l2c_pool *pool, int thread) { (void)pool, (void)thread; }
+uint64_t l2c_time_noise(void) { return 0; }
+int l2c_cpu_count(void) { return 1; }
+unsigned l2c_fork_generation(void) { return 0; }
+
+/* ---- Cards: none, since a device cannot be opened ---------------------------------------------------- */
+
+l2c_status l2c_placed_create(l2c_model *m, l2c_dtype dtype, l2c_pool *pool, l2c_device *device, l2c_error *err) {
+    (void)m, (void)dtype, (void)pool, (void)device;
+    return l2c_fail(err, L2C_UNSUPPORTED, "WebAssembly has no CUDA");
+}
+
+void l2c_placed_free(l2c_placed *placed) { (void)placed; }
+uint64_t l2c_placed_bytes(const l2c_model *m) { return (void)m, 0; }
+
+const l2c_backend l2c_backend_cuda = {.name = "cuda"};
+#endif
