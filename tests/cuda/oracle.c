@@ -94,11 +94,9 @@ oracle_log_total oracle_logprob_total(const float *logits, size_t n) {
 
 l2c_status oracle_pick(l2c_sampler *sampler, float *logits, int32_t n, int32_t *token) {
     l2c_candidate *candidates = allocated(2 * (size_t)n * sizeof *candidates);
-    unsigned char *seen = allocated((size_t)n);
     l2c_status status =
-        l2c_sampler_pick(sampler, &l2c_kernels_scalar, logits, n, NULL, 0, candidates, seen, token, NULL);
+        l2c_sampler_pick(sampler, &l2c_kernels_scalar, logits, n, NULL, 0, candidates, token, NULL);
     free(candidates);
-    free(seen);
     return status;
 }
 
