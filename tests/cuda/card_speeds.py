@@ -88,7 +88,7 @@ def products() -> Result:
     rows, cols = (11008, 4096) if SCALE == 1 else (64, 64)
     found = {}
     for name, number in (("float16", 1), ("int8", 3), ("int4", 4)):
-        for n, launches in ((1, 400), (8, 400), (scaled(1024), 40)):
+        for n, launches in ((1, 400), (8, 400), (max(65, scaled(1024)), 40)):
             words = ("KERNELS", number, rows, cols, n, scaled(launches))
             found[f"{name}, {n} rows"] = figures("linear_launches", *words)
     summary = "; ".join(

@@ -24,7 +24,7 @@ pack() {
     # with all that they stand on; those that the machine has by itself are left alone there
     "$python" -m pip download -q --only-binary=:all: --python-version 3.12 --implementation cp \
         --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --platform manylinux_2_28_x86_64 -d "$card" \
-        cffi numpy platformdirs pooch tqdm gguf transformers
+        cffi numpy platformdirs pooch tqdm pytest gguf transformers
     # the engine's own speed does not matter here; unrolled, it would take minutes to compile
     for program in decode_launches linear_launches; do
         gcc -std=c11 -O1 -DUNROLL= -ffp-contract=off -Icsrc "tests/cuda/$program.c" $(find csrc -name '*.c') \
@@ -57,7 +57,8 @@ measure() {
     trap 'rm -rf "$scratch"' EXIT
     if compgen -G "$card/*.whl" >/dev/null; then
         mapfile -t wheels < <(missing "$card"/*.whl)
-        "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$scratch/site" "${wheels[@]}"
+        "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --root-user-action ignore \
+            --target "$scratch/site" "${wheels[@]}"
         export PYTHONPATH=$scratch/site
     fi
     export PYTHONUNBUFFERED=1 PYLLAMA2C_CACHE=$scratch/cache TMPDIR=$scratch
