@@ -3,6 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
+import warnings
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """A warning that points at the line outside this package that led to it."""
+    level, frame = 2, sys._getframe(1)  # of this function, and of its caller
+    while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__")):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, level)
+
+
+def _is_ours(module: object) -> bool:
+    return isinstance(module, str) and module.partition(".")[0] == "pyllama2c"
 
 
 def in_words(error: BaseException) -> str:

@@ -114,7 +114,7 @@ class OpenModel(ClosableHandle):
         self.max_batch = engine.max_batch
         """stories that `generate_batch` generates at a time, at most"""
         self.isa, self.threads, self.device = engine.isa, engine.threads, engine.device
-        warn_of_groups(self.config, self.path, stacklevel=4)
+        warn_of_groups(self.config, self.path)
 
     @property
     def tokenizer(self) -> BaseTokenizer:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyllama2c.chat.template_process import PROCESS, ProcessEndedError
-from pyllama2c.errors import ChatTemplateError, ChatTemplateWarning, UnsupportedError
+from pyllama2c.errors import ChatTemplateError, ChatTemplateWarning, UnsupportedError, warn
 from pyllama2c.tokenizers.base import NONE, BaseTokenizer
 
 _MAX_TEMPLATE = 1 << 18
@@ -70,10 +69,9 @@ class ChatTemplate:
         what = "put before the next user message"
         if n_dropped:
             what = "left out, as no user message follows"
-        warnings.warn(
+        warn(
             f"{self._path}: its chat template refuses system messages; the text was {what}",
             ChatTemplateWarning,
-            stacklevel=5,
         )
         return self._answer(merged, mark)
 

@@ -33,7 +33,7 @@ def describe(model: str | None, options: Options) -> dict[str, Any]:
     path = str(find_model(model).checkpoint)
     plan = plan_file(path, options)
     c, context, kv_dtype = plan.config, context_of(plan, options), options.kv_dtype
-    warn_of_groups(c, path, stacklevel=2)
+    warn_of_groups(c, path)
     isa = resolve_isa(options.isa)
     dtype = dtype_key(plan, options, isa, path)
     if (dtype, kv_dtype) not in plan.needs:

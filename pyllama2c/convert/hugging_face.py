@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection
 from errno import ENOENT
 from fnmatch import filter as matching
@@ -12,7 +11,7 @@ from pyllama2c.convert.json_files import read_json
 from pyllama2c.convert.layout import collect
 from pyllama2c.convert.model_config import ModelConfig, from_hugging_face
 from pyllama2c.convert.tensors import Interleaved, Tensor, same
-from pyllama2c.errors import CheckpointError, CheckpointNotFoundError, CheckpointWarning
+from pyllama2c.errors import CheckpointError, CheckpointNotFoundError, CheckpointWarning, warn
 
 _CLASSIFIER, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
@@ -92,11 +91,10 @@ def open_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     if tied and _CLASSIFIER in found and _EMBEDDING in found:
         tied = same(found[_CLASSIFIER], found[_EMBEDDING])
         if not tied:
-            warnings.warn(
+            warn(
                 f"{found[_CLASSIFIER].name} differs from the embedding, although config.json sets "
                 "tie_word_embeddings: it is kept, as in transformers 5",
                 CheckpointWarning,
-                stacklevel=3,
             )
     for name in list(found):
         # Old files hold RoPE's frequencies, which follow from the configuration, and some

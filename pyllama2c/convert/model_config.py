@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyllama2c.convert.json_files import Fields
-from pyllama2c.errors import CheckpointError, CheckpointWarning, UnsupportedError
+from pyllama2c.errors import CheckpointError, CheckpointWarning, UnsupportedError, warn
 
 
 class RopeScaling(NamedTuple):
@@ -151,11 +150,10 @@ def _within_window(source: Fields, context: int, default: int | None) -> int:
         return context
     window = source.integer("sliding_window", default)
     if window < context:
-        warnings.warn(
+        warn(
             f"{source.path}: sliding-window attention is not supported; the context is limited to "
             f"the window, {window} positions of {context}",
             CheckpointWarning,
-            stacklevel=5,
         )
     return min(context, window)
 

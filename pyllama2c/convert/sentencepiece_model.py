@@ -8,12 +8,11 @@ https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.prot
 from __future__ import annotations
 
 import struct
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 from pyllama2c.convert.vocabulary import BYTE, CONTROL, NORMAL, Vocabulary
-from pyllama2c.errors import CheckpointWarning, TokenizerError, UnsupportedError
+from pyllama2c.errors import CheckpointWarning, TokenizerError, UnsupportedError, warn
 from pyllama2c.files.recognize import TOKENIZER_MODEL, expect
 
 _BPE = 2
@@ -105,11 +104,10 @@ def _check(path: Path, trainer: dict[int, int | bytes], normalizer: dict[int, in
     if not normalizer.get(5, 1):
         raise UnsupportedError(f"{path} does not escape spaces (escape_whitespaces is false)")
     if normalizer.get(2) or normalizer.get(4, 1):
-        warnings.warn(
+        warn(
             f"{path} normalizes text or merges runs of spaces first; readers of GGUF do not, so "
             "such text gets different ids",
             CheckpointWarning,
-            stacklevel=3,
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import warnings
 from pathlib import Path
 
 from pyllama2c.convert.json_files import Fields, read_json
@@ -16,6 +15,7 @@ from pyllama2c.errors import (
     TokenizerError,
     TokenizerNotFoundError,
     UnsupportedError,
+    warn,
 )
 from pyllama2c.files.recognize import Kind, kind_of_file
 
@@ -61,11 +61,10 @@ def _listed_ends(v: Vocabulary, *sources: Fields | None) -> list[int]:
             raise source.fail("eos_token_id", "an id or a list of ids")
         known = [number for number in numbers if 0 <= number < v.size]
         for number in sorted({*numbers} - {*known, -1}):
-            warnings.warn(
+            warn(
                 f"{source.path}: eos_token_id {number} is left out: the model's ids are 0 to "
                 f"{v.size - 1}",
                 CheckpointWarning,
-                stacklevel=4,
             )
         return known
     return []

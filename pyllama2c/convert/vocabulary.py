@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pyllama2c.errors import CheckpointWarning, TokenizerError, UnsupportedError
+from pyllama2c.errors import CheckpointWarning, TokenizerError, UnsupportedError, warn
 from pyllama2c.tokenizers.control_tokens import (
     BYTE,
     CONTROL,
@@ -147,11 +146,10 @@ class Vocabulary:
             return
         named = [f"{text!r:.50} ({i})" for i, text in sorted(self.left_out.items())]
         more = f" and {len(named) - 10} more" if len(named) > 10 else ""
-        warnings.warn(
+        warn(
             f"{self.path.parent}: the model's ids are 0 to {self.size - 1}; its tokenizer's tokens "
             f"beyond are left out: {', '.join(named[:10])}{more}",
             CheckpointWarning,
-            stacklevel=4,
         )
 
     def find(self, text: str) -> int | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, fields
 from typing import Any
 
 from pyllama2c._ffi import DTYPES, lib
-from pyllama2c.errors import CheckpointWarning
+from pyllama2c.errors import CheckpointWarning, warn
 
 _DTYPES: dict[int, str] = {number: name for name, number in DTYPES.items()} | {
     lib.L2C_DTYPE_MIXED: "mixed"
@@ -57,13 +56,12 @@ def read_config(c: Any) -> Config:
     return Config(**values | {"dtype": _DTYPES[c.dtype], "file": _FILES[c.file]})
 
 
-def warn_of_groups(config: Config, path: str, stacklevel: int) -> None:
+def warn_of_groups(config: Config, path: str) -> None:
     """CheckpointWarning for a version 2 file that llama2.c's exporter should not have written."""
     if config.group_size and config.hidden_dim % config.group_size:
-        warnings.warn(
+        warn(
             f"{path}: group_size {config.group_size} does not divide hidden_dim "
             f"{config.hidden_dim}. runq.c, whose results this reproduces, then leaves out "
             "the last inputs of w2 and shifts its scales; better export with one that divides.",
             CheckpointWarning,
-            stacklevel=stacklevel,
         )

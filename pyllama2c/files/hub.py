@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from pyllama2c.errors import (
     TokenizerNotFoundError,
     UnknownModelError,
     in_words,
+    warn,
 )
 from pyllama2c.files.recognize import kind_of_file
 from pyllama2c.files.whole import whole_file
@@ -207,15 +207,15 @@ def find_model(model: str | os.PathLike[str] | None) -> ModelFiles:
     registry = Registry()
     entry = registry.entry(name, "neither a file nor")
 
-    def get(part: str, stacklevel: int) -> Path:
+    def get(part: str) -> Path:
         local = Path("models") / entry[part]
         if not local.is_file():
             return registry.fetch(entry[part])
         why = f"{part} of {name}: using {local.resolve()}, not the known file of that name"
-        warnings.warn(why, CheckpointWarning, stacklevel)
+        warn(why, CheckpointWarning)
         return local
 
-    return ModelFiles(get("checkpoint", 5), lambda _: get("tokenizer", 6))
+    return ModelFiles(get("checkpoint"), lambda _: get("tokenizer"))
 
 
 def download_model(name: str) -> list[Path]:
