@@ -12,6 +12,7 @@ import pyllama2c
 from pyllama2c import validate
 from pyllama2c._ffi import KV_DTYPES
 from pyllama2c.generation.sampling import rng_state_after
+from pyllama2c.serve.json_values import token_keys, uint64
 from pyllama2c.serve.parameters import DEFAULTS
 from pyllama2c.serve.token_texts import ended_by_token
 from pyllama2c.tokenizers.base import BaseTokenizer
@@ -121,17 +122,17 @@ def read_receipt(value: Any, vocab_size: int) -> Receipt:
     if unknown:
         raise ValueError(f"parameters has {', '.join(sorted(unknown))}, which generate lacks")
     parameters = dict(parameters)
-    if isinstance(parameters.get("logit_bias"), Mapping):
-        parameters["logit_bias"] = {int(k): v for k, v in parameters["logit_bias"].items()}
+    if "logit_bias" in parameters:
+        parameters["logit_bias"] = token_keys(parameters["logit_bias"])
     return Receipt(
         identity=Identity(**identity, isa=isa),
         prompt_tokens=validate.token_ids("prompt_tokens", value.get("prompt_tokens"), vocab_size),
         parameters=parameters,
-        seed=_number(value, "seed"),
+        seed=uint64("seed", value.get("seed")),
         tokens=validate.token_ids("tokens", value.get("tokens"), vocab_size),
         text=_text(value, "text"),
         finish_reason=_text(value, "finish_reason"),
-        rng_state=_number(value, "rng_state"),
+        rng_state=uint64("rng_state", value.get("rng_state")),
     )
 
 
@@ -140,13 +141,6 @@ def _text(value: Mapping[str, Any], name: str) -> str:
     if not isinstance(found, str):
         raise validate.wrong(name, found, "text", TypeError)
     return found
-
-
-def _number(value: Mapping[str, Any], name: str) -> int:
-    found = value.get(name)
-    if isinstance(found, str) and found.isascii() and found.isdecimal() and len(found) <= 20:
-        found = int(found)
-    return validate.integer(name, found, 0, 2**64 - 1, "0 to 2**64 - 1, or decimal text")
 
 
 def other_identity(receipt: Receipt, ours: Identity) -> list[str]:
