@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pyllama2c
 from pyllama2c import validate
-from pyllama2c._ffi import KV_DTYPES
 from pyllama2c.generation.sampling import rng_state_after
 from pyllama2c.serve.json_values import token_keys, uint64
 from pyllama2c.serve.parameters import DEFAULTS
 from pyllama2c.serve.token_texts import ended_by_token
 from pyllama2c.tokenizers.base import BaseTokenizer
+from pyllama2c.tokenizers.digest import tokenizer_digest
 
 if TYPE_CHECKING:
     from pyllama2c.model import Llama
@@ -49,14 +48,13 @@ class Identity:
 def identify(llama: Llama, name: str) -> Identity:
     """Reads all weights when a model is first identified."""
     engine = llama._engine
-    kv = engine.session_options.kv
     return Identity(
         pyllama2c=pyllama2c.__version__,
         model=name,
         weights=f"{engine.fingerprint:016x}",
         tokenizer=_tokenizer_hash(llama.tokenizer),
         dtype=llama.config.dtype,
-        kv_dtype=next(name for name, number in KV_DTYPES.items() if number == kv),
+        kv_dtype=engine.session_options.kv_dtype,
         isa="runq" if llama.isa == "runq" else None,
     )
 
@@ -64,11 +62,7 @@ def identify(llama: Llama, name: str) -> Identity:
 def _tokenizer_hash(tokenizer: BaseTokenizer) -> str:
     """Of what turns ids into text, and of the ids that end a story."""
     about = (sorted(tokenizer.ends), tokenizer.adds_space, tokenizer.bos_id)
-    digest = hashlib.blake2b(repr(about).encode(), digest_size=16)
-    for token in range(tokenizer.vocab_size):
-        piece = tokenizer.piece(token)
-        digest.update(b"%d " % len(piece) + piece)
-    return digest.hexdigest()
+    return tokenizer_digest(tokenizer, about, 16)
 
 
 def make_receipt(identity: Identity, story: Story, tokenizer: BaseTokenizer) -> dict[str, Any]:
