@@ -7,7 +7,6 @@ of the same run can be concatenated.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -20,6 +19,7 @@ from pyllama2c._ffi import KV_DTYPES
 from pyllama2c.errors import StoryFileError
 from pyllama2c.files.recognize import JSON, kind_of_file
 from pyllama2c.generation.request import make_request
+from pyllama2c.tokenizers.digest import tokenizer_digest
 
 if TYPE_CHECKING:
     from pyllama2c.generation.logprobs import TokenLogprob
@@ -41,11 +41,7 @@ def _tokenizer_hash(llama: Llama, prompt: bytes) -> str:
     """Of all in a tokenizer that decides a story: the prompt's ids, the pieces, the end tokens."""
     tokenizer = llama.tokenizer
     ids = (tokenizer.encode_prompt(prompt), sorted(tokenizer.ends), tokenizer.adds_space)
-    digest = hashlib.blake2b(repr(ids).encode(), digest_size=8)
-    for token in range(tokenizer.vocab_size):
-        piece = tokenizer.piece(token)
-        digest.update(b"%d " % len(piece) + piece)
-    return digest.hexdigest()
+    return tokenizer_digest(tokenizer, ids, 8)
 
 
 def settings_of(llama: Llama, prompt: bytes, options: dict[str, Any]) -> dict[str, Any]:

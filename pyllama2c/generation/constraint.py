@@ -263,7 +263,7 @@ class _Source:
 
     def __call__(self, text: bytes) -> list[int]:
         """Ids of text that the grammar leaves no choice about; it continues a text, so that no
-        space is put before it. None where the vocabulary cannot spell it."""
+        space is put before it. Empty where the vocabulary cannot spell it."""
         try:
             ids = self._tokenizer.encode_parts([text.decode()], inside=True)
             if b"".join(map(self._tokenizer.piece, ids)) == text:

@@ -33,7 +33,7 @@ class Request(NamedTuple):
     stop_tokens: frozenset[int] | None
     logits_processor: LogitsProcessor | None
     logprobs: int | None
-    """so many of the likeliest tokens are told of each, or nothing is"""
+    """how many of the likeliest tokens are reported for each; None: no log-probabilities"""
     grammar: Grammar | None = None
     """what the story must match"""
 

@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from pyllama2c.errors import ContextLengthError, TokenizerError, UnsupportedError
 from pyllama2c.serve import explain
+from pyllama2c.serve.decoding import decode_any
 from pyllama2c.serve.errors import ApiError
 from pyllama2c.serve.nodes import Nodes
 
@@ -81,10 +82,7 @@ def page_answers(llama: Llama) -> dict[str, Answer]:
 async def _answer(
     ask: Callable[[Mapping[str, Any]], dict[str, Any]], turns: asyncio.Semaphore, body: bytes
 ) -> Any:
-    try:
-        request = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from None
+    request = decode_any(body)
     if not isinstance(request, dict):
         raise ApiError(400, "the body is not an object", code="invalid_type")
     try:

@@ -197,6 +197,9 @@ def test_what_is_no_receipt(server: Running) -> None:
         answer = server.post("/api/verify", **receipt | change)
         assert answer.status_code == 400, (change, answer.text)
         assert answer.json()["error"]["code"] == "invalid_receipt"
+    biased = {"parameters": receipt["parameters"] | {"logit_bias": {"x": 1}}}
+    message = server.post("/api/verify", **receipt | biased).json()["error"]["message"]
+    assert "logit_bias is 'x'" in message
 
 
 def test_the_command(server: Running, tmp_path: Path) -> None:
