@@ -13,7 +13,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from pyllama2c.errors import ContextLengthError, TokenizerError, UnsupportedError
+from pyllama2c.errors import (
+    ContextLengthError,
+    NonFiniteLogitsError,
+    TokenizerError,
+    UnsupportedError,
+)
 from pyllama2c.serve import explain
 from pyllama2c.serve.decoding import decode_any
 from pyllama2c.serve.errors import ApiError
@@ -92,6 +97,8 @@ async def _answer(
         raise ApiError(400, str(error), code="context_length_exceeded") from None
     except UnsupportedError as error:
         raise ApiError(400, str(error), code="unsupported") from None
+    except NonFiniteLogitsError as error:  # penalties beyond float32 do that to any model
+        raise ApiError(400, str(error), code="non_finite_logits") from None
     except (TypeError, ValueError, TokenizerError) as error:
         name = str(error).split(" ")[0].partition("[")[0]
         param = name if name in request else None

@@ -71,7 +71,7 @@ def make_receipt(identity: Identity, story: Story, tokenizer: BaseTokenizer) -> 
     assert done is not None
     parameters = dict(story.parameters)
     coins = len(done.tokens) + ended_by_token(story, tokenizer)
-    if parameters["temperature"] == 0:
+    if request.sampler.temperature == 0:  # in float32: 1e-50 is 0, too
         coins = 0
     if parameters.get("logit_bias"):  # JSON's keys are texts
         parameters["logit_bias"] = {str(k): v for k, v in parameters["logit_bias"].items()}

@@ -224,6 +224,13 @@ def test_other_dtypes_and_caches(tiny_path: Path) -> None:
                 assert verify(llama, choice["receipt"])["identical"]
 
 
+def test_a_temperature_that_float32_does_not_have(server: Running, storyteller: Llama) -> None:
+    """It is 0 for the sampler, which then tosses no coins."""
+    body = {"prompt": "Once", "temperature": 1e-50, "seed": 5, "max_tokens": 5, "receipt": True}
+    receipt = server.ok("/v1/completions", **body)["choices"][0]["receipt"]
+    assert verify(storyteller, receipt) == {"identical": True, "differences": []}
+
+
 def test_rng_state_after(storyteller: Llama) -> None:
     for seed in (0, 1, 2**64 - 1):
         story = storyteller.generate("Once", seed=seed, max_tokens=30, stop_tokens=[])
