@@ -230,6 +230,13 @@ def test_the_harness_names_its_extra() -> None:
         assert done.stderr.count("\n") <= lines
 
 
+def test_ray_names_its_extra() -> None:
+    done = run_python(
+        "-c", "import sys; sys.modules['ray'] = None\nimport pyllama2c.integrations.ray"
+    )
+    assert done.returncode == 1 and done.stderr.rstrip().endswith("pip install 'pyllama2c[ray]'")
+
+
 @pytest.mark.parametrize("free_threaded", [0, 1])
 def test_the_limited_api(free_threaded: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Free-threaded Python has none."""

@@ -13,12 +13,13 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pyllama2c.cli.shard import Shard
 from pyllama2c.cli.story_records import (
     Held,
     logprob_fields,
@@ -92,11 +93,11 @@ def _lock(fd: int, path: Path) -> None:
             raise
 
 
-def _held(target: _Target, expected: dict[str, Any]) -> Held:
+def _held(target: _Target, expected: dict[str, Any], shard: Shard | None) -> Held:
     if not target.is_file:
         return Held(set(), None, 0, True)
     with open(target.fd, "rb", closefd=False) as file:
-        return read_stories(file, target.name, expected)
+        return read_stories(file, target.name, expected, shard)
 
 
 def _first_seed(target: _Target, held: Held, wanted: int | None) -> int:
@@ -132,12 +133,30 @@ def _line(story: Completion, index: int, fields: dict[str, Any]) -> bytes:
     return json.dumps(record, ensure_ascii=False).encode() + b"\n"
 
 
+def _in_order(stories: Iterable[Completion]) -> Iterator[Completion]:
+    """By prompt_index: what ends early waits for those before it."""
+    waiting: dict[int, Completion] = {}
+    n = 0
+    for story in stories:
+        waiting[story.prompt_index] = story
+        while n in waiting:
+            yield waiting.pop(n)
+            n += 1
+
+
 def write_stories(
-    llama: Llama, path: Path, count: int, prompt: bytes, max_batch: int, options: dict[str, Any]
+    llama: Llama,
+    path: Path,
+    count: int,
+    prompt: bytes,
+    max_batch: int,
+    options: dict[str, Any],
+    shard: Shard | None = None,
 ) -> str:
     """Writes those of the stories 0 to count - 1 that `path` does not have yet; returns a summary.
 
-    "-" is standard output. Only a regular file is read first: elsewhere all are written.
+    Of a `shard`, only its own, in their order. "-" is standard output. Only a regular file is read
+    first: elsewhere all are written.
     StoryFileError for a file that holds something else, or stories made with other settings.
     """
     options = dict(options)
@@ -145,9 +164,10 @@ def write_stories(
     make_request([0], 1, llama.config.vocab_size, **options)  # what is wrong leaves no file behind
     fields = {**prompt_fields(prompt), "settings": settings_of(llama, prompt, options)}
     with _opened(path) as target:
-        held = _held(target, fields)
+        held = _held(target, fields, shard)
         first = _first_seed(target, held, seed)
-        missing = [i for i in range(count) if i not in held.done]
+        wanted = range(count) if shard is None else shard.stories(count)
+        missing = [i for i in wanted if i not in held.done]
         started = perf_counter()
         stories = llama.generate_batch(
             [prompt] * len(missing),
@@ -158,7 +178,7 @@ def write_stories(
         _mend(target, held)
         n_tokens = 0
         with _bar(len(missing), target) as bar:
-            for story in stories:
+            for story in stories if shard is None else _in_order(stories):
                 if story.error is not None:
                     raise story.error
                 n_tokens += len(story.tokens)
@@ -166,7 +186,7 @@ def write_stories(
                 bar.update()
         seconds = perf_counter() - started
     return (
-        f"{len(missing)} stories, {count - len(missing)} already there\n"
+        f"{len(missing)} stories, {len(wanted) - len(missing)} already there\n"
         f"achieved tok/s: {n_tokens / seconds if missing else 0.0:f}"
     )
 

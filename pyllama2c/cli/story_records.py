@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from pyllama2c._ffi import KV_DTYPES
+from pyllama2c.cli.shard import Shard
 from pyllama2c.errors import StoryFileError
 from pyllama2c.files.recognize import JSON, kind_of_file
 from pyllama2c.generation.request import make_request
@@ -150,8 +151,11 @@ class Held(NamedTuple):
     """whether the last of them has its newline"""
 
 
-def read_stories(file: BinaryIO, path: str, expected: dict[str, Any]) -> Held:
-    """Reads all lines; StoryFileError for a file that cannot be continued."""
+def read_stories(
+    file: BinaryIO, path: str, expected: dict[str, Any], shard: Shard | None = None
+) -> Held:
+    """Reads all lines; StoryFileError for a file that cannot be continued. One of a shard has its
+    stories in their order, so that another shard's is known by its first two."""
     done: set[int] = set()
     first_seed: int | None = None
     end, number, ended = 0, 0, True
@@ -169,6 +173,11 @@ def read_stories(file: BinaryIO, path: str, expected: dict[str, Any]) -> Held:
                 f"{path}, line {number}: not a story of pyllama2c; the file is left as it is"
             )
         _check(record, f"{path}, line {number}", expected)
+        if shard is not None and record["index"] != shard.i + (number - 1) * shard.n:
+            raise StoryFileError(
+                f"{path}, line {number}: story {record['index']} where shard {shard} has story "
+                f"{shard.i + (number - 1) * shard.n}: another shard's file; name this one's"
+            )
         first = (record["seed"] - record["index"]) % 2**64
         if first_seed not in (None, first):
             raise StoryFileError(
