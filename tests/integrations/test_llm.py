@@ -205,7 +205,7 @@ def test_what_cannot_be_answered(model: Any, folder: Path) -> None:
     with pytest.raises(ValueError, match="a message by 'tool' has a tool_result; text alone"):
         model.prompt(messages=[llm.parts.Message(role="tool", parts=parts)]).text()
     (folder / "aliases.json").write_text('{"lost": "pyllama2c/~/no/such.bin"}')
-    with pytest.raises(ValueError, match="no/such.bin: No such file"):
+    with pytest.raises(ValueError, match="No such file"):
         llm.get_model("lost").prompt("x").text()
 
 
@@ -232,7 +232,7 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert status == 0 and "9 output" in usage
     # The model of the conversation, not the default one.
     schema = json.dumps(SCHEMA)
-    status, second, _ = run(tmp_path, "-c", "Who?", "--async", "--schema", schema, "-o", "seed", "4")
+    status, second, _ = run(tmp_path, "-c", "Who?", "--async", "--schema", schema, *few[2:])
     assert status == 0 and json.loads(second)["name"] in ("Sue", "Tim")
     with Llama(path) as llama:
         expected = llama.generate("hello", max_tokens=9, seed=4).read()
