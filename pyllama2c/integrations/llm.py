@@ -29,6 +29,7 @@ from pydantic import Field, field_validator
 
 if TYPE_CHECKING:
     from pyllama2c.chat.llama2 import Message
+    from pyllama2c.engine.options import Dtype
     from pyllama2c.generation.story import Generation
     from pyllama2c.model import Llama
 
@@ -110,7 +111,7 @@ class Options(llm.Options):
 
 
 @lru_cache(maxsize=2)
-def _opened(name: str | None, dtype: Literal["auto"] | None, context: int | None) -> Llama:
+def _opened(name: str | None, dtype: Dtype | None, context: int | None) -> Llama:
     """Kept: a program that asks again gets the open model, and what it has cached."""
     from pyllama2c.model import Llama
 

@@ -232,7 +232,7 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert status == 0 and "9 output" in usage
     # The model of the conversation, not the default one.
     schema = json.dumps(SCHEMA)
-    status, second, _ = run(tmp_path, "-c", "Who?", "--async", "--schema", schema, *few[2:])
+    status, second, _ = run(tmp_path, "-c", "Who?", "--async", "--schema", schema, *few[3:])
     assert status == 0 and json.loads(second)["name"] in ("Sue", "Tim")
     with Llama(path) as llama:
         expected = llama.generate("hello", max_tokens=9, seed=4).read()
