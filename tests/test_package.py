@@ -216,6 +216,13 @@ def test_import_in_the_clone(tmp_path: Path) -> None:
         assert "the installed engine is older: pip install . again" in refused.stderr
 
 
+def test_the_plugin_of_llm_names_its_extra() -> None:
+    absent = "import sys; sys.modules['llm'] = None"
+    done = run_python("-c", f"{absent}\nimport pyllama2c.integrations.llm")
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("pip install 'pyllama2c[llm]'")
+
+
 def test_the_harness_names_its_extra() -> None:
     """lm_eval is not there: one line for `python -m`, an ImportError for Python."""
     absent = "import runpy, sys; sys.modules['lm_eval'] = None"

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from pyllama2c import validate
 from pyllama2c._ffi import ffi
 from pyllama2c.errors import GrammarError, UnsupportedError
+from pyllama2c.generation.gbnf import as_lark
 from pyllama2c.generation.large_stack import on_a_large_stack
 from pyllama2c.generation.text import strips_space
 from pyllama2c.tokenizers.base import BaseTokenizer
@@ -267,7 +268,7 @@ def _source(argument: str, text: str) -> str:
         return LLMatcher.grammar_from_json_schema(text, defaults=_COMPACT)
     if argument == "regex":
         return LLMatcher.grammar_from_regex(text)
-    return json.dumps({"grammars": [{"lark_grammar": text}]})
+    return json.dumps({"grammars": [{"lark_grammar": as_lark(text)}]})
 
 
 class _Source:

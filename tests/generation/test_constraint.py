@@ -413,6 +413,20 @@ def test_refused_before_the_first_token(
     assert issubclass(GrammarError, Llama2cError) and issubclass(GrammarError, ValueError)
 
 
+def test_gbnf(storyteller: Llama) -> None:
+    """llama.cpp's notation."""
+    grammar = 'root ::= "<" word ("," word){2} ">" # three\nword ::= "cat" | "d" [aou] "g"'
+    for story in storyteller.generate_batch([""] * 8, grammar=grammar, seed=1):
+        assert re.fullmatch(r"<(cat|d[aou]g)(,(cat|d[aou]g)){2}>", story.text)
+    assert storyteller.generate("", grammar='start: "a ::= b"').read() == "a ::= b"  # Lark
+    nested = "(" * 5000 + '"a"' + ")" * 5000
+    for wrong in ("root ::= other", 'no ::= "a"', 'root ::= "a', f"root ::= {nested}", "::= x"):
+        with pytest.raises(GrammarError, match="grammar: "):
+            storyteller.generate("", grammar=wrong)
+    with pytest.raises(GrammarError, match="16398 characters of GBNF; the limit is 16384"):
+        storyteller.generate("", grammar='root ::= "' + "a" * 16387 + '"')
+
+
 def test_text_without_end(storyteller: Llama) -> None:
     story = storyteller.generate("", grammar='start: "a" start', max_tokens=9)
     with pytest.raises(GrammarError, match=r"grammar: .*step_max_items is 50,000"):

@@ -45,6 +45,7 @@ def test_a_chat_answers_in_json(server: Running, storyteller: Llama) -> None:
     [
         ({"regex": "(yes|no), [a-z]{3}"}, "(yes|no), [a-z]{3}"),
         ({"grammar": 'start: "a" /[0-9]+/ "b"'}, "a[0-9]+b"),
+        ({"grammar": 'root ::= "a"{3,3} digit+ "b"\ndigit ::= [0-9]'}, "aaa[0-9]+b"),
         ({"json_schema": {"enum": ["x", "y"]}}, '"[xy]"'),
     ],
 )
@@ -66,6 +67,7 @@ def test_completions_match(
         {"regex": "("},
         {"regex": ""},
         {"grammar": "start: nothing"},
+        {"grammar": "root ::= this is (not valid GBNF"},
         {"json_schema": {"type": 5}},
         {"json_schema": "{"},
         {"regex": "a", "grammar": 'start: "a"'},
