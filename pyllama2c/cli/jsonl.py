@@ -13,7 +13,7 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
@@ -133,17 +133,6 @@ def _line(story: Completion, index: int, fields: dict[str, Any]) -> bytes:
     return json.dumps(record, ensure_ascii=False).encode() + b"\n"
 
 
-def _in_order(stories: Iterable[Completion]) -> Iterator[Completion]:
-    """By prompt_index: what ends early waits for those before it."""
-    waiting: dict[int, Completion] = {}
-    n = 0
-    for story in stories:
-        waiting[story.prompt_index] = story
-        while n in waiting:
-            yield waiting.pop(n)
-            n += 1
-
-
 def write_stories(
     llama: Llama,
     path: Path,
@@ -173,12 +162,13 @@ def write_stories(
             [prompt] * len(missing),
             seed=[(first + i) % 2**64 for i in missing],
             max_batch=max_batch,
+            in_order=shard is not None,
             **options,
         )
         _mend(target, held)
         n_tokens = 0
         with _bar(len(missing), target) as bar:
-            for story in stories if shard is None else _in_order(stories):
+            for story in stories:
                 if story.error is not None:
                     raise story.error
                 n_tokens += len(story.tokens)

@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from pyllama2c._ffi import KV_DTYPES
 from pyllama2c.cli.shard import Shard
 from pyllama2c.errors import StoryFileError
 from pyllama2c.files.recognize import JSON, kind_of_file
@@ -49,14 +48,12 @@ def settings_of(llama: Llama, prompt: bytes, options: dict[str, Any]) -> dict[st
     """What decides a story besides seed and prompt; most defaults are left out, for short lines."""
     engine = llama._engine
     name = os.fsencode(Path(llama.path).name).decode("utf-8", "replace")
-    kv = engine.session_options.kv
-    kv_dtype = next(name for name, number in KV_DTYPES.items() if number == kv)
     settings = {
         "model": name,
         "weights": f"{engine.fingerprint:016x}",
         "tokenizer": _tokenizer_hash(llama, prompt),
         "dtype": llama.config.dtype,
-        "kv_dtype": kv_dtype,
+        "kv_dtype": engine.session_options.kv_dtype,
         **({"isa": "runq"} if llama.isa == "runq" else {}),  # all others give the same bits
         **options,
     }
