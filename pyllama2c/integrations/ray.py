@@ -230,23 +230,22 @@ def _locked(folder: Path) -> Iterator[str]:
 
 def _ids(folder: Path, id: str, made: str) -> Any:
     """Ids that are in the folder's files, as an Arrow array; None where there are none."""
-    found = []
+    found: list[Any] = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
         try:
             table = pq.read_table(path, columns=[id], partitioning=None)
             was = table.schema.metadata[_MADE].decode()
+            ids = table[id]
         except (pa.ArrowException, OSError, KeyError, TypeError) as error:
             raise StoryFileError(f"{path} is not a file of write_dataset's: {error}") from None
         if was != made:
             raise StoryFileError(
                 f"{path} was made with {was}, and this run is of {made}; name another folder"
             )
-        found.append(table[id])
-    return (
-        pa.concat_arrays([chunk for column in found for chunk in column.chunks]) if found else None
-    )
+        found += ids.chunks
+    return pa.concat_arrays(found) if found else None
 
 
 def _without(rows: pa.Table, id: str, known: Any) -> pa.Table:
@@ -260,11 +259,14 @@ def _write(rows: pa.Table, folder: Path, id: str, made: str, token: str) -> pa.T
     if len(rows):
         name = hashlib.blake2b(repr(rows[id].to_pylist()).encode(), digest_size=16).hexdigest()
         new = folder / f".{name}-{uuid.uuid4().hex}.tmp"
-        with new.open("xb") as file:
-            pq.write_table(rows.replace_schema_metadata({_MADE: made.encode()}), file)
-            file.flush()
-            os.fsync(file.fileno())
-        if (folder / ".lock").read_text() != token:
-            raise StoryFileError(f"{folder} is being written by another run")  # this one was killed
-        new.replace(folder / f"{name}.parquet")
+        try:
+            with new.open("xb") as file:
+                pq.write_table(rows.replace_schema_metadata({_MADE: made.encode()}), file)
+                file.flush()
+                os.fsync(file.fileno())
+            if (folder / ".lock").read_text() != token:  # the driver was killed, and run again
+                raise StoryFileError(f"{folder} is being written by another run")
+            new.replace(folder / f"{name}.parquet")
+        finally:
+            new.unlink(missing_ok=True)
     return pa.table({"rows": pa.array([len(rows)], pa.int64())})

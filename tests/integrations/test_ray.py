@@ -166,6 +166,15 @@ def test_folders_of_something_else(tmp_path: Path) -> None:
     with pytest.raises(StoryFileError, match=r"note\.txt is not a file of write_dataset's"):
         write_dataset(asked(3), tmp_path, MADE)
     assert (tmp_path / "note.txt").read_text() == "precious"
+    (tmp_path / "note.txt").unlink()
+    from pyarrow import parquet
+
+    for metadata in (None, {b"pyllama2c": b"{}"}):
+        table = pa.table({"other": [1]}).replace_schema_metadata(metadata)
+        parquet.write_table(table, tmp_path / "mine.parquet")
+        with pytest.raises(StoryFileError, match=r"mine\.parquet is not a file of write_dataset's"):
+            write_dataset(asked(3), tmp_path, MADE)
+    (tmp_path / "mine.parquet").unlink()
     with (
         _locked(tmp_path),
         pytest.raises(StoryFileError, match="is being written by another run"),
