@@ -72,6 +72,7 @@ EXCLUDED = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # before -k
 def pytest_collection_modifyitems(items: list[Any]) -> None:
     unused = set(EXCLUDED) | set(WORDS)
     for item in items:

@@ -4,7 +4,8 @@ Flags that only choose how llama.cpp computes are taken and ignored. What is tra
 defaults of --temp, --seed and --n-predict go into requests, /completions is llama.cpp's own
 endpoint, not OpenAI's, `__verbose` and a few more keys of llama.cpp's alone are added, and names
 are spelt its way. No answer's text, token, number or status is made here, but for 501 where
---metrics or --slots is missing. A model other than stories260K is not there: only /health answers.
+--metrics or --slots is missing; metrics that we do not count are 0. Of a model other than
+stories260K only /health answers.
 """
 
 from __future__ import annotations
@@ -81,7 +82,9 @@ class Shim:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         path, options = scope["path"], self._options
         if (path == "/metrics" and not options.metrics) or (path == "/slots" and not options.slots):
-            await _send_json(send, 501, {"error": {"message": f"start it with -{path[1:]}"}})
+            from pyllama2c.serve.streams import send_whole
+
+            await send_whole(send, 501, b'{"error": {"message": "start it with that flag"}}')
             return
         if path == "/completions":
             path = "/completion"
@@ -92,62 +95,49 @@ class Shim:
             if asked is not None:
                 body = json.dumps(asked).encode()
             receive = _sent_again(body, receive)
-            headers = [(k, v) for k, v in scope["headers"] if k != b"content-length"]
-            scope["headers"] = [*headers, (b"content-length", str(len(body)).encode())]
+            scope["headers"] = _with_length(scope["headers"], body)
         # 1.0: else events go past ASGI, and past this.
         inner = {**scope, "path": path, "http_version": "1.0"}
-        prompt = ""
-        if asked is not None and verbose:
-            prompt = await self._prompt(inner, asked["messages"])
+        prompt = await self._prompt(inner, asked["messages"]) if asked and verbose else ""
         await self._app(inner, receive, self._translated(path, asked or {}, prompt, send))
 
     def _asked(self, path: str, body: bytes) -> tuple[dict[str, Any] | None, bool]:
         """The request with llama.cpp's defaults, without fields that are only llama.cpp's."""
         options = self._options
-        try:
-            asked = json.loads(body)
-        except ValueError:
-            return None, False
-        if not isinstance(asked, dict) or path not in (
-            "/completion",
-            "/v1/completions",
-            "/chat/completions",
-            "/v1/chat/completions",
-        ):
+        asked = json.loads(body)  # theirs is always JSON
+        if not isinstance(asked, dict) or not path.endswith(("/completion", "completions")):
             return None, False
         asked.setdefault("temperature", options.temp)
         asked.setdefault("seed", options.seed)
         most = "n_predict" if path == "/completion" else "max_tokens"
         if most not in asked and options.n_predict >= 0:
             asked[most] = options.n_predict
-        verbose = options.verbose
-        if path.endswith("/chat/completions"):
-            asked.pop("id_slot", None)
-            verbose |= bool(asked.pop("verbose", False))
-            return asked, verbose
-        return asked, False
+        if not path.endswith("/chat/completions"):
+            return asked, False
+        asked.pop("id_slot", None)
+        return asked, asked.pop("verbose", False) or options.verbose
 
     async def _prompt(self, scope: Any, messages: Any) -> str:
         """What the template makes of the messages, as our /apply-template says."""
         body = json.dumps({"messages": messages}).encode()
-        headers = [(k, v) for k, v in scope["headers"] if k != b"content-length"]
-        headers.append((b"content-length", str(len(body)).encode()))
         whole = bytearray()
 
         async def keep(message: Any) -> None:
             whole.extend(message.get("body", b""))
 
-        inner = {**scope, "path": "/apply-template", "headers": headers}
+        inner = {
+            **scope,
+            "path": "/apply-template",
+            "headers": _with_length(scope["headers"], body),
+        }
         await self._app(inner, _sent_again(body, None), keep)
-        text: str = json.loads(whole).get("prompt", "")
         # llama.cpp writes the space that tokenizers put before a text.
-        return text.replace("<s>", "<s> ", 1)
+        return str(json.loads(whole).get("prompt", "")).replace("<s>", "<s> ", 1)
 
     def _translated(self, path: str, asked: dict[str, Any], prompt: str, send: Any) -> Any:
         """`send`, for our answers."""
         start: Any = None
-        is_stream = False
-        rest = b""
+        is_stream, rest = False, b""
 
         async def translated(message: Any) -> None:
             nonlocal start, is_stream, rest
@@ -173,9 +163,7 @@ class Shim:
                 start["headers"].append((b"Process-Start-Time-Unix", when))
             else:
                 body = self._whole(path, asked, prompt, body)
-            headers = [(k, v) for k, v in start["headers"] if k != b"content-length"]
-            headers.append((b"content-length", str(len(body)).encode()))
-            await send({**start, "headers": headers})
+            await send({**start, "headers": _with_length(start["headers"], body)})
             await send({"type": "http.response.body", "body": body})
 
         return translated
@@ -217,9 +205,8 @@ class Shim:
         if path == "/completion" and settings is not None:
             bias = settings["logit_bias"] or {}
             settings["logit_bias"] = [{"token": int(k), "bias": v} for k, v in bias.items()]
-            # Of samplers that only llama.cpp has: off.
-            settings |= {"n_predict": settings["max_tokens"]}
-            settings |= {"adaptive_target": -1.0, "adaptive_decay": 0.9}
+            settings["n_predict"] = settings["max_tokens"]
+            settings |= {"adaptive_target": -1.0, "adaptive_decay": 0.9}  # a sampler that is off
         return value
 
 
@@ -238,10 +225,11 @@ _METRICS_OF_LLAMA_CPP = {
 
 
 def _metrics(text: str) -> str:
-    """Ours by llama.cpp's names."""
+    """Ours by llama.cpp's names; their reader knows no histograms."""
     text = text.replace("pyllama2c:", "llamacpp:")
     sweeps = re.search(r"^llamacpp:sweep_rows_count (\d+)$", text, re.MULTILINE)
     assert sweeps
+    text = re.sub(r"^llamacpp:\w+_(bucket{.*}|sum|count) .*\n", "", text, flags=re.MULTILINE)
     values = {"n_decode_total": ("counter", sweeps[1])}
     values |= {name: (kind, "0") for name, kind in _METRICS_OF_LLAMA_CPP.items()}
     for name, (kind, value) in values.items():
@@ -272,11 +260,9 @@ def _sent_again(body: bytes, receive: Any) -> Any:
     return again
 
 
-async def _send_json(send: Any, status: int, value: Any) -> None:
-    body = json.dumps(value).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+def _with_length(headers: Any, body: bytes) -> list[tuple[bytes, bytes]]:
+    others = [(name, value) for name, value in headers if name != b"content-length"]
+    return [*others, (b"content-length", b"%d" % len(body))]
 
 
 def main(models: Path, words: list[str]) -> None:
