@@ -136,7 +136,7 @@ def _run_console(block: Block, servers: list[subprocess.Popen[str]], port: int) 
 
 
 def _there(name: str) -> bool:
-    return Path(name).exists() or ("/" not in name and find_spec(name) is not None)
+    return Path(name).exists() or (name.isidentifier() and find_spec(name) is not None)
 
 
 def main(page: str) -> None:
