@@ -42,7 +42,7 @@ NOT_RUN = {
     "docs/library.md": {"not run: downloads a known model": 1},
     "docs/memory.md": {"not run: needs a model of 3.64 GB": 1},
     "docs/meta-and-lm-eval.md": {
-        "needs: lm_eval": 1,
+        "needs: lm_eval, stories260K.bin": 1,
         "needs: stories260K.bin": 1,
         "not run: downloads a task": 1,
     },
