@@ -295,7 +295,12 @@ def test_benchmarks_can_be_imported(path: Path) -> None:
     """What they take from the package is there; packages that they measure may be missing."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pyllama2c"):
-            source = importlib.import_module(str(node.module))
+            try:
+                source = importlib.import_module(str(node.module))
+            except ImportError as error:
+                if "pip install" not in str(error):
+                    raise
+                pytest.skip(str(error))
             for name in node.names:
                 assert hasattr(source, name.name) or importlib.import_module(
                     f"{node.module}.{name.name}"

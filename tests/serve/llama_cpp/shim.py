@@ -14,7 +14,7 @@ import argparse
 import json
 import re
 import sys
-import time
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ class Shim:
 
     def __init__(self, app: Any, options: argparse.Namespace):
         self._app, self._options = app, options
-        self._started_at = time.time()
+        self._started_at = datetime.now().timestamp()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         path, options = scope["path"], self._options
