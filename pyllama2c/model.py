@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn, cast
 
 from pyllama2c import dialects, validate
 from pyllama2c.chat.conversation import chat_tokens
-from pyllama2c.dialects import Answering, answers_arguments
+from pyllama2c.dialects import SuggestsNames, suggests_arguments
 from pyllama2c.engine import cache_file
 from pyllama2c.errors import TokenizerNotFoundError
 from pyllama2c.generation.batch import Batch
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     )
 
 
-class Llama(Answering, OpenModel):
+class Llama(SuggestsNames, OpenModel):
     """A language model.
 
     `model` is the path of a llama2.c checkpoint (.bin, version 0, 1 or 2) or a GGUF file of
@@ -66,7 +66,7 @@ class Llama(Answering, OpenModel):
 
     _answers = dialects.LLAMA
 
-    @answers_arguments(dialects.STORY_ARGUMENTS)
+    @suggests_arguments(dialects.STORY_ARGUMENTS)
     def generate(
         self,
         prompt: str | bytes | Sequence[int] = "",
@@ -143,7 +143,7 @@ class Llama(Answering, OpenModel):
         )
         return Generation(request, self.tokenizer, engine.sessions, engine.draft)
 
-    @answers_arguments(dialects.STORY_ARGUMENTS)
+    @suggests_arguments(dialects.STORY_ARGUMENTS)
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Mapping[str, str]],

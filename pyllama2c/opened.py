@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar
 
 from pyllama2c import dialects, pretrained, validate
-from pyllama2c.dialects import answers_arguments
+from pyllama2c.dialects import suggests_arguments
 from pyllama2c.engine.config import warn_of_groups
 from pyllama2c.engine.engine import aligned, open_buffer, open_file
 from pyllama2c.engine.options import Options
@@ -32,7 +32,7 @@ _Path = str | os.PathLike[str] | None
 class OpenModel(ClosableHandle):
     """What Llama is before anything is asked of it; its docstring says what the arguments are."""
 
-    @answers_arguments(dialects.MODEL_ARGUMENTS)
+    @suggests_arguments(dialects.MODEL_ARGUMENTS)
     def __init__(
         self,
         model: str | os.PathLike[str] | None = None,
