@@ -10,9 +10,13 @@
 
 enum { ROWS = 5, MOST_BYTES = 64 << 20 };
 
+static const l2c_logit_bias bias = {0, 1.0f};
 static const l2c_sampler settings[] = {
-    {0.0f, 0.9f, 0, 0.0f, 1.0f, 1}, {1.0f, 0.9f, 0, 0.0f, 1.0f, 2},     {1.0f, 1.0f, 0, 0.0f, 1.1f, 3},
-    {0.5f, 0.0f, 3, 0.1f, 1.0f, 4}, {1e-38f, 1e-8f, 0, 0.0f, 1.0f, 5},
+    {.temperature = 0.0f, .repetition_penalty = 1.0f, .rng_state = 1},
+    {.temperature = 1.0f, .top_p = 0.9f, .repetition_penalty = 1.0f, .rng_state = 2},
+    {.temperature = 1.0f, .repetition_penalty = 1.1f, .presence_penalty = 0.5f, .frequency_penalty = -0.5f, .rng_state = 3},
+    {.temperature = 0.5f, .top_k = 3, .min_p = 0.1f, .repetition_penalty = 1.0f, .biases = &bias, .n_biases = 1, .rng_state = 4},
+    {.temperature = 1e-38f, .top_p = 1e-8f, .repetition_penalty = 1.0f, .rng_state = 5},
 };
 
 static void require(int condition) {

@@ -114,7 +114,7 @@ fi
 python3 tests/c/make_corpus.py "$build/corpus"
 for target in checkpoint gguf tokenizer encode; do
     echo "-- fuzz_$target with $clang, ${FUZZ_SECONDS:-60} s"
-    "$clang" "${flags[@]}" -DUNROLL= -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
+    "$clang" "${flags[@]}" "${strict[@]}" -DUNROLL= -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
         "tests/c/fuzz_$target.c" "${engine[@]}" -o "$build/fuzz_$target" -lm
     "$build/fuzz_$target" -max_total_time="${FUZZ_SECONDS:-60}" -max_len=16384 -timeout=10 -rss_limit_mb=2048 \
         -print_final_stats=1 -verbosity=0 -artifact_prefix="${CRASH_FOLDER:-.}/" "$build/corpus/$target" 2>&1 |
