@@ -162,7 +162,7 @@ async function* events(body) {
 /* ---- The tree of stories --------------------------------------------------------------------------------
    A step is a token with how it was chosen (`why`, none for given tokens), the step before it and those after. */
 
-const engine = new HttpEngine();
+const engine = globalThis.storyEngine ?? new HttpEngine(); // a page that is one file has its own
 let model = null;
 let excerpts = null;
 let root = null; // the last given token
