@@ -36,7 +36,7 @@ function total(exps, inTurn) {
     for (let i = start; i < Math.min(start + 64, exps.length); i++) block[i % 16] += exps[i];
     for (let i = 0; i < 16; i++) lanes[i] += block[i];
   }
-  for (let half = 8; half > 0; half /= 2) for (let i = 0; i < half; i++) lanes[i] += lanes[i + half];
+  for (let half = 8; half > 0; half >>= 1) for (let i = 0; i < half; i++) lanes[i] += lanes[i + half];
   return lanes[0];
 }
 
