@@ -119,10 +119,9 @@ def _lists(v: Vocabulary, scheme: str | None) -> tuple[dict[str, Any], bytes]:
     vocabulary, lists = engine_vocabulary(v, scheme)
     names = ("n_pieces", "text_bytes", "split_spaces", "bos", "eos", "unknown")
     has_merges = lists["merges"] != ffi.NULL
-    facts = {name: int(getattr(vocabulary, name)) for name in names}
+    facts: dict[str, Any] = {name: int(getattr(vocabulary, name)) for name in names}
     facts["n_merges"] = vocabulary.n_merges if has_merges else None
-    n = facts["n_pieces"]
-    sizes = {"scores": 4 * n, "lengths": 4 * n, "types": 4 * n}
+    sizes = {name: 4 * v.size for name in ("scores", "lengths", "types")}
     sizes |= {"merges": 8 * vocabulary.n_merges, "text": facts["text_bytes"]}
     data = b"".join(bytes(ffi.buffer(lists[name], size)) for name, size in sizes.items() if size)
     return facts, data
