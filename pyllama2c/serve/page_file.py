@@ -95,6 +95,7 @@ def tokenizer_parts(tokenizer: BaseTokenizer, path: str) -> tuple[dict[str, Any]
     if isinstance(tokenizer, SentencePieceTokenizer):
         with Gguf(path) as gguf:
             vocabulary = Vocabulary(gguf, "llama", tokenizer.vocab_size)
+            lists, data = _lists(vocabulary, tokenizer._scheme)
         stripping = {*vocabulary.strips.left, *vocabulary.strips.right}
         for text, number in tokenizer._user_defined.tokens:
             if number in stripping:
@@ -102,7 +103,6 @@ def tokenizer_parts(tokenizer: BaseTokenizer, path: str) -> tuple[dict[str, Any]
                     f"{path}: token {text!r:.50} absorbs the white space beside it, which a page's "
                     "tokenizer cannot do"
                 )
-        lists, data = _lists(vocabulary, tokenizer._scheme)
         decoded = {number: piece.decode() for number, piece in tokenizer._decoded.items()}
         facts |= {"kind": "lists", "scheme": tokenizer._scheme, "decoded": [*decoded.items()]}
         return facts | {"as_is": sorted(tokenizer._as_is)} | lists, data
@@ -121,7 +121,7 @@ def _lists(v: Vocabulary, scheme: str | None) -> tuple[dict[str, Any], bytes]:
     has_merges = lists["merges"] != ffi.NULL
     facts: dict[str, Any] = {name: int(getattr(vocabulary, name)) for name in names}
     facts["n_merges"] = vocabulary.n_merges if has_merges else None
-    sizes = {name: 4 * v.size for name in ("scores", "lengths", "types")}
+    sizes = dict.fromkeys(("scores", "lengths", "types"), 4 * v.size)
     sizes |= {"merges": 8 * vocabulary.n_merges, "text": facts["text_bytes"]}
     data = b"".join(bytes(ffi.buffer(lists[name], size)) for name, size in sizes.items() if size)
     return facts, data
