@@ -17,7 +17,7 @@ enum { LINE = 64 };
 SIZE(l2c_error, 264); AT(l2c_error, message, 8);
 SIZE(l2c_config, 64); AT(l2c_config, dim, 0); AT(l2c_config, hidden_dim, 4); AT(l2c_config, n_layers, 8);
 AT(l2c_config, n_heads, 12); AT(l2c_config, n_kv_heads, 16); AT(l2c_config, head_size, 20);
-AT(l2c_config, vocab_size, 24); AT(l2c_config, seq_len, 28); AT(l2c_config, group_size, 56);
+AT(l2c_config, vocab_size, 24); AT(l2c_config, seq_len, 28);
 AT(l2c_config, dtype, 60);
 SIZE(l2c_row, 16); AT(l2c_row, sequence, 0); AT(l2c_row, position, 4); AT(l2c_row, token, 8);
 AT(l2c_row, want_logits, 12);

@@ -18,6 +18,7 @@ from pyllama2c import wasm
 from pyllama2c._ffi import DTYPES, KV_DTYPES, ffi
 from pyllama2c.errors import UnsupportedError
 from pyllama2c.files.gguf import Gguf
+from pyllama2c.serve.explain import sums_in_turn
 from pyllama2c.tokenizers.gguf import SentencePieceTokenizer, Vocabulary, engine_vocabulary
 from pyllama2c.tokenizers.llama2c import Tokenizer
 
@@ -33,12 +34,18 @@ MAX_MODEL_BYTES = 256 << 20
 def page_file(llama: Llama, dtype: Dtype = "auto", kv_dtype: KvDtype = "float32") -> bytes:
     """The page of a model that was opened from a file, as UTF-8; `dtype` and `kv_dtype` as for it.
 
-    UnsupportedError for a model that is too large, and for a tokenizer that is not in the engine.
+    UnsupportedError for a model that is too large, for one that is computed as runq.c does, and for
+    a tokenizer that is not in the engine.
     """
     size = os.path.getsize(llama.path)
     if size > MAX_MODEL_BYTES:
         raise UnsupportedError(
             f"{llama.path} has {size:,} bytes; a page holds {MAX_MODEL_BYTES:,} at most"
+        )
+    if sums_in_turn(llama):
+        raise UnsupportedError(
+            f"{llama.path} is computed as runq.c does, with the C library's exp; a browser has "
+            "another, and its stories would differ"
         )
     how, tokenizer = tokenizer_parts(llama.tokenizer, llama.path)
     facts = {

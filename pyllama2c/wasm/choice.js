@@ -27,9 +27,8 @@ function runningSums(values) {
   return sums;
 }
 
-/* The sum of a row as the kernels have it: in 16 lanes, by blocks of 64; `inTurn`, as runq.c. */
-function total(exps, inTurn) {
-  if (inTurn) return runningSums(exps)[exps.length - 1];
+/* The sum of a row as the kernels have it: in 16 lanes, by blocks of 64. */
+function total(exps) {
   const [lanes, block] = [new Float32Array(16), new Float32Array(16)];
   for (let start = 0; start < exps.length; start += 64) {
     block.fill(0);
@@ -55,8 +54,8 @@ class Line {
     return new Line("greedy", p, [token], [1], null);
   }
 
-  static drawn(exps, inTurn, { top_p, top_k, min_p }, coin) {
-    const sum = total(exps, inTurn);
+  static drawn(exps, { top_p, top_k, min_p }, coin) {
+    const sum = total(exps);
     const p = exps.map((value) => value / sum);
     const largest = p.reduce((a, b) => Math.max(a, b));
     let floor = f32(min_p * largest);

@@ -34,7 +34,7 @@ class Engine {
 
   about() {
     const { c } = this.#library;
-    const { group_size, ...config } = this.#config;
+    const config = this.#config;
     return {
       name: this.#facts.name,
       fingerprint: String(UINT64(c.l2c_model_fingerprint(this.#model))),
@@ -74,7 +74,7 @@ class Engine {
     const after = this.#library.get("l2c_sampler", this.#sampler, "rng_state");
     const coin = tossed(before, after) ? coinOf(after) : null;
     const chosenByLine = coin !== null && left.every((value) => value >= 0 && value <= 1) && left.includes(1);
-    const line = chosenByLine ? Line.drawn(left, this.#sumsInTurn(), sampler, coin) : Line.none(n, picked);
+    const line = chosenByLine ? Line.drawn(left, sampler, coin) : Line.none(n, picked);
     if (line.taken !== picked) throw new Error(`the line has token ${line.taken} where the sampler took ${picked}`);
     const token = forced ?? picked;
     return {
@@ -191,11 +191,5 @@ class Engine {
       this.#fed.push(...part);
       at += n;
     }
-  }
-
-  /* Whether the model is computed by runq.c's kernels (llama2c.h, l2c_model_open). */
-  #sumsInTurn() {
-    const { group_size, hidden_dim } = this.#config;
-    return group_size > 0 && (hidden_dim % group_size !== 0 || group_size % 4 !== 0 || group_size > 512);
   }
 }

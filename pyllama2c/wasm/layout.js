@@ -5,7 +5,7 @@ const LAYOUT = {
   "l2c_config": {
     "size": 64, "dim": [0, "Int32"], "hidden_dim": [4, "Int32"], "n_layers": [8, "Int32"], "n_heads": [12, "Int32"],
     "n_kv_heads": [16, "Int32"], "head_size": [20, "Int32"], "vocab_size": [24, "Int32"], "seq_len": [28, "Int32"],
-    "group_size": [56, "Int32"], "dtype": [60, "Int32"]
+    "dtype": [60, "Int32"]
   },
   "l2c_row": {"size": 16, "sequence": [0, "Int32"], "position": [4, "Int32"], "token": [8, "Int32"], "want_logits": [12, "Int32"]},
   "l2c_sampler": {
