@@ -13,7 +13,7 @@ from pyllama2c.serve.page_file import page_file
 
 def page(arguments: argparse.Namespace) -> int:
     with load(arguments) as llama:
-        html = page_file(llama, arguments.dtype, arguments.kv_dtype)
+        html = page_file(llama)
     with whole_file(Path(arguments.target)) as file:
         file.write(html)
     say(f"{arguments.target}: {len(html):,} bytes")  # the target may be standard output

@@ -23,7 +23,6 @@ from pyllama2c.tokenizers.gguf import SentencePieceTokenizer, Vocabulary, engine
 from pyllama2c.tokenizers.llama2c import Tokenizer
 
 if TYPE_CHECKING:
-    from pyllama2c.engine.options import Dtype, KvDtype
     from pyllama2c.model import Llama
     from pyllama2c.tokenizers.base import BaseTokenizer
 
@@ -31,12 +30,15 @@ MAX_MODEL_BYTES = 256 << 20
 """as base64 it is one string, and browsers end those at 512 MiB"""
 
 
-def page_file(llama: Llama, dtype: Dtype = "auto", kv_dtype: KvDtype = "float32") -> bytes:
-    """The page of a model that was opened from a file, as UTF-8; `dtype` and `kv_dtype` as for it.
+def page_file(llama: Llama) -> bytes:
+    """The page of a model that was opened from a file, as UTF-8: computed as it was opened.
 
     UnsupportedError for a model that is too large, for one that is computed as runq.c does, and for
     a tokenizer that is not in the engine.
     """
+    if llama._arguments is None:
+        raise UnsupportedError("a page is written of a model's file; this one is from memory")
+    *_, options = llama._arguments
     size = os.path.getsize(llama.path)
     if size > MAX_MODEL_BYTES:
         raise UnsupportedError(
@@ -50,8 +52,8 @@ def page_file(llama: Llama, dtype: Dtype = "auto", kv_dtype: KvDtype = "float32"
     how, tokenizer = tokenizer_parts(llama.tokenizer, llama.path)
     facts = {
         "name": os.path.basename(llama.path),
-        "dtype": DTYPES[dtype],
-        "kv_dtype": KV_DTYPES[kv_dtype],
+        "dtype": DTYPES[options.dtype],
+        "kv_dtype": KV_DTYPES[options.kv_dtype],
         "context": llama.config.seq_len,
         "tokenizer": how,
     }
