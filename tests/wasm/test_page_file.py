@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from browser import check_accessible, chromium, needs_browser, page_at, saying, story_of, tell
-from environment import run_python
+from environment import real_file, run_python
 from gguf_files import BOOL, INT32, STRING, Key
 from tiny import Shape, TinyLlama, tokenizer_file
 from tokenizer_keys import byte_level_keys, chat_model, sentencepiece_keys
@@ -347,3 +347,32 @@ def test_among_63_others_from_the_disk(browser: Any, story: Path) -> None:
         page.click("#tab-crowd")
         page.click("#crowd button")
         page.locator("#crowd-status", has_text="Identical: 4 tokens").wait_for()
+
+
+@needs_browser
+@pytest.mark.parametrize("kv_dtype", ["float32", "float16"])
+@pytest.mark.parametrize(
+    ("model", "dtype"),
+    [
+        *(("stories260K.bin", dtype) for dtype in ("float32", "int8", "int4")),
+        *((None, dtype) for dtype in ("int8", "int4")),
+    ],
+)
+def test_logits_in_a_browser(
+    browser: Any, model: str | None, dtype: Any, kv_dtype: Any, tmp_path: Path
+) -> None:
+    path = real_file(model) if model else None
+    tokenizer = real_file("tok512.bin") if model else None
+    with Llama(path, tokenizer, dtype=dtype, kv_dtype=kv_dtype, speculative=False) as llama:
+        html = tmp_path / "page.html"
+        html.write_bytes(page_file.page_file(llama))
+        tokens = [(7919 * i + 1) % llama.config.vocab_size for i in range(200)]
+        logits = llama.logits(tokens)
+    ask_for_logits = """async ([ids, sampling]) => {
+        const { logits } = await storyEngine.next({ ids }, { seed: "1", sampling });
+        return [...new Uint8Array(logits.buffer)];
+    }"""
+    with page_at(browser, html.as_uri(), offline=True) as page:
+        for n in (1, 70, 200, 65):
+            answer = page.evaluate(ask_for_logits, [tokens[:n], KNOBS])
+            assert bytes(answer) == logits[n - 1].tobytes()
