@@ -127,6 +127,28 @@ static void reuse_prefix(l2c_batch *b, story *s) {
     s->waits_until = waits_until;
 }
 
+void l2c_batch_accept(l2c_batch *b, story *s, const l2c_draw *draw, double logprob) {
+    s->stage = DECODE;
+    s->masked = 0;
+    if (draw->status != L2C_OK) {
+        end(b, s, L2C_END_NONFINITE);
+        return;
+    }
+    if (bit(s->ends, draw->token)) {
+        end(b, s, L2C_END_STOP);
+        return;
+    }
+    s->tokens[s->n++] = draw->token;
+    b->counts.tokens++;
+    if (s->tell & L2C_TELL_TOKENS) {
+        l2c_event *event = add_event(b, s, L2C_EVENT_TOKEN);
+        event->chosen = (l2c_logprob){draw->token, logprob};
+        event->top = s->top;
+        event->n_top = s->n_top;
+    }
+    if (s->n == s->n_max) end(b, s, L2C_END_LENGTH);
+}
+
 void l2c_batch_end_waiting(l2c_batch *b) {
     for (size_t i = 0; i < b->n_stories; i++) {
         story *s = &b->stories[i];

@@ -1,5 +1,5 @@
 /*
- * batch.h - a batch, shared by batch.c, which admits stories, and sweep.c, which advances them.
+ * batch.h - a batch, shared by batch.c, which admits and ends stories, and sweep.c and ahead.c, which advance them.
  */
 #ifndef L2C_BATCH_H
 #define L2C_BATCH_H
@@ -109,7 +109,7 @@ static inline int is_dropped(const story *s) { return under_way(s) && atomic_loa
 /* l2c_batch_create with a session of at most max_rows sequences, which it owns from here on, also when it fails. */
 l2c_status l2c_batch_create_on(l2c_session *session, l2c_batch **batch, l2c_error *err);
 
-/* sweep.c: what follows from a story's draw. */
+/* batch.c: what follows from a story's draw. */
 void l2c_batch_accept(l2c_batch *b, story *s, const l2c_draw *draw, double logprob);
 
 /* ahead.c: makes several sweeps at once; L2C_UNSUPPORTED, with nothing done, where that cannot be. */

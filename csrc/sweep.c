@@ -23,28 +23,6 @@ static void keep_logits(const l2c_batch *b, story *s) {
     if (x != NULL) memcpy(s->logits, x, b->vocab_size * sizeof *x); /* else the card is lost, and the draw says so */
 }
 
-void l2c_batch_accept(l2c_batch *b, story *s, const l2c_draw *draw, double logprob) {
-    s->stage = DECODE;
-    s->masked = 0;
-    if (draw->status != L2C_OK) {
-        end(b, s, L2C_END_NONFINITE);
-        return;
-    }
-    if (bit(s->ends, draw->token)) {
-        end(b, s, L2C_END_STOP);
-        return;
-    }
-    s->tokens[s->n++] = draw->token;
-    b->counts.tokens++;
-    if (s->tell & L2C_TELL_TOKENS) {
-        l2c_event *event = add_event(b, s, L2C_EVENT_TOKEN);
-        event->chosen = (l2c_logprob){draw->token, logprob};
-        event->top = s->top;
-        event->n_top = s->n_top;
-    }
-    if (s->n == s->n_max) end(b, s, L2C_END_LENGTH);
-}
-
 /* The next token of each story in `to_sample`. */
 static l2c_status draw(l2c_batch *b, l2c_error *err) {
     for (size_t i = 0; i < b->n_to_sample; i++) {

@@ -99,7 +99,7 @@ def in_our_words(what: str, answers: Mapping[str, str]) -> str:
     return f"; use {answers[what]}" if what in answers else ""
 
 
-class Answering:
+class SuggestsNames:
     """A class whose errors for names of other libraries say ours."""
 
     _answers: ClassVar[Mapping[str, str]]
@@ -111,7 +111,7 @@ class Answering:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{ours}")
 
 
-def answers_arguments(
+def suggests_arguments(
     answers: Mapping[str, str],
 ) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
     """Gives a method's TypeError for arguments that it does not have our names for them."""
@@ -121,7 +121,7 @@ def answers_arguments(
         others = {name: answer for name, answer in answers.items() if name not in known}
 
         @functools.wraps(function)
-        def answering(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        def suggesting(*args: _P.args, **kwargs: _P.kwargs) -> _T:
             for name in kwargs:
                 if name in others:
                     called = f"{type(args[0]).__name__}.{function.__name__}"
@@ -129,6 +129,6 @@ def answers_arguments(
                     raise TypeError(f"{called}() has no argument {name!r}; use {others[name]}")
             return function(*args, **kwargs)
 
-        return answering
+        return suggesting
 
     return decorate

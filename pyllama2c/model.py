@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn, cast
 
 from pyllama2c import dialects, validate
 from pyllama2c.chat.conversation import chat_tokens
-from pyllama2c.dialects import Answering, answers_arguments
+from pyllama2c.dialects import SuggestsNames, suggests_arguments
 from pyllama2c.engine import cache_file
 from pyllama2c.errors import TokenizerNotFoundError
 from pyllama2c.generation.batch import Batch
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     )
 
 
-class Llama(Answering, OpenModel):
+class Llama(SuggestsNames, OpenModel):
     """A language model.
 
     `model` is the path of a llama2.c checkpoint (.bin, version 0, 1 or 2) or a GGUF file of
@@ -51,8 +51,8 @@ class Llama(Answering, OpenModel):
     fit raises OutOfMemoryError before any memory is taken, and says what would fit.
     `speculative` lets an int8 copy of float32 weights draft tokens that the model then checks,
     several at a time: the same story, faster ("auto": where it pays; it takes a quarter more
-    memory). `threads` counts the caller's own (default: $PYLLAMA2C_THREADS, else by model size and
-    processors); `isa` forces the kernels ("scalar", "avx2", "avx512", "neon"; default:
+    memory). `threads` includes the calling thread (default: $PYLLAMA2C_THREADS, else by model size
+    and processors); `isa` forces the kernels ("scalar", "avx2", "avx512", "neon"; default:
     $PYLLAMA2C_ISA, else the fastest). Neither changes a single bit of the result, save that "runq"
     computes llama2.c's version 2 files in runq.c's own order of operations: its stories, slowly.
     `device` is where it computes: "cpu", "cuda" or "cuda:1" (an NVIDIA card; default:
@@ -66,7 +66,7 @@ class Llama(Answering, OpenModel):
 
     _answers = dialects.LLAMA
 
-    @answers_arguments(dialects.STORY_ARGUMENTS)
+    @suggests_arguments(dialects.STORY_ARGUMENTS)
     def generate(
         self,
         prompt: str | bytes | Sequence[int] = "",
@@ -89,32 +89,33 @@ class Llama(Answering, OpenModel):
         regex: str | None = None,
         grammar: str | None = None,
     ) -> Generation:
-        """A story that continues `prompt`: text (BOS is put before it, unless the tokenizer's
-        `add_bos` says otherwise) or token ids (as they are).
+        """A story that continues `prompt`: text (after BOS, unless the tokenizer's `add_bos` says
+        otherwise) or token ids (used as they are).
 
-        max_tokens: new tokens at most, clipped to what the context leaves (None: all of that).
+        max_tokens: the most new tokens, clipped to what the context leaves (None: all of that).
         temperature: 0 is greedy. top_p: 0 and 1 mean off, as in llama2.c. top_k, min_p: 0 is off.
         repetition_penalty: CTRL's rule over prompt and story; 1 is off.
-        presence_penalty, frequency_penalty: taken from the logit of each token that the story has
-        so far, once and as often as it has it; the prompt does not count (OpenAI's and vLLM's rule;
-        llama.cpp counts it). 0 is off; below 0, repeating is likelier.
-        logit_bias: numbers that are added to the logits of token ids, before the penalties; minus
-        infinity forbids a token.
-        seed: the same seed gives run.c's story; None and -1 draw one (`Generation.seed`).
-        stop: strings that end the story; they are not part of it. stop_tokens: ids that do, and are
-        not either (None: the tokenizer's `ends`; BOS and EOS, as in llama2.c).
-        logits_processor: called as f(token ids so far, logits) with a float32 array (vocab_size),
-        which it changes in place or returns anew; minus infinity forbids a token.
-        logprobs: with a number from 0 to 64, `Generation.logprobs` has a TokenLogprob for each of
-        the tokens, with so many of the likeliest: the model's own, before all that is above.
-        json_schema (a dict, True, JSON text, or a pydantic model), regex, grammar (Lark, as
-        llguidance has it): the whole text is such; one of them, see docs/constraints.md. It ends
-        with "stop" where it is complete, and matches then.
+        presence_penalty, frequency_penalty: subtracted from the logit of every token in the story
+        so far: the first once, the second once per occurrence. The prompt does not count, as in
+        OpenAI's API and vLLM (llama.cpp counts it). 0 is off; below 0, repetition is likelier.
+        logit_bias: {token id: number}, added to the logits before the penalties; minus infinity
+        forbids a token.
+        seed: gives run.c's story for the same seed; None and -1 draw one (`Generation.seed`).
+        stop: strings that end the story; they are not part of it. stop_tokens: ids that end it and
+        are not part of it either (None: the tokenizer's `ends`; BOS and EOS, as in llama2.c).
+        logits_processor: called as f(token ids so far, logits) with a float32 array (vocab_size);
+        it changes the array in place or returns another; minus infinity forbids a token.
+        logprobs: a number from 0 to 64; `Generation.logprobs` then has a TokenLogprob for every
+        token, with that many of the likeliest: the model's own, before everything above.
+        json_schema (a dict, True, JSON text, or a pydantic model), regex, grammar (Lark's syntax,
+        as llguidance has it): what the whole text must match; at most one of them, see
+        docs/constraints.md. A story that ends with "stop" matches, unless `stop` or `stop_tokens`
+        ended it.
 
-        Nothing is computed until the result is iterated, but text becomes tokens at once, and wrong
-        arguments raise: TypeError or ValueError; ContextLengthError for a prompt that does not fit,
-        TokenizerError for wrong ids, ClosedError after `close`, GrammarError for a schema, regex or
-        grammar that cannot be taken.
+        Nothing is computed until the result is iterated, but the prompt is tokenized at once, and
+        wrong arguments raise at once: TypeError or ValueError; ContextLengthError for a prompt that
+        does not fit, TokenizerError for wrong ids, ClosedError after `close`, GrammarError for a
+        schema, regex or grammar that is wrong or unsupported.
         """
         engine = self._engine
         request = make_request(
@@ -142,7 +143,7 @@ class Llama(Answering, OpenModel):
         )
         return Generation(request, self.tokenizer, engine.sessions, engine.draft)
 
-    @answers_arguments(dialects.STORY_ARGUMENTS)
+    @suggests_arguments(dialects.STORY_ARGUMENTS)
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Mapping[str, str]],
@@ -151,8 +152,8 @@ class Llama(Answering, OpenModel):
         """The next answer to `messages`: dicts with a "role" (at most one "system", then "user" and
         "assistant" in turn) and a "content".
 
-        The prompt is made by the `chat_template` of the file, else in Llama 2's format. What
-        messages say is text, even where it spells a control token. `parameters` are those of
+        The prompt is made by the file's `chat_template`, or in Llama 2's format if there is none.
+        Messages are text, even where they spell a control token. `parameters` are those of
         `generate`. ChatTemplateError for a template that is wrong or refuses the messages.
         """
         return self.generate(chat_tokens(self, cast("Sequence[Message]", messages)), **parameters)
@@ -167,11 +168,11 @@ class Llama(Answering, OpenModel):
         **parameters: Unpack[BatchParameters],
     ) -> Completions:
         """`n` stories of each prompt, up to `max_batch` (1 to 256; on a card 1,024) at a time: the
-        same stories as one by one, and faster by far.
+        same stories as one by one, and much faster.
 
         Yields Completions as they end or, with `in_order`, in the order of the prompts (the n of a
-        prompt side by side). Prompts are taken when there is room for their stories, so that they
-        may come from a generator without an end. `parameters` are those of `generate`; each may be
+        prompt side by side). Prompts are taken when there is room for their stories, so they may
+        come from an endless generator. `parameters` are those of `generate`; each may be
         a list with a value per prompt, where `prompts` has a length. Choice j of prompt i uses
         seed + i * n + j, where `seed` is one number, and seed[i] + j where it is a list. A prompt
         that is wrong fails alone, as does a story whose logits_processor raises: its Completion has
@@ -187,7 +188,7 @@ class Llama(Answering, OpenModel):
         return Completions(new_batch, requests, max_batch, n if in_order else None)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """float32 (len(tokens), vocab_size): row i scores what may follow token i.
+        """Logits, float32 (len(tokens), vocab_size): row i is for the token after token i.
 
         TokenizerError for ids outside the vocabulary, ContextLengthError for more than the context.
         """

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar
 
 from pyllama2c import dialects, pretrained, validate
-from pyllama2c.dialects import answers_arguments
+from pyllama2c.dialects import suggests_arguments
 from pyllama2c.engine.config import warn_of_groups
 from pyllama2c.engine.engine import aligned, open_buffer, open_file
 from pyllama2c.engine.options import Options
@@ -30,7 +32,7 @@ _Path = str | os.PathLike[str] | None
 class OpenModel(ClosableHandle):
     """What Llama is before anything is asked of it; its docstring says what the arguments are."""
 
-    @answers_arguments(dialects.MODEL_ARGUMENTS)
+    @suggests_arguments(dialects.MODEL_ARGUMENTS)
     def __init__(
         self,
         model: str | os.PathLike[str] | None = None,
@@ -51,10 +53,7 @@ class OpenModel(ClosableHandle):
         self._arguments: tuple[_Path, _Path, Options] | None
         self._arguments = _absolute(model), _absolute(tokenizer), options
         self._engine = open_file(self.path, options)
-        self._set_up()
-        find, open_gguf = files.find_tokenizer, partial(Gguf, self.path)
-        self._tokenizer_source = TokenizerSource(self.config, tokenizer, find, open_gguf)
-        self._grammars = Grammars(self._tokenizer_source)
+        self._set_up(tokenizer, files.find_tokenizer, partial(Gguf, self.path))
 
     @classmethod
     def from_pretrained(
@@ -99,13 +98,13 @@ class OpenModel(ClosableHandle):
         self.path = "<memory>"
         self._arguments = None
         self._engine = open_buffer(checkpoint, options)
-        self._set_up()
-        find, open_gguf = hub.no_tokenizer(self.path), partial(Gguf.from_buffer, checkpoint)
-        self._tokenizer_source = TokenizerSource(self.config, tokenizer, find, open_gguf)
-        self._grammars = Grammars(self._tokenizer_source)
+        find_tokenizer = hub.no_tokenizer(self.path)
+        self._set_up(tokenizer, find_tokenizer, partial(Gguf.from_buffer, checkpoint))
         return self
 
-    def _set_up(self) -> None:
+    def _set_up(
+        self, tokenizer: _Path, find: Callable[[int], Path], open_gguf: Callable[[], Gguf]
+    ) -> None:
         engine = self._engine
         self.config = engine.config
         self.n_parameters = engine.n_parameters
@@ -115,6 +114,8 @@ class OpenModel(ClosableHandle):
         """stories that `generate_batch` generates at a time, at most"""
         self.isa, self.threads, self.device = engine.isa, engine.threads, engine.device
         warn_of_groups(self.config, self.path)
+        self._tokenizer_source = TokenizerSource(self.config, tokenizer, find, open_gguf)
+        self._grammars = Grammars(self._tokenizer_source)
 
     @property
     def tokenizer(self) -> BaseTokenizer:

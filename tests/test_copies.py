@@ -11,13 +11,9 @@ from pathlib import Path
 
 import pytest
 from tiny import Shape, TinyLlama
+from told import told
 
 from pyllama2c import ClosedError, Llama
-
-
-def told(llama: Llama, seed: int) -> tuple[str, int, str, int]:
-    story = llama.generate("ab", seed=seed, max_tokens=20)
-    return story.read(), llama.config.seq_len, llama.isa, os.getpid()
 
 
 @pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])

@@ -33,16 +33,22 @@ NOT_RUN = {
         "not run: downloads a known model; needs a graphics card": 1,
         "not run: the tests themselves": 1,
     },
+    "docs/cluster.md": {"needs: ray": 2, "not run: needs Slurm": 1},
     "docs/cuda-kernels.md": {"not run: needs nvcc": 1},
     "docs/cuda.md": {"not run: needs a graphics card": 2},
     "docs/gguf.md": {"not run: needs a model of 93 MB": 2},
     "docs/hub.md": {"not run: the branch has to move in between": 1},
+    "docs/llm.md": {"needs: llm": 3},
     "docs/library.md": {"not run: downloads a known model": 1},
     "docs/memory.md": {"not run: needs a model of 3.64 GB": 1},
     "docs/meta-and-lm-eval.md": {
-        "needs: lm_eval": 1,
+        "needs: lm_eval, stories260K.bin": 1,
         "needs: stories260K.bin": 1,
         "not run: downloads a task": 1,
+    },
+    "docs/serve.md": {
+        "needs: langchain_openai": 1,
+        "not run: slow to start; a test asks with its client": 1,
     },
     "docs/shell.md": {
         "not run: downloads a known model": 1,

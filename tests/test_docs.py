@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,26 @@ def test_the_reading_misses_nothing() -> None:
     for name, texts in MUST_SHOW.items():
         for text in texts.split():
             assert (name, text) in shown
+
+
+@pytest.mark.parametrize("folder", ["pyllama2c", "csrc"])
+def test_the_architecture_names_every_part(folder: str) -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = re.search(rf"^## {folder}$(.*?)^## ", page, re.M | re.S)
+    assert table
+    named: set[str] = set()
+    for row in re.findall(r"^\| (`.*?) \|", table[1], re.M):
+        names = re.findall(r"`([^`]+)`", row)
+        stems = [name[:-2] for name in names if name.endswith(".c")]
+        named |= {*names, *(f"{stem}.h" for stem in stems if "`.h`" in row)}
+    parts = [
+        path.name + ("/" if path.is_dir() else "")
+        for path in (ROOT / folder).iterdir()
+        if path.suffix in {".py", ".c", ".h"} or (path.is_dir() and any(path.glob("*.*")))
+        if not path.name.startswith("__")
+    ]
+    missing = [part for part in parts if not any(fnmatch(part, name) for name in named)]
+    assert len(parts) > 15 and not missing
 
 
 def facts_of(name: str) -> tuple[list[str], list[str], Counter[str]]:

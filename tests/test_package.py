@@ -216,6 +216,13 @@ def test_import_in_the_clone(tmp_path: Path) -> None:
         assert "the installed engine is older: pip install . again" in refused.stderr
 
 
+def test_the_plugin_of_llm_names_its_extra() -> None:
+    absent = "import sys; sys.modules['llm'] = None"
+    done = run_python("-c", f"{absent}\nimport pyllama2c.integrations.llm")
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("pip install 'pyllama2c[llm]'")
+
+
 def test_the_harness_names_its_extra() -> None:
     """lm_eval is not there: one line for `python -m`, an ImportError for Python."""
     absent = "import runpy, sys; sys.modules['lm_eval'] = None"
@@ -228,6 +235,13 @@ def test_the_harness_names_its_extra() -> None:
         assert done.returncode == 1
         assert done.stderr.rstrip().endswith("pip install 'pyllama2c[eval]'")
         assert done.stderr.count("\n") <= lines
+
+
+def test_ray_names_its_extra() -> None:
+    done = run_python(
+        "-c", "import sys; sys.modules['ray'] = None\nimport pyllama2c.integrations.ray"
+    )
+    assert done.returncode == 1 and done.stderr.rstrip().endswith("pip install 'pyllama2c[ray]'")
 
 
 @pytest.mark.parametrize("free_threaded", [0, 1])
@@ -282,7 +296,12 @@ def test_benchmarks_can_be_imported(path: Path) -> None:
     """What they take from the package is there; packages that they measure may be missing."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pyllama2c"):
-            source = importlib.import_module(str(node.module))
+            try:
+                source = importlib.import_module(str(node.module))
+            except ImportError as error:
+                if "pip install" not in str(error):
+                    raise
+                pytest.skip(str(error))
             for name in node.names:
                 assert hasattr(source, name.name) or importlib.import_module(
                     f"{node.module}.{name.name}"

@@ -12,7 +12,12 @@ from typing import Any, ClassVar, NoReturn
 from pyllama2c import __version__
 from pyllama2c.cli import help_texts
 from pyllama2c.cli.sampling_flags import add_sampling
+<<<<<<< HEAD
 from pyllama2c.cli.serve_flags import add_page, add_serve, add_verify
+=======
+from pyllama2c.cli.serve_flags import add_serve, add_verify
+from pyllama2c.cli.shard import parse_shard
+>>>>>>> origin/main
 
 COMMANDS = (
     "generate",
@@ -237,6 +242,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="one story a line; a file that has some of them is completed; -: standard output",
     )
+    shard = "only every n-th of the -N stories, from story i on (0 <= i < n); needs --seed"
+    add("--shard", type=parse_shard, metavar="i/n", help=shard)
     add("--batch", type=int, default=64, metavar="N", help="stories at a time [64]")
     chat = commands.add_parser(
         "chat", help="talk to a chat model, in its file's template or Llama 2's"

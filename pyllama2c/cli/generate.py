@@ -92,8 +92,14 @@ def tell_stories(llama: Llama, arguments: argparse.Namespace) -> int:
     from pyllama2c.cli.jsonl import write_stories
 
     if arguments.stories is None or arguments.jsonl is None:
-        raise ValueError("-N and --jsonl belong together")
+        raise ValueError(
+            "-N and --jsonl belong together" + (", also with --shard" if arguments.shard else "")
+        )
     validate.integer("-N", arguments.stories, 1, _MOST_STORIES)
+    if arguments.shard is not None and arguments.seed in (0, -1):
+        raise ValueError(
+            f"--shard needs --seed, the same one for all shards; {arguments.seed} draws a new one"
+        )
     validate.integer("--batch", arguments.batch, 1, llama.max_batch)
     for name in ("json", "special"):
         if getattr(arguments, name):
@@ -104,5 +110,5 @@ def tell_stories(llama: Llama, arguments: argparse.Namespace) -> int:
     options = sampling(arguments) | stops(llama, arguments) | {"logprobs": arguments.logprobs}
     options["max_tokens"] = max(0, room_for(arguments, used, steps))
     count, path = arguments.stories, arguments.jsonl
-    say(write_stories(llama, path, count, prompt, arguments.batch, options))
+    say(write_stories(llama, path, count, prompt, arguments.batch, options, arguments.shard))
     return 0

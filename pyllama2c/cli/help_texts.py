@@ -24,7 +24,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
 Continues a prompt: that of -i, of --file, or what a pipe sends. The story goes to standard output
 as it is generated, everything else to standard error. -t, -p, -s, -n, -i, -z, -m and -y are run.c's
 flags and mean what they mean there; the same seed gives the same story. Where standard input is a
-pipe that stays open, as in some scripts, pass -i "" for no prompt.""",
+pipe that stays open, as in some scripts, pass -i "" for no prompt. Processes or machines that each
+tell a --shard of one run, with the same --seed, write the lines of that run: to join them,
+sort -nk2,2 part?.jsonl > stories.jsonl""",
         """\
   pyllama2c -i "The lion and the rabbit" -s 7
   pyllama2c model.gguf -i "Dear diary," --max-tokens 100 --stop "The end"
@@ -32,7 +34,8 @@ pipe that stays open, as in some scripts, pass -i "" for no prompt.""",
   pyllama2c model.gguf --file prompt.txt -t 0 --logprobs 3
   pyllama2c model.gguf --presence-penalty 0.5 --logit-bias 29991=-inf  # without token 29991
   pyllama2c model.gguf -i "A user: " --json-schema user.schema.json
-  pyllama2c -N 1000 --jsonl stories.jsonl         # run again, it adds what is missing""",
+  pyllama2c -N 1000 --jsonl stories.jsonl         # run again, it adds what is missing
+  pyllama2c -N 1000 -s 1 --shard 0/7 --jsonl part0.jsonl  # and 1/7 to 6/7 on other machines""",
     ),
     "chat": (
         """\

@@ -19,6 +19,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pyllama2c.cli.shard import Shard
 from pyllama2c.cli.story_records import (
     Held,
     logprob_fields,
@@ -92,11 +93,11 @@ def _lock(fd: int, path: Path) -> None:
             raise
 
 
-def _held(target: _Target, expected: dict[str, Any]) -> Held:
+def _held(target: _Target, expected: dict[str, Any], shard: Shard | None) -> Held:
     if not target.is_file:
         return Held(set(), None, 0, True)
     with open(target.fd, "rb", closefd=False) as file:
-        return read_stories(file, target.name, expected)
+        return read_stories(file, target.name, expected, shard)
 
 
 def _first_seed(target: _Target, held: Held, wanted: int | None) -> int:
@@ -133,11 +134,18 @@ def _line(story: Completion, index: int, fields: dict[str, Any]) -> bytes:
 
 
 def write_stories(
-    llama: Llama, path: Path, count: int, prompt: bytes, max_batch: int, options: dict[str, Any]
+    llama: Llama,
+    path: Path,
+    count: int,
+    prompt: bytes,
+    max_batch: int,
+    options: dict[str, Any],
+    shard: Shard | None = None,
 ) -> str:
     """Writes those of the stories 0 to count - 1 that `path` does not have yet; returns a summary.
 
-    "-" is standard output. Only a regular file is read first: elsewhere all are written.
+    Of a `shard`, only its own, in their order. "-" is standard output. Only a regular file is read
+    first: elsewhere all are written.
     StoryFileError for a file that holds something else, or stories made with other settings.
     """
     options = dict(options)
@@ -145,14 +153,16 @@ def write_stories(
     make_request([0], 1, llama.config.vocab_size, **options)  # what is wrong leaves no file behind
     fields = {**prompt_fields(prompt), "settings": settings_of(llama, prompt, options)}
     with _opened(path) as target:
-        held = _held(target, fields)
+        held = _held(target, fields, shard)
         first = _first_seed(target, held, seed)
-        missing = [i for i in range(count) if i not in held.done]
+        wanted = range(count) if shard is None else shard.stories(count)
+        missing = [i for i in wanted if i not in held.done]
         started = perf_counter()
         stories = llama.generate_batch(
             [prompt] * len(missing),
             seed=[(first + i) % 2**64 for i in missing],
             max_batch=max_batch,
+            in_order=shard is not None,
             **options,
         )
         _mend(target, held)
@@ -166,7 +176,7 @@ def write_stories(
                 bar.update()
         seconds = perf_counter() - started
     return (
-        f"{len(missing)} stories, {count - len(missing)} already there\n"
+        f"{len(missing)} stories, {len(wanted) - len(missing)} already there\n"
         f"achieved tok/s: {n_tokens / seconds if missing else 0.0:f}"
     )
 

@@ -38,8 +38,8 @@ def _generate(arguments: argparse.Namespace) -> int:
     from pyllama2c.cli.generate import print_json, tell_stories, tell_story
 
     llama = load(arguments)
-    many = arguments.command == "generate" and (arguments.stories, arguments.jsonl) != (None, None)
-    if many:
+    flags = ("stories", "jsonl", "shard")
+    if arguments.command == "generate" and any(getattr(arguments, f) is not None for f in flags):
         return tell_stories(llama, arguments)
     return print_json(llama, arguments) if arguments.json else tell_story(llama, arguments)
 

@@ -7,7 +7,6 @@ of the same run can be concatenated.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -16,10 +15,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from pyllama2c._ffi import KV_DTYPES
+from pyllama2c.cli.shard import Shard
 from pyllama2c.errors import StoryFileError
 from pyllama2c.files.recognize import JSON, kind_of_file
 from pyllama2c.generation.request import make_request
+from pyllama2c.tokenizers.digest import tokenizer_digest
 
 if TYPE_CHECKING:
     from pyllama2c.generation.logprobs import TokenLogprob
@@ -41,25 +41,19 @@ def _tokenizer_hash(llama: Llama, prompt: bytes) -> str:
     """Of all in a tokenizer that decides a story: the prompt's ids, the pieces, the end tokens."""
     tokenizer = llama.tokenizer
     ids = (tokenizer.encode_prompt(prompt), sorted(tokenizer.ends), tokenizer.adds_space)
-    digest = hashlib.blake2b(repr(ids).encode(), digest_size=8)
-    for token in range(tokenizer.vocab_size):
-        piece = tokenizer.piece(token)
-        digest.update(b"%d " % len(piece) + piece)
-    return digest.hexdigest()
+    return tokenizer_digest(tokenizer, ids, 8)
 
 
 def settings_of(llama: Llama, prompt: bytes, options: dict[str, Any]) -> dict[str, Any]:
     """What decides a story besides seed and prompt; most defaults are left out, for short lines."""
     engine = llama._engine
     name = os.fsencode(Path(llama.path).name).decode("utf-8", "replace")
-    kv = engine.session_options.kv
-    kv_dtype = next(name for name, number in KV_DTYPES.items() if number == kv)
     settings = {
         "model": name,
         "weights": f"{engine.fingerprint:016x}",
         "tokenizer": _tokenizer_hash(llama, prompt),
         "dtype": llama.config.dtype,
-        "kv_dtype": kv_dtype,
+        "kv_dtype": engine.session_options.kv_dtype,
         **({"isa": "runq"} if llama.isa == "runq" else {}),  # all others give the same bits
         **options,
     }
@@ -154,8 +148,11 @@ class Held(NamedTuple):
     """whether the last of them has its newline"""
 
 
-def read_stories(file: BinaryIO, path: str, expected: dict[str, Any]) -> Held:
-    """Reads all lines; StoryFileError for a file that cannot be continued."""
+def read_stories(
+    file: BinaryIO, path: str, expected: dict[str, Any], shard: Shard | None = None
+) -> Held:
+    """Reads all lines; StoryFileError for a file that cannot be continued. One of a shard has its
+    stories in their order, so that another shard's is known by its first two."""
     done: set[int] = set()
     first_seed: int | None = None
     end, number, ended = 0, 0, True
@@ -173,6 +170,11 @@ def read_stories(file: BinaryIO, path: str, expected: dict[str, Any]) -> Held:
                 f"{path}, line {number}: not a story of pyllama2c; the file is left as it is"
             )
         _check(record, f"{path}, line {number}", expected)
+        if shard is not None and record["index"] != shard.i + (number - 1) * shard.n:
+            raise StoryFileError(
+                f"{path}, line {number}: story {record['index']} where shard {shard} has story "
+                f"{shard.i + (number - 1) * shard.n}: another shard's file; name this one's"
+            )
         first = (record["seed"] - record["index"]) % 2**64
         if first_seed not in (None, first):
             raise StoryFileError(

@@ -45,10 +45,6 @@ class Config:
     """of the weights in memory: "float32", "int8", "int4", or "mixed" where matrices differ"""
 
 
-def dtype_name(number: int) -> str:
-    return _DTYPES[number]
-
-
 def read_config(c: Any) -> Config:
     """An l2c_config."""
     values = {f.name: getattr(c, f.name) for f in fields(Config)}

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 from weakref import ref
 
-from pyllama2c._ffi import check, ffi, lib, new_error
+from pyllama2c._ffi import KV_DTYPES, check, ffi, lib, new_error
 from pyllama2c.errors import ClosedError, DeviceError
 from pyllama2c.handle import Handle
 
@@ -42,6 +42,11 @@ class SessionOptions(NamedTuple):
     """tokens of a prompt per call, at most"""
     steps: int
     """tokens of a story per call, at most"""
+
+    @property
+    def kv_dtype(self) -> str:
+        """`kv` as Llama's argument"""
+        return next(name for name, number in KV_DTYPES.items() if number == self.kv)
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -6,14 +6,17 @@ Before each token it says which ones may come, a bit for each; the C sampler for
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pyllama2c import validate
 from pyllama2c._ffi import ffi
 from pyllama2c.errors import GrammarError, UnsupportedError
+from pyllama2c.generation.gbnf import as_lark
+from pyllama2c.generation.large_stack import on_a_large_stack
 from pyllama2c.generation.text import strips_space
 from pyllama2c.tokenizers.base import BaseTokenizer
 from pyllama2c.tokenizers.source import TokenizerSource
@@ -22,14 +25,21 @@ MAX_TEXT = 1 << 16
 """characters of a schema, an expression or a grammar"""
 
 LIMITS: Any = {
-    "initial_lexer_fuel": 1_000_000,
+    "initial_lexer_fuel": 250_000,
     "max_grammar_size": 100_000,
     "max_lexer_states": 50_000,
     "max_items_in_row": 2_000,
     "step_lexer_fuel": 200_000,
     "step_max_items": 50_000,
 }
-"""of llguidance's work: about a tenth of a second to compile, a hundredth for a token"""
+"""of llguidance's work: mostly a tenth of a second to compile, a hundredth for a token. It does not
+count all: what is made of hundreds of expressions joined by & can take half a minute."""
+
+MAX_MULTIPLE = 50_000
+"""the sum of all "multipleOf" of a schema, of their digits before any zeros at the end: llguidance
+makes a state of each remainder"""
+
+_MULTIPLE = re.compile(r'"multipleOf"\s*:\s*([0-9.]+)')
 
 _SIGNS = {
     "initial lexer configuration": "initial_lexer_fuel",
@@ -47,11 +57,6 @@ _COMPACT: Any = {"whitespace_flexible": False}  # unless the schema's "x-guidanc
 
 _CACHED = 64
 """compiled grammars that a model keeps"""
-
-_STACK = 256 << 20
-"""bytes: llguidance compiles rules that lead to rules by recursion, without a limit of its own"""
-
-_stack_size = threading.Lock()  # which is a setting of the process
 
 
 class Grammar(NamedTuple):
@@ -116,7 +121,8 @@ class Grammars:
         self._source = source
         self._vocabulary: _Vocabulary | None = None
         self._compiled: OrderedDict[tuple[str, str, bool], Grammar] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of what is kept
+        self._compiling = threading.Lock()  # one at a time, each of which may take seconds
 
     def compile(
         self, prompt_tokens: Sequence[int], *, json_schema: Any, regex: Any, grammar: Any
@@ -138,19 +144,34 @@ class Grammars:
             raise GrammarError(
                 f"{name} has {len(text):,} characters; the limit MAX_TEXT is {MAX_TEXT:,}"
             )
+        if sum(map(_significand, _MULTIPLE.findall(text))) > MAX_MULTIPLE:
+            limit = f"the limit MAX_MULTIPLE is {MAX_MULTIPLE:,}"
+            raise GrammarError(f"{name}: the multipleOf are too large together; {limit}")
+        key = (name, text, strips_space(self._source.tokenizer, prompt_tokens))
+        found = self._kept(key)
+        if found is None:
+            with self._compiling:
+                found = self._kept(key) or self._compile(key)
+        return found
+
+    def _kept(self, key: tuple[str, str, bool]) -> Grammar | None:
         with self._lock:
-            if self._vocabulary is None:
-                self._vocabulary = _Vocabulary(self._source.tokenizer)
-            key = (name, text, strips_space(self._vocabulary.tokenizer, prompt_tokens))
-            found = self._compiled.get(key)
-            if found is None:
-                vocabulary = self._vocabulary
-                found = _on_a_large_stack(lambda: vocabulary.compile(*key))
-            self._compiled[key] = found
-            self._compiled.move_to_end(key)
+            if key in self._compiled:
+                self._compiled.move_to_end(key)
+            return self._compiled.get(key)
+
+    def _compile(self, key: tuple[str, str, bool]) -> Grammar:
+        vocabulary = self._vocabulary = self._vocabulary or _Vocabulary(self._source.tokenizer)
+        compiled = on_a_large_stack(lambda: vocabulary.compile(*key))
+        with self._lock:
+            self._compiled[key] = compiled
             if len(self._compiled) > _CACHED:
                 self._compiled.popitem(last=False)
-        return found
+        return compiled
+
+
+def _significand(number: str) -> int:
+    return int(number.replace(".", "").strip("0") or 0)
 
 
 def _text(name: str, value: Any) -> str:
@@ -247,7 +268,7 @@ def _source(argument: str, text: str) -> str:
         return LLMatcher.grammar_from_json_schema(text, defaults=_COMPACT)
     if argument == "regex":
         return LLMatcher.grammar_from_regex(text)
-    return json.dumps({"grammars": [{"lark_grammar": text}]})
+    return json.dumps({"grammars": [{"lark_grammar": as_lark(text)}]})
 
 
 class _Source:
@@ -263,7 +284,7 @@ class _Source:
 
     def __call__(self, text: bytes) -> list[int]:
         """Ids of text that the grammar leaves no choice about; it continues a text, so that no
-        space is put before it. None where the vocabulary cannot spell it."""
+        space is put before it. Empty where the vocabulary cannot spell it."""
         try:
             ids = self._tokenizer.encode_parts([text.decode()], inside=True)
             if b"".join(map(self._tokenizer.piece, ids)) == text:
@@ -273,26 +294,3 @@ class _Source:
         # SentencePiece has no other space than U+2581, nor bytes for it: here they will do.
         by_byte = [self._bytes.get(bytes([byte])) for byte in text]
         return [] if None in by_byte else [i for i in by_byte if i is not None]
-
-
-def _on_a_large_stack(function: Callable[[], Grammar]) -> Grammar:
-    result: list[Grammar] = []
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            result.append(function())
-        except BaseException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=run, name="pyllama2c-grammar", daemon=True)
-    with _stack_size:
-        before = threading.stack_size(_STACK)
-        try:
-            thread.start()
-        finally:
-            threading.stack_size(before)
-    thread.join()
-    if raised:
-        raise raised[0]
-    return result[0]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_TOP: int = lib.L2C_MAX_TOP
-"""most of the likeliest tokens that are told of each"""
+"""the most likeliest tokens that can be reported for each"""
 
 _LOGPROB = struct.Struct("@id")
 """an l2c_logprob"""
@@ -39,7 +39,7 @@ def token_logprob(token: int, logprob: float, top: Any, n_top: int) -> TokenLogp
 
 
 class LogprobReader:
-    """What a single story has C write down of up to `n_draws` tokens at a time."""
+    """Where C writes the log-probabilities of up to `n_draws` tokens of a single story."""
 
     def __init__(self, n_top: int, vocab_size: int, n_draws: int):
         n_top = min(n_top, vocab_size)

@@ -33,7 +33,7 @@ class Request(NamedTuple):
     stop_tokens: frozenset[int] | None
     logits_processor: LogitsProcessor | None
     logprobs: int | None
-    """so many of the likeliest tokens are told of each, or nothing is"""
+    """how many of the likeliest tokens are reported for each; None: no log-probabilities"""
     grammar: Grammar | None = None
     """what the story must match"""
 
@@ -146,7 +146,10 @@ def process_logits(
     """Lets a logits processor change `logits` (vocab_size) or replace them."""
     import numpy as np
 
-    changed = processor(tokens, logits)
+    try:
+        changed = processor(tokens, logits)
+    except (StopIteration, StopAsyncIteration) as error:  # which would be the end of the story
+        raise RuntimeError(f"logits_processor raised {type(error).__name__}") from error
     if changed is None or changed is logits:
         return
     changed = np.asarray(changed)
@@ -182,6 +185,8 @@ def batch_requests(
     if unknown:
         ours = in_our_words(min(unknown), dialects.STORY_ARGUMENTS)
         raise TypeError(f"generate_batch has no parameter {', '.join(sorted(unknown))}{ours}")
+    for name in parameters.keys() & {"stop", "stop_tokens"}:
+        parameters[name] = _kept(parameters[name])
     listed = {name for name, value in parameters.items() if _one_a_prompt(name, value)}
     for name in sorted(listed):
         if not isinstance(prompts, Sized):
@@ -233,6 +238,13 @@ def _check_parameters(
                 make_request([0], 1, vocab_size, grammars, **{name: value})
             except (TypeError, ValueError) as error:
                 raise type(error)(f"prompt {i}: {error}") from None
+
+
+def _kept(value: Any) -> Any:
+    """What can be iterated only once, or a list of such, as what many stories can use."""
+    if isinstance(value, Iterator):
+        return list(value)
+    return [_kept(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _one_a_prompt(name: str, value: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Literal, NoReturn
 
 from pyllama2c import dialects, validate
 from pyllama2c._ffi import ffi
-from pyllama2c.dialects import Answering
+from pyllama2c.dialects import SuggestsNames
 from pyllama2c.engine.draft import Draft, DraftLength
 from pyllama2c.engine.session import MAX_DRAFT, Session, Sessions
 from pyllama2c.errors import BusyError, CancelledError
@@ -22,7 +22,7 @@ from pyllama2c.handle import ClosableHandle
 from pyllama2c.tokenizers.base import BaseTokenizer
 
 
-class Generation(Answering, ClosableHandle, AsyncSteps[str]):
+class Generation(SuggestsNames, ClosableHandle, AsyncSteps[str]):
     """A story, generated as it is iterated, also with `async for`; nothing is computed before the
     first step.
 

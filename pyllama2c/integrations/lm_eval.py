@@ -163,7 +163,9 @@ class HarnessLM(TemplateLM):
             texts.append(text)
             starts.append(len(text) - len(continuation))
         for score in self.llama.score_batch(texts, starts=starts):
-            yield score.total, score.greedy
+            # As the harness adds what its client of a server is told, so that both give one figure:
+            # Score.total is rounded once, which can be another last digit.
+            yield float(sum(p for p in score.logprobs if p is not None)), score.greedy
 
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False

@@ -28,6 +28,10 @@ def _tokens(service: Service, messages: list[dict[str, Any]]) -> list[int]:
     begun = ""
     if len(messages) > 1 and messages[-1]["role"] == "assistant":
         begun = messages.pop()["content"]
+        if messages[-1]["role"] == "assistant":
+            raise ValueError(
+                "the last two messages are by 'assistant'; only one can be gone on from"
+            )
     tokens = chat_tokens(service.llama, messages)  # type: ignore[arg-type]
     return tokens + service.tokenizer.encode_parts([begun], inside=True) if begun else tokens
 

@@ -25,9 +25,21 @@ def decode(body: bytes, kind: type[_T]) -> _T:
     except msgspec.ValidationError as error:
         raise _explained(str(error), body) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from None
+        raise _not_json(error) from None
     _refuse_unsupported(value, "")
     return value
+
+
+def decode_any(body: bytes) -> Any:
+    """Any JSON; ApiError (400) for what is none."""
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _not_json(error) from None
+
+
+def _not_json(error: Exception) -> ApiError:
+    return ApiError(400, f"the body is not JSON: {error}", code="invalid_json")
 
 
 def _refuse_unsupported(value: msgspec.Struct, where: str) -> None:

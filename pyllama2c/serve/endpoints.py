@@ -16,7 +16,7 @@ from pyllama2c.errors import Llama2cError, in_words
 from pyllama2c.serve import llama_cpp, openapi, receipts
 from pyllama2c.serve.answers import ChatAnswer, CompletionAnswer, Wanted, encode
 from pyllama2c.serve.chats import chat_prompt, prompt_text
-from pyllama2c.serve.decoding import decode, wrong
+from pyllama2c.serve.decoding import decode, decode_any, wrong
 from pyllama2c.serve.errors import ApiError
 from pyllama2c.serve.job import Format, Job, Scoring, Story
 from pyllama2c.serve.page_routes import page_answers, page_routes
@@ -177,10 +177,7 @@ class Endpoints:
         return {"prompt": prompt_text(self._service, tokens), "tokens": tokens}
 
     async def verify(self, body: bytes) -> dict[str, Any]:
-        try:
-            value = msgspec.json.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from None
+        value = decode_any(body)
         try:
             return await asyncio.to_thread(receipts.verify, self._service.llama, value)
         except (TypeError, ValueError, Llama2cError) as error:

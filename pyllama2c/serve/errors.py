@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from pyllama2c.errors import in_words
+from pyllama2c.errors import GrammarError, in_words
 
 _TYPES = {
     401: "authentication_error",
@@ -61,6 +61,9 @@ def as_api_error(error: BaseException) -> ApiError:
     """What the engine raised in the middle of a request."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, GrammarError):  # one that is too much work only in the middle of a story
+        name = str(error).partition(":")[0]
+        return ApiError(400, str(error), param=name, code="invalid_value")
     return ApiError(500, f"{type(error).__name__}: {in_words(error)}", code="engine_error")
 
 

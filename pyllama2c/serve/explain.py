@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import os
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from pyllama2c import validate
 from pyllama2c._ffi import ffi
 from pyllama2c.errors import ContextLengthError, UnsupportedError
 from pyllama2c.generation.sampling import new_sampler
+from pyllama2c.serve.json_values import token_keys, uint64
 from pyllama2c.serve.nodes import Nodes
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ _SAMPLING = {
 """with generate's defaults"""
 
 _NEXT = ("node", "ids", "rng_state", "seed", "sampling", "forced", "n_prompt")
-_MAX_STATE = 2**64 - 1
 
 
 def about(llama: Llama) -> dict[str, Any]:
@@ -190,13 +189,6 @@ def _story(llama: Llama, nodes: Nodes, request: Mapping[str, Any]) -> list[int]:
     return ids
 
 
-def _state(name: str, value: Any, low: int) -> int:
-    if isinstance(value, str) and re.fullmatch("[0-9]{1,20}", value):
-        value = int(value)
-    limits = f"{low} to 2**64 - 1, as an integer or a decimal string"
-    return validate.integer(name, value, low, _MAX_STATE, limits)
-
-
 def _sampler(request: Mapping[str, Any], n_tokens: int, vocab_size: int) -> Any:
     if ("rng_state" in request) == ("seed" in request):
         raise ValueError("one of rng_state and seed must be given")
@@ -206,15 +198,12 @@ def _sampler(request: Mapping[str, Any], n_tokens: int, vocab_size: int) -> Any:
     unknown = set(sampling) - set(_SAMPLING)
     if unknown:
         raise ValueError(f"unknown sampling field {validate.shown(sorted(map(str, unknown))[0])}")
-    bias = sampling.get("logit_bias")
-    if isinstance(bias, Mapping):  # JSON's keys are text
-        bias = {int(k) if re.fullmatch("[0-9]{1,9}", str(k)) else k: v for k, v in bias.items()}
-    parameters = {**_SAMPLING, **sampling, "logit_bias": bias}
+    parameters = {**_SAMPLING, **sampling, "logit_bias": token_keys(sampling.get("logit_bias"))}
     n_prompt = validate.integer("n_prompt", request.get("n_prompt", n_tokens), 0, n_tokens)
-    seed = _state("seed", request["seed"], 0) if "seed" in request else 1
+    seed = uint64("seed", request["seed"]) if "seed" in request else 1
     sampler = new_sampler(**parameters, n_prompt=n_prompt, vocab_size=vocab_size, seed=seed)
     if "rng_state" in request:
-        sampler.rng_state = _state("rng_state", request["rng_state"], 1)
+        sampler.rng_state = uint64("rng_state", request["rng_state"], low=1)
     return sampler
 
 

@@ -1,4 +1,4 @@
-"""llama.cpp's own endpoints, by its names: /completion, /props, /slots, /tokenize and others."""
+"""llama.cpp's answers, by its names: to /completion, /props and /slots."""
 
 from __future__ import annotations
 

@@ -29,6 +29,7 @@ _GETS = {
     "/api/model": "The model, as the page shows it",
     "/v1/models": "The model",
     "/health": "Whether requests are taken",
+    "/metrics": "Counters and histograms, in Prometheus's text format",
     "/props": "Settings, by llama.cpp's names",
     "/slots": "Stories under way",
     "/version": "This server's version",
@@ -96,7 +97,8 @@ def document() -> dict[str, Any]:
             }
         }
     for path, summary in _GETS.items():
-        ok = {"description": "The answer", "content": {"application/json": {"schema": {}}}}
+        kind = "text/plain" if path == "/metrics" else "application/json"
+        ok = {"description": "The answer", "content": {kind: {"schema": {}}}}
         paths[path] = {"get": {"summary": summary, "responses": {"200": ok, **failures}}}
     return {
         "openapi": "3.1.0",

@@ -13,8 +13,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from pyllama2c.errors import ContextLengthError, TokenizerError, UnsupportedError
+from pyllama2c.errors import (
+    ContextLengthError,
+    NonFiniteLogitsError,
+    TokenizerError,
+    UnsupportedError,
+)
 from pyllama2c.serve import explain
+from pyllama2c.serve.decoding import decode_any
 from pyllama2c.serve.errors import ApiError
 from pyllama2c.serve.nodes import Nodes
 
@@ -81,10 +87,7 @@ def page_answers(llama: Llama) -> dict[str, Answer]:
 async def _answer(
     ask: Callable[[Mapping[str, Any]], dict[str, Any]], turns: asyncio.Semaphore, body: bytes
 ) -> Any:
-    try:
-        request = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from None
+    request = decode_any(body)
     if not isinstance(request, dict):
         raise ApiError(400, "the body is not an object", code="invalid_type")
     try:
@@ -94,6 +97,8 @@ async def _answer(
         raise ApiError(400, str(error), code="context_length_exceeded") from None
     except UnsupportedError as error:
         raise ApiError(400, str(error), code="unsupported") from None
+    except NonFiniteLogitsError as error:  # penalties beyond float32 do that to any model
+        raise ApiError(400, str(error), code="non_finite_logits") from None
     except (TypeError, ValueError, TokenizerError) as error:
         name = str(error).split(" ")[0].partition("[")[0]
         param = name if name in request else None

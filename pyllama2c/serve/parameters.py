@@ -13,6 +13,7 @@ from pyllama2c.generation.sampling import fresh_seed
 from pyllama2c.serve.decoding import unsupported, wrong
 from pyllama2c.serve.errors import ApiError, too_long
 from pyllama2c.serve.job import Story
+from pyllama2c.serve.own_thread import in_own_thread
 from pyllama2c.serve.schema import ChatRequest, Common, CompletionRequest
 from pyllama2c.validate import shown, token_ids
 
@@ -194,17 +195,25 @@ async def make_stories(
         if len(tokens) > context:
             raise too_long(len(tokens), context, param)
     parameters, first = _complete(parameters, service), seed_of(seed)
-    if any(parameters.get(name) is not None for name in _CONSTRAINTS):
-        # Compiling a constraint takes time; afterwards it is kept.
-        await asyncio.to_thread(_make, service, prompts[0], first, parameters)
-    stories = []
-    for i, tokens in enumerate(prompts):
-        for j in range(n):
-            seed_of_story = (first + i * n + j) & _MAX_SEED
-            request = _make(service, tokens, seed_of_story, parameters)
-            named = parameters | {"max_tokens": request.max_tokens}
-            stories.append(Story(request, named, prompt=i, choice=j, index=i * n + j))
-    return stories
+
+    def stories() -> list[Story]:
+        made = []
+        for i, tokens in enumerate(prompts):
+            for j in range(n):
+                seed_of_story = (first + i * n + j) & _MAX_SEED
+                request = _make(service, tokens, seed_of_story, parameters)
+                named = parameters | {"max_tokens": request.max_tokens}
+                made.append(Story(request, named, prompt=i, choice=j, index=i * n + j))
+        return made
+
+    if all(parameters.get(name) is None for name in _CONSTRAINTS):
+        return stories()
+    try:  # compiling a constraint, or waiting while one of somebody else's is compiled
+        return await asyncio.wait_for(in_own_thread(stories), service.limits.wait)
+    except asyncio.TimeoutError:
+        why = f"the constraint was not compiled within {service.limits.wait:g} seconds"
+        headers = {"x-should-retry": "false"}
+        raise ApiError(503, why, code="request_timeout", headers=headers) from None
 
 
 def _complete(parameters: dict[str, Any], service: Service) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pyllama2c
 from pyllama2c import validate
-from pyllama2c._ffi import KV_DTYPES
 from pyllama2c.generation.sampling import rng_state_after
+from pyllama2c.serve.json_values import token_keys, uint64
 from pyllama2c.serve.parameters import DEFAULTS
 from pyllama2c.serve.token_texts import ended_by_token
 from pyllama2c.tokenizers.base import BaseTokenizer
+from pyllama2c.tokenizers.digest import tokenizer_digest
 
 if TYPE_CHECKING:
     from pyllama2c.model import Llama
@@ -48,14 +48,13 @@ class Identity:
 def identify(llama: Llama, name: str) -> Identity:
     """Reads all weights when a model is first identified."""
     engine = llama._engine
-    kv = engine.session_options.kv
     return Identity(
         pyllama2c=pyllama2c.__version__,
         model=name,
         weights=f"{engine.fingerprint:016x}",
         tokenizer=_tokenizer_hash(llama.tokenizer),
         dtype=llama.config.dtype,
-        kv_dtype=next(name for name, number in KV_DTYPES.items() if number == kv),
+        kv_dtype=engine.session_options.kv_dtype,
         isa="runq" if llama.isa == "runq" else None,
     )
 
@@ -63,11 +62,7 @@ def identify(llama: Llama, name: str) -> Identity:
 def _tokenizer_hash(tokenizer: BaseTokenizer) -> str:
     """Of what turns ids into text, and of the ids that end a story."""
     about = (sorted(tokenizer.ends), tokenizer.adds_space, tokenizer.bos_id)
-    digest = hashlib.blake2b(repr(about).encode(), digest_size=16)
-    for token in range(tokenizer.vocab_size):
-        piece = tokenizer.piece(token)
-        digest.update(b"%d " % len(piece) + piece)
-    return digest.hexdigest()
+    return tokenizer_digest(tokenizer, about, 16)
 
 
 def make_receipt(identity: Identity, story: Story, tokenizer: BaseTokenizer) -> dict[str, Any]:
@@ -76,7 +71,7 @@ def make_receipt(identity: Identity, story: Story, tokenizer: BaseTokenizer) -> 
     assert done is not None
     parameters = dict(story.parameters)
     coins = len(done.tokens) + ended_by_token(story, tokenizer)
-    if parameters["temperature"] == 0:
+    if request.sampler.temperature == 0:  # in float32: 1e-50 is 0, too
         coins = 0
     if parameters.get("logit_bias"):  # JSON's keys are texts
         parameters["logit_bias"] = {str(k): v for k, v in parameters["logit_bias"].items()}
@@ -121,17 +116,17 @@ def read_receipt(value: Any, vocab_size: int) -> Receipt:
     if unknown:
         raise ValueError(f"parameters has {', '.join(sorted(unknown))}, which generate lacks")
     parameters = dict(parameters)
-    if isinstance(parameters.get("logit_bias"), Mapping):
-        parameters["logit_bias"] = {int(k): v for k, v in parameters["logit_bias"].items()}
+    if "logit_bias" in parameters:
+        parameters["logit_bias"] = token_keys(parameters["logit_bias"])
     return Receipt(
         identity=Identity(**identity, isa=isa),
         prompt_tokens=validate.token_ids("prompt_tokens", value.get("prompt_tokens"), vocab_size),
         parameters=parameters,
-        seed=_number(value, "seed"),
+        seed=uint64("seed", value.get("seed")),
         tokens=validate.token_ids("tokens", value.get("tokens"), vocab_size),
         text=_text(value, "text"),
         finish_reason=_text(value, "finish_reason"),
-        rng_state=_number(value, "rng_state"),
+        rng_state=uint64("rng_state", value.get("rng_state")),
     )
 
 
@@ -140,13 +135,6 @@ def _text(value: Mapping[str, Any], name: str) -> str:
     if not isinstance(found, str):
         raise validate.wrong(name, found, "text", TypeError)
     return found
-
-
-def _number(value: Mapping[str, Any], name: str) -> int:
-    found = value.get(name)
-    if isinstance(found, str) and found.isascii() and found.isdecimal() and len(found) <= 20:
-        found = int(found)
-    return validate.integer(name, found, 0, 2**64 - 1, "0 to 2**64 - 1, or decimal text")
 
 
 def other_identity(receipt: Receipt, ours: Identity) -> list[str]:

@@ -174,11 +174,8 @@ class DetokenizeRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     model: str | None = None
 
 
-class TemplateRequest(Struct, forbid_unknown_fields=True, kw_only=True):
-    """POST /apply-template"""
-
-    messages: list[Message]
-    model: str | None = None
+class TemplateRequest(ChatRequest, kw_only=True):
+    """POST /apply-template: a chat's body, of which the messages make the prompt."""
 
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyllama2c.generation.logprobs import TokenLogprob
-from pyllama2c.generation.text import StoryText
+from pyllama2c.generation.text import StoryText, strips_space
 from pyllama2c.tokenizers.base import NONE, BaseTokenizer
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class TokenTexts:
 
     def __init__(self, tokenizer: BaseTokenizer, before: Sequence[int], start: int = 0):
         self._decoder = StoryText(tokenizer, before, ())
-        self._opens = tokenizer.adds_space and before[-1] == tokenizer.bos_id
+        self._opens = strips_space(tokenizer, before)
         self.end = start
 
     def feed(self, token: int, scored: TokenLogprob | None) -> Entry:

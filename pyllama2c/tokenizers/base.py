@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple, NoReturn
 
 from pyllama2c import dialects, validate
-from pyllama2c.dialects import Answering
+from pyllama2c.dialects import SuggestsNames
 from pyllama2c.errors import ClosedError, TokenizerError
 from pyllama2c.handle import ClosableHandle
 
@@ -28,7 +28,7 @@ _WHITE_SPACE = [*filter(str.isspace, map(chr, [*range(28), *range(32, 0x3001)]))
 """Unicode's; Python's isspace also counts four control characters"""
 
 
-class BaseTokenizer(Answering, ClosableHandle):
+class BaseTokenizer(SuggestsNames, ClosableHandle):
     """The interface of every tokenizer, whatever file it was read from."""
 
     _answers = dialects.TOKENIZER

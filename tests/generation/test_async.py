@@ -191,6 +191,21 @@ def test_what_a_processor_raises_and_sees(llama: Llama) -> None:
     assert seen == ["seven"] * 2
 
 
+@pytest.mark.parametrize("kind", [StopIteration, StopAsyncIteration])
+def test_a_processor_cannot_end_the_iteration(llama: Llama, kind: type[Exception]) -> None:
+    def processor(tokens: list[int], logits: Any) -> None:
+        raise kind
+
+    with pytest.raises(RuntimeError, match=f"logits_processor raised {kind.__name__}"):
+        list(llama.generate("ab", logits_processor=processor))
+
+    async def pieces() -> list[str]:
+        return [piece async for piece in llama.generate("ab", logits_processor=processor)]
+
+    with pytest.raises(RuntimeError, match=f"logits_processor raised {kind.__name__}"):
+        asyncio.run(pieces())
+
+
 def test_a_batch_that_is_cancelled(llama: Llama) -> None:
     batch = llama.generate_batch(["ab"] * 5, seed=1, max_batch=1)
     next(batch)

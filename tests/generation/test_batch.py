@@ -83,6 +83,19 @@ def test_one_stop_for_all(llama: Llama) -> None:
         )
 
 
+def test_stops_that_can_be_iterated_once(llama: Llama) -> None:
+    """They are checked before the first story, and are every story's."""
+
+    def stories(**stop: Any) -> list[Completion]:
+        return list(llama.generate_batch(["ab", "cd"], n=2, seed=3, in_order=True, **stop))
+
+    ids = [stories()[0].tokens[3], 1]
+    once, again = (i for i in ids), list(ids)
+    assert stories(stop_tokens=once) == stories(stop_tokens=again) != stories()
+    assert stories(stop=(each for each in "e3")) == stories(stop=["e", "3"]) != stories()
+    assert stories(stop=[iter("e3"), None]) == stories(stop=[["e", "3"], None])
+
+
 def test_rows_are_refilled_at_once(llama: Llama) -> None:
     """Short stories do not wait for a long one."""
     lengths = [60, *[2] * 20]

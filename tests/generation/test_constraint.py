@@ -391,6 +391,11 @@ CHAIN = "start: a0\n" + "".join(f"a{i}: a{i + 1}\n" for i in range(5000)) + 'a50
             GrammarError,
             "json_schema: .*max_grammar_size is 100,000",
         ),
+        (
+            {"json_schema": {"items": [{"multipleOf": 0.30011}, {"multipleOf": 30_011_000}]}},
+            GrammarError,
+            "json_schema: the multipleOf .* MAX_MULTIPLE is 50,000",
+        ),
     ],
     ids=lambda value: repr(value)[:40],
 )
@@ -406,6 +411,20 @@ def test_refused_before_the_first_token(
         with pytest.raises(error, match=f"prompt 1: .*{says}"):
             storyteller.generate_batch(["a", "b"], **lists)
     assert issubclass(GrammarError, Llama2cError) and issubclass(GrammarError, ValueError)
+
+
+def test_gbnf(storyteller: Llama) -> None:
+    """llama.cpp's notation."""
+    grammar = 'root ::= "<" word ("," word){2} ">" # three\nword ::= "cat" | "d" [aou] "g"'
+    for story in storyteller.generate_batch([""] * 8, grammar=grammar, seed=1):
+        assert re.fullmatch(r"<(cat|d[aou]g)(,(cat|d[aou]g)){2}>", story.text)
+    assert storyteller.generate("", grammar='start: "a ::= b"').read() == "a ::= b"  # Lark
+    nested = "(" * 5000 + '"a"' + ")" * 5000
+    for wrong in ("root ::= other", 'no ::= "a"', 'root ::= "a', f"root ::= {nested}", "::= x"):
+        with pytest.raises(GrammarError, match="grammar: "):
+            storyteller.generate("", grammar=wrong)
+    with pytest.raises(GrammarError, match="16398 characters of GBNF; the limit is 16384"):
+        storyteller.generate("", grammar='root ::= "' + "a" * 16387 + '"')
 
 
 def test_text_without_end(storyteller: Llama) -> None:
@@ -444,6 +463,35 @@ def test_compiled_once(storyteller: Llama) -> None:
     for i in range(100):
         storyteller.generate("", regex=f"q{{{i}}}")
     assert len(grammars._compiled) == constraint._CACHED
+
+
+def test_what_is_kept_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grammar that takes long to compile holds up those only that are compiled after it."""
+    begun, go_on = threading.Event(), threading.Event()
+    compile_slowly = constraint._Vocabulary.compile
+
+    def compile_(self: Any, argument: str, text: str, strips: bool) -> Any:
+        if text == "slow":
+            begun.set()
+            go_on.wait()
+        return compile_slowly(self, argument, text, strips)
+
+    with Llama() as llama:
+        assert llama.generate("", regex="quick").read() == "quick"
+        monkeypatch.setattr(constraint._Vocabulary, "compile", compile_)
+        threads = [threading.Thread(target=llama.generate, kwargs={"regex": "slow"})]
+        threads[0].start()
+        begun.wait()
+        kept: list[str] = []
+        threads.append(
+            threading.Thread(target=lambda: kept.append(llama.generate("", regex="quick").read()))
+        )
+        threads[1].start()
+        threads[1].join(60)
+        go_on.set()
+        for thread in threads:
+            thread.join()
+        assert kept == ["quick"] and not threads[1].is_alive()
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -341,7 +341,7 @@ def test_score_batch(llama: Llama) -> None:
     texts += [common[:40], common, [], texts[0], "abc", *([5, i] for i in range(40))]
     scores = llama.score_batch(texts)
     for text, score in zip(texts, scores, strict=True):
-        assert score == llama.score(text) or math.isnan(score.perplexity)
+        assert repr(score) == repr(llama.score(text))  # whose NaN do not equal themselves
         assert score.tokens == (llama.tokenizer.encode("abc", bos=True) if text == "abc" else text)
     fitting = [text for text in texts if 1 < len(text) <= 96 and text != "abc"]
     starts = [1 + i % len(text) for i, text in enumerate(fitting)]

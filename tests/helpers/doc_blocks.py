@@ -136,7 +136,7 @@ def _run_console(block: Block, servers: list[subprocess.Popen[str]], port: int) 
 
 
 def _there(name: str) -> bool:
-    return Path(name).exists() or ("/" not in name and find_spec(name) is not None)
+    return Path(name).exists() or (name.isidentifier() and find_spec(name) is not None)
 
 
 def main(page: str) -> None:
@@ -157,7 +157,8 @@ def _run_blocks(
     page: str, text: str, names: dict[str, Any], servers: list[subprocess.Popen[str]], port: int
 ) -> None:
     for block in blocks_of(text):
-        if block.mark == "not run" or (block.mark == "needs" and not _there(block.reason)):
+        needed = block.reason.split(", ") if block.mark == "needs" else []
+        if block.mark == "not run" or not all(map(_there, needed)):
             continue
         print(f"{page}:{block.line}", file=sys.stderr)
         if block.mark == "file":

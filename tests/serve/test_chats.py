@@ -86,6 +86,10 @@ def test_the_files_template(chat_server: Running, chatty: Llama) -> None:
     (again,) = chat_server.ok("/v1/chat/completions", **body | {"messages": in_parts})["choices"]
     assert again["message"]["content"] == choice["message"]["content"]
     prompt = chat_server.ok("/apply-template", messages=MESSAGES)
+    body = {"messages": MESSAGES, "tools": [], "max_tokens": 5, "temperature": 0.5}
+    assert chat_server.ok("/apply-template", **body) == prompt  # as clients send it to a chat
+    refused = chat_server.post("/apply-template", **body | {"tools": [{"type": "function"}]})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tools")
     assert prompt["tokens"] == chatty.chat(MESSAGES).prompt_tokens  # type: ignore[arg-type]
     assert "A cat" in prompt["prompt"] and "<|im_start|>" in prompt["prompt"]
 
@@ -114,6 +118,13 @@ def test_an_answer_that_is_begun_goes_on(
     expected = llama.generate(prompt, seed=2, max_tokens=9, top_p=1.0).read()
     (choice,) = running.ok("/v1/chat/completions", messages=begun, seed=2, max_tokens=9)["choices"]
     assert choice["message"]["content"] == expected
+
+
+def test_only_one_answer_is_begun(chat_server: Running) -> None:
+    """Templates would take the first of two for an earlier turn."""
+    begun = [MESSAGES[1], *({"role": "assistant", "content": text} for text in ("It", "was"))]
+    answer = chat_server.post("/v1/chat/completions", messages=begun)
+    assert answer.status_code == 400 and "last two messages" in answer.text
 
 
 @pytest.mark.parametrize(

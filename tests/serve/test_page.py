@@ -99,6 +99,14 @@ def test_wrong_questions(server: Running, body: Any, param: str | None, code: st
     assert (error["param"], error["code"], error["type"]) == (param, code, "invalid_request_error")
 
 
+def test_penalties_beyond_float32(server: Running) -> None:
+    sampling = {"repetition_penalty": 1.2e-38, "temperature": 1e-44, "frequency_penalty": -3e38}
+    body = {"ids": [1, 437, 437], "seed": 1, "sampling": sampling, "n_prompt": 1}
+    answer = server.post("/api/next", **body)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["code"] == "non_finite_logits"
+
+
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"ids": [NaN]}', b"1", b"\xff"])
 def test_bodies_that_are_no_questions(server: Running, body: bytes) -> None:
     headers = {"content-type": "application/json"}

@@ -197,6 +197,9 @@ def test_what_is_no_receipt(server: Running) -> None:
         answer = server.post("/api/verify", **receipt | change)
         assert answer.status_code == 400, (change, answer.text)
         assert answer.json()["error"]["code"] == "invalid_receipt"
+    biased = {"parameters": receipt["parameters"] | {"logit_bias": {"x": 1}}}
+    message = server.post("/api/verify", **receipt | biased).json()["error"]["message"]
+    assert "logit_bias is 'x'" in message
 
 
 def test_the_command(server: Running, tmp_path: Path) -> None:
@@ -219,6 +222,13 @@ def test_other_dtypes_and_caches(tiny_path: Path) -> None:
             body = {"prompt": "abc", "seed": 5, "n": 9, "max_tokens": 20, "receipt": True}
             for choice in server.ok("/v1/completions", **body)["choices"]:
                 assert verify(llama, choice["receipt"])["identical"]
+
+
+def test_a_temperature_that_float32_does_not_have(server: Running, storyteller: Llama) -> None:
+    """It is 0 for the sampler, which then tosses no coins."""
+    body = {"prompt": "Once", "temperature": 1e-50, "seed": 5, "max_tokens": 5, "receipt": True}
+    receipt = server.ok("/v1/completions", **body)["choices"][0]["receipt"]
+    assert verify(storyteller, receipt) == {"identical": True, "differences": []}
 
 
 def test_rng_state_after(storyteller: Llama) -> None:
