@@ -277,7 +277,8 @@ def test_wheel_and_sdist(tmp_path: Path) -> None:
 
     inside = set(zipfile.ZipFile(wheel).namelist())
     models = {"pyllama2c/models/storyteller.bin", "pyllama2c/models/registry.json"}
-    assert {*models, "pyllama2c/cuda/kernels.ptx.xz"} <= inside
+    scripts = {f"pyllama2c/wasm/{name}" for name in ("engine.wasm.xz", "engine.js", "worker.js")}
+    assert {*models, *scripts, "pyllama2c/cuda/kernels.ptx.xz"} <= inside
     assert not any("training" in name for name in inside)
     with tarfile.open(sdist) as archive:
         source = {name.split("/", 1)[-1] for name in archive.getnames()}

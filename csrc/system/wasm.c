@@ -2,12 +2,38 @@
  * wasm.c - the operating system that WebAssembly has: memory, and one thread. Models come from memory.
  */
 #if defined(__wasm__)
+#include <stddef.h>
 #include <stdlib.h>
 
 #include "backend.h"
 #include "cuda/cuda_model.h"
 
 enum { LINE = 64 };
+
+/* ---- Structs: where pyllama2c/wasm/layout.js has their fields ------------------------------------------- */
+
+#define SIZE(type, size) _Static_assert(sizeof(type) == (size), "layout.js: size of " #type)
+#define AT(type, field, offset) _Static_assert(offsetof(type, field) == (offset), "layout.js: " #type "." #field)
+SIZE(l2c_error, 264); AT(l2c_error, message, 8);
+SIZE(l2c_config, 64); AT(l2c_config, dim, 0); AT(l2c_config, hidden_dim, 4); AT(l2c_config, n_layers, 8);
+AT(l2c_config, n_heads, 12); AT(l2c_config, n_kv_heads, 16); AT(l2c_config, head_size, 20);
+AT(l2c_config, vocab_size, 24); AT(l2c_config, seq_len, 28);
+AT(l2c_config, dtype, 60);
+SIZE(l2c_row, 16); AT(l2c_row, sequence, 0); AT(l2c_row, position, 4); AT(l2c_row, token, 8);
+AT(l2c_row, want_logits, 12);
+SIZE(l2c_sampler, 48); AT(l2c_sampler, temperature, 0); AT(l2c_sampler, top_p, 4); AT(l2c_sampler, top_k, 8);
+AT(l2c_sampler, min_p, 12); AT(l2c_sampler, repetition_penalty, 16); AT(l2c_sampler, rng_state, 40);
+SIZE(l2c_request, 32); AT(l2c_request, prompt, 0); AT(l2c_request, n_prompt, 4); AT(l2c_request, ends, 8);
+AT(l2c_request, n_ends, 12); AT(l2c_request, sampler, 16); AT(l2c_request, max_tokens, 20);
+AT(l2c_request, tell, 24); AT(l2c_request, n_top, 28);
+SIZE(l2c_event, 48); AT(l2c_event, story, 0); AT(l2c_event, kind, 8); AT(l2c_event, chosen.token, 16);
+SIZE(l2c_vocabulary, 48); AT(l2c_vocabulary, n_pieces, 0); AT(l2c_vocabulary, text, 4);
+AT(l2c_vocabulary, text_bytes, 8); AT(l2c_vocabulary, lengths, 12); AT(l2c_vocabulary, types, 16);
+AT(l2c_vocabulary, scores, 20); AT(l2c_vocabulary, merges, 24); AT(l2c_vocabulary, n_merges, 28);
+AT(l2c_vocabulary, split_spaces, 32); AT(l2c_vocabulary, bos, 36); AT(l2c_vocabulary, eos, 40);
+AT(l2c_vocabulary, unknown, 44);
+#undef SIZE
+#undef AT
 
 /* ---- Memory ----------------------------------------------------------------------------------------- */
 

@@ -12,8 +12,12 @@ from typing import Any, ClassVar, NoReturn
 from pyllama2c import __version__
 from pyllama2c.cli import help_texts
 from pyllama2c.cli.sampling_flags import add_sampling
+<<<<<<< HEAD
+from pyllama2c.cli.serve_flags import add_page, add_serve, add_verify
+=======
 from pyllama2c.cli.serve_flags import add_serve, add_verify
 from pyllama2c.cli.shard import parse_shard
+>>>>>>> origin/main
 
 COMMANDS = (
     "generate",
@@ -28,6 +32,7 @@ COMMANDS = (
     "eval",
     "serve",
     "verify",
+    "page",
     "completion",
     "help",
 )
@@ -111,7 +116,8 @@ def as_run_c_pairs(words: Sequence[str]) -> list[str]:
     return joined
 
 
-def _add_model(parser: argparse._ActionsContainer, *name: str) -> None:
+def _add_file(parser: argparse._ActionsContainer, *name: str) -> None:
+    """The flags of a model wherever it is computed."""
     parser.add_argument(
         *(name or ("model",)),
         nargs="?",
@@ -137,6 +143,10 @@ def _add_model(parser: argparse._ActionsContainer, *name: str) -> None:
         default="float32",
         help="what keys and values are kept in; float16: half the memory of a context [float32]",
     )
+
+
+def _add_model(parser: argparse._ActionsContainer, *name: str) -> None:
+    _add_file(parser, *name)
     parser.add_argument(
         "--no-speculative",
         action="store_true",
@@ -283,6 +293,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true")
     add_serve(commands, _add_model)
     add_verify(commands, _add_model)
+    add_page(commands, _add_file)
     completion = commands.add_parser("completion", help="print a completion script for your shell")
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     helper = commands.add_parser("help", help="what a command does")

@@ -120,6 +120,15 @@ and says "identical", or where it parts.""",
   pyllama2c verify receipt.json
   pyllama2c verify receipt.json model.gguf""",
     ),
+    "page": (
+        """\
+Writes one HTML file with engine, model and tokenizer in it. Opened in a browser, from the disk and
+offline, it tells stories and shows how each word was chosen: the server's page without a server.
+The same seed gives the same story. Byte-level tokenizers and models above 256 MiB do not work.""",
+        """\
+  pyllama2c page story.html                       # the small storyteller: 4.4 MB
+  pyllama2c page story.html model.gguf --context 1024""",
+    ),
     "completion": (
         """\
 Prints a script with which your shell completes commands, flags, models and files. Printing it takes

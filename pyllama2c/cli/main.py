@@ -137,6 +137,12 @@ def _verify(arguments: argparse.Namespace) -> int:
     return verify(arguments)
 
 
+def _page(arguments: argparse.Namespace) -> int:
+    from pyllama2c.cli.page import page
+
+    return page(arguments)
+
+
 def _completion(arguments: argparse.Namespace) -> int:
     from pyllama2c.cli.completion import script
 
@@ -162,6 +168,7 @@ _RUN = {
     "eval": _evaluate,
     "serve": _serve,
     "verify": _verify,
+    "page": _page,
     "completion": _completion,
     "help": _help,
 }

@@ -1,4 +1,4 @@
-"""The flags of `serve` and `verify`."""
+"""The flags of `serve`, `verify` and `page`."""
 
 from __future__ import annotations
 
@@ -70,3 +70,12 @@ def add_verify(commands: Any, add_model: _AddModel) -> None:
     )
     verify.add_argument("receipt", metavar="RECEIPT", help="a file: what `receipt: true` returned")
     add_model(verify)
+
+
+def add_page(commands: Any, add_file: _AddModel) -> None:
+    page: argparse.ArgumentParser = commands.add_parser(
+        "page", help="write a web page that tells stories by itself"
+    )
+    page.add_argument("target", metavar="HTML", help="the file to write")
+    add_file(page)
+    page.set_defaults(no_speculative=True, threads=None, isa="auto", device="cpu")

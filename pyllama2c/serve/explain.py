@@ -108,7 +108,7 @@ def next_token(llama: Llama, nodes: Nodes, request: Mapping[str, Any]) -> dict[s
     if coin is None or left.min() < 0 or left.max() != 1:  # logits still: the largest won
         line = choice.no_line(config.vocab_size, picked)
     else:
-        line = choice.draw_line(left, _sums_in_turn(llama), sampler, coin)
+        line = choice.draw_line(left, sums_in_turn(llama), sampler, coin)
     if line.taken != picked:
         raise RuntimeError(f"the line has token {line.taken} where the sampler took {picked}")
     token = picked if forced is None else forced
@@ -207,7 +207,7 @@ def _sampler(request: Mapping[str, Any], n_tokens: int, vocab_size: int) -> Any:
     return sampler
 
 
-def _sums_in_turn(llama: Llama) -> bool:
+def sums_in_turn(llama: Llama) -> bool:
     """Whether the model is computed by runq.c's kernels (llama2c.h, l2c_model_open)."""
     group = llama.config.group_size
     unpacked = group > 0 and (llama.config.hidden_dim % group or group % 4 or group > 512)

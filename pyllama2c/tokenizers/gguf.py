@@ -236,7 +236,7 @@ class SentencePieceTokenizer(Tokenizer):
                       if kind in (CONTROL, UNKNOWN)}  # fmt: skip
         self._as_is = frozenset(i for i, kind in enumerate(v.types) if kind in (UNKNOWN, BYTE))
         out, err = ffi.new("l2c_tokenizer **"), new_error()
-        vocabulary, lists = _engine_vocabulary(v, self._scheme)
+        vocabulary, lists = engine_vocabulary(v, self._scheme)
         status = lib.l2c_tokenizer_create(vocabulary, out, err)
         del lists  # which the engine has copied
         self._take(status, out, err)
@@ -254,7 +254,7 @@ class SentencePieceTokenizer(Tokenizer):
         return self.piece(token) if token in self._as_is else super().opening(token)
 
 
-def _engine_vocabulary(v: Vocabulary, scheme: str | None) -> tuple[Any, Any]:
+def engine_vocabulary(v: Vocabulary, scheme: str | None) -> tuple[Any, Any]:
     """An l2c_vocabulary, and the arrays that it points to."""
     merges = v.own("merges", list, None)
     types = _engine_types(v, scheme, merges is not None)

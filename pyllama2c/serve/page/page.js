@@ -46,7 +46,8 @@ const count = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
      crowd(story, {seed, sampling, length}, size, place, told)
                                 tells `size` stories at once; told(index, [ids]) as they grow; ours is at `place`
      excerpts()                 {step: {file, line, code}}
-   Random states, seeds and fingerprints are decimal strings. */
+   Random states, seeds and fingerprints are decimal strings. HttpEngine asks a server; a page that is one file
+   has WasmEngine (pyllama2c/wasm/page_engine.js). */
 
 class HttpEngine {
   #key = null;
@@ -162,7 +163,7 @@ async function* events(body) {
 /* ---- The tree of stories --------------------------------------------------------------------------------
    A step is a token with how it was chosen (`why`, none for given tokens), the step before it and those after. */
 
-const engine = new HttpEngine();
+const engine = globalThis.storyEngine ?? new HttpEngine();
 let model = null;
 let excerpts = null;
 let root = null; // the last given token
