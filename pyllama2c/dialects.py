@@ -124,7 +124,8 @@ def suggests_arguments(
         def suggesting(*args: _P.args, **kwargs: _P.kwargs) -> _T:
             for name in kwargs:
                 if name in others:
-                    called = f"{type(args[0]).__name__}.{function.__name__}"
+                    of = args[0] if isinstance(args[0], type) else type(args[0])
+                    called = f"{of.__name__}.{function.__name__}"
                     called = called.removesuffix(".__init__")
                     raise TypeError(f"{called}() has no argument {name!r}; use {others[name]}")
             return function(*args, **kwargs)

@@ -72,6 +72,7 @@ class OpenModel(ClosableHandle):
         return cls(pretrained.hub_name(repo_id, filename, revision), **options)
 
     @classmethod
+    @suggests_arguments(dialects.MODEL_ARGUMENTS)
     def from_buffer(
         cls: type[_Self],
         checkpoint: Any,

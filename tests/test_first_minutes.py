@@ -59,6 +59,7 @@ ANSWERED = {
     "llama-cpp-python": [
         ("Llama(model_path='stories.bin')", "model"),
         ("Llama('stories.bin', n_ctx=128)", "context"),
+        ("Llama.from_buffer(b'', n_ctx=128)", "context"),
         ("Llama('stories.bin', n_gpu_layers=-1)", "device"),
         ("Llama('stories.bin', verbose=False)", "prints nothing"),
         ("llama('Q: Name the planets. A: ', max_tokens=32, echo=True)", "generate(prompt)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextvars import copy_context
@@ -26,7 +27,8 @@ class AsyncSteps(ABC, Iterator[_T], AsyncIterator[_T]):
     the iterator then knows is settled.
     """
 
-    _thread: ThreadPoolExecutor | None = None
+    _thread: tuple[int, ThreadPoolExecutor] | None = None
+    """and the process that has it: a forked child has no thread of its parent's"""
 
     @abstractmethod
     def cancel(self) -> None:
@@ -54,11 +56,11 @@ class AsyncSteps(ABC, Iterator[_T], AsyncIterator[_T]):
         import asyncio  # here: a story on the command line need not wait for these
         from concurrent.futures import ThreadPoolExecutor
 
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, "pyllama2c")
+        if self._thread is None or self._thread[0] != os.getpid():
+            self._thread = os.getpid(), ThreadPoolExecutor(1, "pyllama2c")
         context, calls = copy_context(), [call]
         # Popped, so that the thread holds nothing of the iterator when the loop hears of the end.
-        job = self._thread.submit(lambda: context.run(calls.pop()))
+        job = self._thread[1].submit(lambda: context.run(calls.pop()))
         del call
         try:
             return await asyncio.wrap_future(job)

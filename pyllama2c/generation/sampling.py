@@ -70,7 +70,8 @@ def new_sampler(
     sampler.temperature = number(
         "temperature", temperature, 0.0, _FLOAT_MAX, f"0 to {_FLOAT_MAX:.2g}"
     )
-    sampler.top_p = number("top_p", top_p, 0.0, 1.0, "0 to 1")
+    nucleus = number("top_p", top_p, 0.0, 1.0, "0 to 1")
+    sampler.top_p = max(nucleus, _FLOAT_MIN) if nucleus > 0 else 0.0  # rounded to 0 it would be off
     sampler.top_k = validate.integer("top_k", top_k, 0, 2**31 - 1, "0 to 2**31 - 1")
     sampler.min_p = number("min_p", min_p, 0.0, 1.0, "0 to 1")
     sampler.repetition_penalty = number(

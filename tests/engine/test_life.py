@@ -80,6 +80,25 @@ def test_fork_after_use(tiny_path: Path, threads: int) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_fork_in_the_middle_of_an_async_story(tiny_path: Path) -> None:
+    """The thread that took its steps is the parent's."""
+    code = """
+        import asyncio, os, sys
+        from pyllama2c import Llama
+        llama = Llama(sys.argv[1])
+        expected = llama.generate("ab", seed=1, max_tokens=30).read()
+        story = llama.generate("ab", seed=1, max_tokens=30)
+        asyncio.run(anext(story))
+        child = os.fork()
+        same = asyncio.run(story.aread()) == expected
+        if child == 0:
+            os._exit(0 if same else 1)
+        assert same and os.waitpid(child, 0)[1] == 0
+    """
+    done = python(code, tiny_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_leaving_with_a_live_generator(tiny_path: Path) -> None:
     code = """
         import sys

@@ -114,7 +114,7 @@ def test_seed_zero_is_usable(pick: Pick) -> None:
     assert 1 <= fresh_seed() < 2**31
 
 
-@pytest.mark.parametrize("top_p", [1e-30, 1e-6, 0.001])
+@pytest.mark.parametrize("top_p", [1e-320, 1e-50, 1e-30, 1e-6, 0.001])
 def test_flat_logits_and_a_tiny_top_p(pick: Pick, top_p: float) -> None:
     """run.c's pre-filter keeps nothing here, and it reads probindex[-1]."""
     assert pick(np.zeros(VOCAB), sampler(top_p=top_p)) == 0
