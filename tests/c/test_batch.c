@@ -3,8 +3,6 @@
  * alike save, fairness, refusals, and dropping from another thread.
  */
 #define _GNU_SOURCE
-#include "system/threads.h"
-
 #include <limits.h>
 #include <math.h>
 #include <stdatomic.h>
@@ -466,6 +464,9 @@ void test_batch_refusals(void) {
 
 /* ---- Threads ---------------------------------------------------------------------------------------- */
 
+#if !defined(__wasm__) /* which has none */
+#include "system/threads.h"
+
 typedef struct {
     l2c_batch *batch;
     _Atomic int64_t last; /* added so far */
@@ -559,3 +560,4 @@ void test_batch_dropped_from_a_thread(void) {
         free_reader(&r);
     }
 }
+#endif
