@@ -409,7 +409,7 @@ def test_a_download_that_was_killed_starts_again(hub: Hub, machine: Machine) -> 
     hub.stopped.clear()
     command = [sys.executable, "-m", "pyllama2c", "info", "hf://ann/owls"]
     killed = subprocess.Popen(command, env=machine.environment, cwd=DATA)
-    assert hub.waiting.wait(60)
+    assert hub.waiting.wait(600)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     hub.stopped.set()

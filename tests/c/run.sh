@@ -1,35 +1,39 @@
 #!/usr/bin/env bash
 # Runs the C engine under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, and with
 # the kernels of other processors in emulators; then fuzzes its file formats for FUZZ_SECONDS
-# each (default 30). A crash leaves its input behind in CRASH_FOLDER (default: the current folder).
+# each (default 60), as many at a time as there are processors. A crash leaves its input behind in CRASH_FOLDER (default: the current folder).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
 
-flags=(-std=c11 -O1 -g -ffp-contract=off -fno-math-errno -fno-omit-frame-pointer -Icsrc -pthread)
+flags=(-std=c11 -O1 -g -ffp-contract=off -fno-math-errno -fno-omit-frame-pointer -pthread "-I$PWD/csrc")
 strict=(-Wall -Wextra -Werror)
-mapfile -t engine < <(find csrc -name '*.c' | sort)
-harness=(tests/c/harness.c tests/c/images.c tests/c/system.c tests/c/truth.c tests/c/test_*.c)
+mapfile -t engine < <(find "$PWD/csrc" -name '*.c' | sort)
+mapfile -t harness < <(find "$PWD/tests/c" -maxdepth 1 -name '*.c' ! -name 'fuzz_*' | sort)
+
+# compile FOLDER COMPILER FLAGS...: objects of the sources on standard input, as many at a time as there are processors.
+compile() {
+    mkdir -p "$build/$1"
+    (cd "$build/$1" && xargs -d "\n" -n 1 -P "$(nproc)" "${@:2}" -c)
+}
 
 sanitized=("${flags[@]}" "${strict[@]}" -fsanitize=address,undefined -fno-sanitize-recover=all)
-for source in "${engine[@]}"; do
-    gcc "${sanitized[@]}" -c "$source" -o "$build/$(basename "$source" .c).o"
-done
-ar rcs "$build/engine.a" "$build"/*.o
+printf '%s\n' "${engine[@]}" | compile asan gcc "${sanitized[@]}"
 
 echo "== harness: AddressSanitizer and UndefinedBehaviorSanitizer"
-gcc "${sanitized[@]}" "${harness[@]}" "$build/engine.a" -o "$build/harness" -lm
-"$build/harness"
+printf '%s\n' "${harness[@]}" | compile asan_harness gcc "${sanitized[@]}"
+gcc "${sanitized[@]}" "$build"/asan{,_harness}/*.o -o "$build/harness_asan" -lm
+"$build/harness_asan"
 
 # It is compiled from the header itself, so that it cannot go stale; it frees what it opens, or
 # LeakSanitizer stops it, with and without a model.
 echo "== the usage example of llama2c.h: in C and in C++"
 sed -n '/^ \* In a shared library/q; s/^ \*     //p; s/^ \*$//p' csrc/llama2c.h >"$build/example.c"
-gcc "${sanitized[@]}" "$build/example.c" "$build/engine.a" -o "$build/example_c" -lm
+gcc "${sanitized[@]}" "$build/example.c" "$build"/asan/*.o -o "$build/example_c" -lm
 if command -v g++ >/dev/null || [[ ${CI:-} == true ]]; then
-    g++ "${sanitized[@]/#-std=c11/-std=c++11}" -x c++ "$build/example.c" -x none "$build/engine.a" \
+    g++ "${sanitized[@]/#-std=c11/-std=c++11}" -x c++ "$build/example.c" -x none "$build"/asan/*.o \
         -o "$build/example_cpp" -lm
 else
     echo "in C alone: no g++"
@@ -49,8 +53,9 @@ cmp "$build/example_c.txt" "$build/example_cpp.txt"
 echo "== harness: ThreadSanitizer"
 # It needs a runtime library, and a memory layout that some kernels deny it.
 if echo 'int main(void) { return 0; }' | gcc -fsanitize=thread -x c - -o "$build/probe" 2>/dev/null && "$build/probe"; then
-    gcc "${flags[@]}" "${strict[@]}" -fsanitize=thread \
-        "${harness[@]}" "${engine[@]}" -o "$build/harness_threads" -lm
+    threaded=("${flags[@]}" "${strict[@]}" -fsanitize=thread)
+    printf '%s\n' "${harness[@]}" "${engine[@]}" | compile tsan gcc "${threaded[@]}"
+    gcc "${threaded[@]}" "$build"/tsan/*.o -o "$build/harness_threads" -lm
     "$build/harness_threads" threads
 else
     echo "skipped: gcc -fsanitize=thread does not work here"
@@ -65,12 +70,11 @@ emulated=("${flags[@]}" -O3 "${strict[@]}") # -O3 as _build.py has it
 
 echo "== harness: AVX-512 as SIMDe computes it"
 if [[ $(uname -m) == x86_64 && -e $simde ]]; then
-    for part in avx512 quantized_avx512; do # unrolled, each would take minutes to compile
-        gcc "${emulated[@]}" -O1 -DUNROLL= -Itests/c/simde -Wno-psabi -c "csrc/kernels/$part.c" -o "$build/$part.o"
-    done
-    mapfile -t others < <(printf '%s\n' "${engine[@]}" | grep -v avx512)
-    gcc "${emulated[@]}" -Wl,--wrap=l2c_isa_resolve tests/c/simde/resolve.c "$build"/{avx512,quantized_avx512}.o \
-        "${others[@]}" "${harness[@]}" -o "$build/harness_avx512" -lm
+    printf '%s\n' "${engine[@]}" | grep avx512 | # unrolled, each would take minutes to compile
+        compile avx512 gcc "${emulated[@]}" -O1 -DUNROLL= "-I$PWD/tests/c/simde" -Wno-psabi
+    printf '%s\n' "${engine[@]}" "${harness[@]}" "$PWD/tests/c/simde/resolve.c" | grep -v avx512 |
+        compile avx512 gcc "${emulated[@]}"
+    gcc "${emulated[@]}" -Wl,--wrap=l2c_isa_resolve "$build"/avx512/*.o -o "$build/harness_avx512" -lm
     "$build/harness_avx512"
 else
     echo "skipped: needs an x86-64 machine with SIMDe (Debian: apt install libsimde-dev)"
@@ -80,8 +84,9 @@ echo "== harness: 64-bit ARM in qemu"
 if have_arm; then
     # The A53 has no dot product instructions. Without the test that ThreadSanitizer is spared too: qemu
     # does not follow a process of many threads into a forked child.
-    aarch64-linux-gnu-gcc "${emulated[@]}" -static -D__SANITIZE_THREAD__ "${harness[@]}" "${engine[@]}" \
-        -o "$build/harness_arm" -lm
+    printf '%s\n' "${harness[@]}" "${engine[@]}" |
+        compile arm aarch64-linux-gnu-gcc "${emulated[@]}" -D__SANITIZE_THREAD__
+    aarch64-linux-gnu-gcc "${emulated[@]}" -static "$build"/arm/*.o -o "$build/harness_arm" -lm
     qemu-aarch64 -cpu cortex-a53 "$build/harness_arm"
 else
     echo "skipped: no aarch64-linux-gnu-gcc or qemu-aarch64 (Debian: apt install gcc-aarch64-linux-gnu qemu-user)"
@@ -112,11 +117,20 @@ if [[ -z $clang ]]; then
 fi
 
 python3 tests/c/make_corpus.py "$build/corpus"
-for target in checkpoint gguf tokenizer encode; do
-    echo "-- fuzz_$target with $clang, ${FUZZ_SECONDS:-60} s"
-    "$clang" "${flags[@]}" "${strict[@]}" -DUNROLL= -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
-        "tests/c/fuzz_$target.c" "${engine[@]}" -o "$build/fuzz_$target" -lm
-    "$build/fuzz_$target" -max_total_time="${FUZZ_SECONDS:-60}" -max_len=16384 -timeout=10 -rss_limit_mb=2048 \
-        -print_final_stats=1 -verbosity=0 -artifact_prefix="${CRASH_FOLDER:-.}/" "$build/corpus/$target" 2>&1 |
-        grep -v '# Uses:'
+targets=(checkpoint gguf tokenizer encode)
+fuzzed=("${flags[@]}" "${strict[@]}" -DUNROLL= -fsanitize=address,undefined -fno-sanitize-recover=all)
+printf '%s\n' "${engine[@]}" | compile fuzzed "$clang" "${fuzzed[@]}" -fsanitize=fuzzer-no-link
+for target in "${targets[@]}"; do
+    "$clang" "${fuzzed[@]}" -fsanitize=fuzzer "tests/c/fuzz_$target.c" "$build"/fuzzed/*.o -o "$build/fuzz_$target" -lm
 done
+
+fuzz='"$0/fuzz_{}" -max_total_time="$1" -max_len=16384 -timeout=10 -rss_limit_mb=2048 \
+    -print_final_stats=1 -verbosity=0 -artifact_prefix="$2/" "$0/corpus/{}" >"$0/{}.log" 2>&1'
+crashed=0
+printf '%s\n' "${targets[@]}" |
+    xargs -P "$(nproc)" -I{} sh -c "$fuzz" "$build" "${FUZZ_SECONDS:-60}" "${CRASH_FOLDER:-.}" || crashed=1
+for target in "${targets[@]}"; do
+    echo "-- fuzz_$target with $clang, ${FUZZ_SECONDS:-60} s"
+    grep -v '# Uses:' "$build/$target.log" || true
+done
+exit "$crashed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -204,14 +205,21 @@ def test_a_cancel_that_the_session_has_not_seen(tiny_path: Path) -> None:
 def test_workers_go_where_the_program_may_run(tiny_path: Path) -> None:
     """taskset -ap while it runs: the workers do not undo it."""
     code = """
-        import os, sys, time
+        import os, sys, threading, time
+        from pathlib import Path
         from pyllama2c import Llama
         def threads():
             return [int(t) for t in os.listdir("/proc/self/task")]
+        def asleep(thread):
+            stat = Path(f"/proc/self/task/{thread}/stat").read_text()
+            return stat.rpartition(")")[2].split()[0] == "S"
         llama = Llama(sys.argv[1], threads=2)
+        workers = set(threads()) - {threading.get_native_id()}
+        assert workers
         def tell():
             llama.generate("ab", seed=1, max_tokens=20).read()
-            time.sleep(0.01)  # a worker that has nothing to do parks, and moves before it does
+            while not all(map(asleep, workers)):  # a worker parks, and moves before it does
+                time.sleep(0.001)
         tell()
         for cpu in sorted(os.sched_getaffinity(0)):
             for thread in threads():
@@ -327,8 +335,7 @@ def test_weights_are_held_once(tmp_path: Path) -> None:
 
 def test_a_story_in_a_cycle_gives_its_session_back_whole(tiny_path: Path) -> None:
     """The collector finalizes a cycle in any order; what it returns must still be alive."""
-    import gc
-
+    gc.freeze()  # it need not look at all that pytest holds, each time
     with Llama(tiny_path) as llama:
         expected = llama.generate("ab", seed=3, max_tokens=9).read()
         for _ in range(50):
@@ -339,6 +346,7 @@ def test_a_story_in_a_cycle_gives_its_session_back_whole(tiny_path: Path) -> Non
             del story, cycle
             gc.collect()
             assert llama.generate("ab", seed=3, max_tokens=9).read() == expected
+        gc.unfreeze()
         assert not llama._engine.sessions.in_use
         abandoned = llama.generate("ab", seed=3)
         next(abandoned)

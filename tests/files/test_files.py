@@ -83,7 +83,7 @@ for _ in range(50):
     target = tmp_path / "out"
     commands = [[sys.executable, "-c", code, str(target), letter] for letter in "abc"]
     running = [subprocess.Popen(command, cwd=DATA) for command in commands]
-    assert [process.wait(timeout=60) for process in running] == [0, 0, 0]
+    assert [process.wait(timeout=600) for process in running] == [0, 0, 0]
     data = target.read_bytes()
     assert len(data) == 50_000 and len(set(data)) == 1
     assert names(tmp_path) == ["out"]
@@ -247,7 +247,7 @@ def test_quantizing_into_a_pipe(tmp_path: Path) -> None:
     reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()))
     reader.start()
     assert quantize_file(source, pipe) == quantize_file(source, tmp_path / "out.bin")
-    reader.join(timeout=60)
+    reader.join(timeout=600)
     assert got == [(tmp_path / "out.bin").read_bytes()]
 
 

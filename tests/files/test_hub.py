@@ -40,7 +40,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         if self.path == "/silent.bin":
-            Handler.gone.wait(60)
+            Handler.gone.wait(600)
             self.close_connection = True
             return
         if self.path == "/error.bin":

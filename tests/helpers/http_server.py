@@ -90,7 +90,7 @@ def decoded(lines: Iterator[str]) -> Iterator[Any]:
 
 def wait(condition: Any) -> None:
     """The clock only bounds a wait for what has to come."""
-    for _ in range(6000):
+    for _ in range(60_000):
         if condition():
             return
         time.sleep(0.01)

@@ -153,7 +153,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(rest[: len(rest) // 2])
                 self.wfile.flush()
                 hub.waiting.set()
-                hub.stopped.wait(60)
+                hub.stopped.wait(600)
                 rest = rest[len(rest) // 2 :]
             try:
                 self.wfile.write(rest)

@@ -106,7 +106,7 @@ def test_others_do_not_wait_for_a_slow_one(slow: None) -> None:
         request = head % len(body) + b"content-type: application/json\r\n\r\n" + body
         for _ in range(40):
             server.raw(request)
-        with httpx.Client(base_url=server.url, timeout=60) as http:
+        with httpx.Client(base_url=server.url, timeout=600) as http:
             assert http.post("/tokenize", json={"content": "x"}).status_code == 200
             answer = http.post("/v1/completions", json=kept)
             assert [choice["text"] for choice in answer.json()["choices"]] == ["abc", "abc"]
