@@ -20,7 +20,14 @@ done
 ar rcs "$build/engine.a" "$build"/*.o
 
 echo "== harness: AddressSanitizer and UndefinedBehaviorSanitizer"
-gcc "${sanitized[@]}" "${harness[@]}" "$build/engine.a" -o "$build/harness" -lm
+emulation=()
+if [[ $(uname -m) == x86_64 ]]; then # AVX-VNNI, which few processors have: with its instruction in plain C
+    gcc "${flags[@]}" "${strict[@]}" -O2 -DUNROLL= -mavx2 -mfma -mf16c -Itests/c/avxvnni \
+        -c csrc/kernels/quantized_avxvnni.c -o "$build/emulated_avxvnni.o"
+    emulation=(-DEMULATED=L2C_ISA_AVXVNNI -Wl,--wrap=l2c_isa_resolve tests/c/resolve_emulated.c
+        "$build/emulated_avxvnni.o")
+fi
+gcc "${sanitized[@]}" "${emulation[@]}" "${harness[@]}" "$build/engine.a" -o "$build/harness" -lm
 "$build/harness"
 
 # It is compiled from the header itself, so that it cannot go stale; it frees what it opens, or
@@ -69,7 +76,8 @@ if [[ $(uname -m) == x86_64 && -e $simde ]]; then
         gcc "${emulated[@]}" -O1 -DUNROLL= -Itests/c/simde -Wno-psabi -c "csrc/kernels/$part.c" -o "$build/$part.o"
     done
     mapfile -t others < <(printf '%s\n' "${engine[@]}" | grep -v avx512)
-    gcc "${emulated[@]}" -Wl,--wrap=l2c_isa_resolve tests/c/simde/resolve.c "$build"/{avx512,quantized_avx512}.o \
+    gcc "${emulated[@]}" -DEMULATED=L2C_ISA_AVX512 -Wl,--wrap=l2c_isa_resolve \
+        tests/c/resolve_emulated.c "$build"/{avx512,quantized_avx512}.o \
         "${others[@]}" "${harness[@]}" -o "$build/harness_avx512" -lm
     "$build/harness_avx512"
 else
@@ -78,11 +86,17 @@ fi
 
 echo "== harness: 64-bit ARM in qemu"
 if have_arm; then
-    # The A53 has no dot product instructions. Without the test that ThreadSanitizer is spared too: qemu
-    # does not follow a process of many threads into a forked child.
+    # Without the test that ThreadSanitizer is spared too: qemu does not follow a process of many threads into a forked
+    # child. The last processor has all that there are kernels for; the others try the choice.
     aarch64-linux-gnu-gcc "${emulated[@]}" -static -D__SANITIZE_THREAD__ "${harness[@]}" "${engine[@]}" \
         -o "$build/harness_arm" -lm
-    qemu-aarch64 -cpu cortex-a53 "$build/harness_arm"
+    emulate() { # PROCESSOR KERNELS [TESTS]
+        qemu-aarch64 -cpu "$1" "$build/harness_arm" "${@:3}" | tee "$build/told"
+        grep -qx "kernels: scalar $2; automatic: ${2##* }" "$build/told"
+    }
+    emulate cortex-a53 "neon" "special values"
+    emulate cortex-a76 "neon dotprod" "special values"
+    emulate max "neon dotprod i8mm"
 else
     echo "skipped: no aarch64-linux-gnu-gcc or qemu-aarch64 (Debian: apt install gcc-aarch64-linux-gnu qemu-user)"
 fi
