@@ -25,7 +25,7 @@ from pyllama2c.cli.bench import SHAPES, synthetic_files
 from pyllama2c.engine.workers import available_cpus
 
 DTYPES = ("float32", "int8", "int4")
-ISAS = ("auto", "scalar", "avx2", "avx512", "neon")
+ISAS = ("auto", "scalar", "avx2", "avxvnni", "avx512", "neon", "dotprod", "i8mm")
 RESULTS = Path(__file__).resolve().parent / "results"
 
 Case = TypeVar("Case")

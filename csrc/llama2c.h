@@ -105,7 +105,10 @@ typedef enum {
     L2C_ISA_AVX512,   /* AVX-512 F, BW, DQ, VL, VNNI */
     L2C_ISA_NEON,     /* 64-bit ARM */
     L2C_ISA_RUNQ,     /* never automatic: runq.c's own arithmetic, in plain C; see L2C_DTYPE_FILE */
-    L2C_ISA_SIMD128   /* WebAssembly's 128-bit SIMD */
+    L2C_ISA_SIMD128,  /* WebAssembly's 128-bit SIMD */
+    L2C_ISA_AVXVNNI,  /* AVX2 and AVX-VNNI, for processors without AVX-512; gcc 11, clang 12 or later */
+    L2C_ISA_DOTPROD,  /* 64-bit ARM with FEAT_DotProd; gcc 10, clang 16 or later */
+    L2C_ISA_I8MM      /* the same with FEAT_I8MM */
 } l2c_isa;
 
 /* Resolves L2C_ISA_AUTO, and refuses (L2C_UNSUPPORTED) what this machine cannot run. */

@@ -54,8 +54,11 @@ ISA_NAMES: dict[str, int] = {
     "auto": lib.L2C_ISA_AUTO,
     "scalar": lib.L2C_ISA_SCALAR,
     "avx2": lib.L2C_ISA_AVX2,
+    "avxvnni": lib.L2C_ISA_AVXVNNI,
     "avx512": lib.L2C_ISA_AVX512,
     "neon": lib.L2C_ISA_NEON,
+    "dotprod": lib.L2C_ISA_DOTPROD,
+    "i8mm": lib.L2C_ISA_I8MM,
     "runq": lib.L2C_ISA_RUNQ,
 }
 

@@ -52,9 +52,10 @@ class Llama(SuggestsNames, OpenModel):
     `speculative` lets an int8 copy of float32 weights draft tokens that the model then checks,
     several at a time: the same story, faster ("auto": where it pays; it takes a quarter more
     memory). `threads` includes the calling thread (default: $PYLLAMA2C_THREADS, else by model size
-    and processors); `isa` forces the kernels ("scalar", "avx2", "avx512", "neon"; default:
-    $PYLLAMA2C_ISA, else the fastest). Neither changes a single bit of the result, save that "runq"
-    computes llama2.c's version 2 files in runq.c's own order of operations: its stories, slowly.
+    and processors); `isa` forces the kernels ("scalar", "avx2", "avxvnni", "avx512"; on ARM "neon",
+    "dotprod", "i8mm"; default: $PYLLAMA2C_ISA, else the fastest). Neither changes a single bit of
+    the result, save that "runq" computes llama2.c's version 2 files in runq.c's own order of
+    operations: its stories, slowly.
     `device` is where it computes: "cpu", "cuda" or "cuda:1" (an NVIDIA card; default:
     $PYLLAMA2C_DEVICE, else "cpu"); the results are the same bits on all.
 

@@ -175,9 +175,18 @@ extern const l2c_kernels l2c_kernels_runq; /* see there for which models */
 #define L2C_X86 1
 extern const l2c_kernels l2c_kernels_avx2;
 extern const l2c_kernels l2c_kernels_avx512;
+#if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
+#define L2C_AVXVNNI 1 /* older compilers do not know the instructions */
+extern const l2c_kernels l2c_kernels_avxvnni;
+#endif
 #elif defined(__aarch64__)
 #define L2C_ARM 1
 extern const l2c_kernels l2c_kernels_neon;
+#if defined(__clang__) ? __clang_major__ >= 16 : __GNUC__ >= 10
+#define L2C_ARM_DOTPROD 1 /* older compilers do not know the instructions, or not in single functions */
+extern const l2c_kernels l2c_kernels_dotprod;
+extern const l2c_kernels l2c_kernels_i8mm;
+#endif
 #elif defined(__wasm_simd128__)
 #define L2C_SIMD128 1
 extern const l2c_kernels l2c_kernels_simd128;

@@ -46,12 +46,15 @@ l2c_f32_to_f16 l2c_avx2_f32_to_f16;
 l2c_f16_to_f32 l2c_avx2_f16_to_f32;
 l2c_quantizer l2c_avx2_quantize;
 l2c_integer_matmul l2c_avx2_matmul_q8, l2c_avx2_matmul_q4, l2c_avx2_matmul_q4_1;
+l2c_integer_matmul l2c_avxvnni_matmul_q8, l2c_avxvnni_matmul_q4, l2c_avxvnni_matmul_q4_1;
 l2c_integer_matmul l2c_avx512_matmul_q8, l2c_avx512_matmul_q4, l2c_avx512_matmul_q4_1;
 #elif defined(L2C_ARM)
 l2c_f32_to_f16 l2c_neon_f32_to_f16;
 l2c_f16_to_f32 l2c_neon_f16_to_f32;
 l2c_quantizer l2c_neon_quantize;
 l2c_integer_matmul l2c_neon_matmul_q8, l2c_neon_matmul_q4, l2c_neon_matmul_q4_1;
+l2c_integer_matmul l2c_dotprod_matmul_q8, l2c_dotprod_matmul_q4, l2c_dotprod_matmul_q4_1;
+l2c_integer_matmul l2c_i8mm_matmul_q8, l2c_i8mm_matmul_q4, l2c_i8mm_matmul_q4_1;
 #elif defined(L2C_SIMD128)
 l2c_quantizer l2c_simd128_quantize;
 l2c_integer_matmul l2c_simd128_matmul_q8, l2c_simd128_matmul_q4, l2c_simd128_matmul_q4_1;

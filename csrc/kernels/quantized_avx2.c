@@ -29,11 +29,6 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-enum { TILE = 4 }; /* quantized_tiles.h */
-#define UNROLL_STORES
-
-typedef __m256 sixteen[2]; /* of rows 0 to 7 and 8 to 15 of a block */
-
 /* ---- float16 ------------------------------------------------------------------------------------ */
 
 void l2c_avx2_f32_to_f16(uint16_t *out, const float *x, size_t n) {
@@ -113,99 +108,47 @@ void l2c_avx2_quantize(const l2c_quantized *to, size_t row, const float *x, size
 
 /* ---- Products -------------------------------------------------------------------------------- */
 
-/* 16 results; the last block of a matrix has fewer. */
-INLINE void store(float *out, const sixteen sums, size_t valid) {
-    if (valid >= L2C_BLOCK_ROWS) {
-        _mm256_storeu_ps(out, sums[0]);
-        _mm256_storeu_ps(out + 8, sums[1]);
-    } else {
-        float both[L2C_BLOCK_ROWS];
-        _mm256_storeu_ps(both, sums[0]);
-        _mm256_storeu_ps(both + 8, sums[1]);
-        memcpy(out, both, valid * sizeof *out);
-    }
+#include "quantized_avx2.h"
+
+typedef struct {
+    __m256i even, odd; /* columns 0 and 2, 1 and 3 */
+} weights_8;
+typedef __m256i sums_8, sums_4; /* sums_4: two int16 a row */
+
+INLINE weights_8 load_8(const unsigned char *data) {
+    __m256i a = load_bytes(data);
+    return (weights_8){_mm256_slli_epi16(a, 8), _mm256_and_si256(a, _mm256_set1_epi16((short)0xFF00))};
 }
 
-INLINE __m256i broadcast(const void *four_bytes) {
-    int32_t value;
-    memcpy(&value, four_bytes, sizeof value);
-    return _mm256_set1_epi32(value);
+INLINE sums_8 begin_8(int32_t x_sum) {
+    (void)x_sum;
+    return _mm256_setzero_si256();
 }
 
-INLINE void tile_q8(sixteen *sums, const l2c_quantized *x, size_t r, const l2c_matrix *w,
-                    const unsigned char *block, size_t apart, int tile, int blocks) {
-    size_t group = w->group, groups = w->padded / group;
-    const unsigned char *data = block + l2c_block_scale_bytes(L2C_WEIGHTS_Q8, groups);
-    const int16_t *pairs = x->pairs + r * x->width;
-    const __m256i odd = _mm256_set1_epi16((short)0xFF00);
-    UNROLL for (int i = 0; i < tile * blocks; i++) sums[i][0] = sums[i][1] = _mm256_setzero_ps();
-    for (size_t g = 0; g < groups; g++, block += 64) {
-        __m256i s[TILE][2];
-        UNROLL for (int i = 0; i < tile * blocks; i++) s[i][0] = s[i][1] = _mm256_setzero_si256();
-        for (size_t j = 0; j < group; j += 4, data += 64, pairs += 4)
-            UNROLL for (int b = 0; b < blocks; b++)
-                UNROLL for (int h = 0; h < 2; h++) {
-                    __m256i a = _mm256_load_si256((const __m256i *)(data + (size_t)b * apart + 32 * h));
-                    __m256i a02 = _mm256_slli_epi16(a, 8), a13 = _mm256_and_si256(a, odd);
-                    UNROLL for (int t = 0; t < tile; t++) {
-                        const int16_t *p = pairs + (size_t)t * x->width;
-                        __m256i *sum = &s[t * blocks + b][h];
-                        *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(a02, broadcast(p)));
-                        *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(a13, broadcast(p + 2)));
-                    }
-                }
-        UNROLL for (int t = 0; t < tile; t++) {
-            __m256 scale = _mm256_set1_ps(x->scales[(r + (size_t)t) * groups + g]);
-            UNROLL for (int b = 0; b < blocks; b++)
-                UNROLL for (int h = 0; h < 2; h++) {
-                    __m256 weight = _mm256_load_ps((const float *)(block + (size_t)b * apart) + 8 * h);
-                    __m256 dot = _mm256_cvtepi32_ps(_mm256_srai_epi32(s[t * blocks + b][h], 8));
-                    __m256 *sum = &sums[t * blocks + b][h];
-                    *sum = _mm256_fmadd_ps(dot, _mm256_mul_ps(weight, scale), *sum);
-                }
-        }
-    }
+INLINE sums_8 step_8(sums_8 s, weights_8 weights, const l2c_quantized *x, size_t at) {
+    s = _mm256_add_epi32(s, _mm256_madd_epi16(weights.even, broadcast(x->pairs + at)));
+    return _mm256_add_epi32(s, _mm256_madd_epi16(weights.odd, broadcast(x->pairs + at + 2)));
 }
 
-INLINE void tile_4_bits(sixteen *sums, const l2c_quantized *x, size_t r, const l2c_matrix *w,
-                        const unsigned char *block, size_t apart, int tile, int blocks, int minima) {
-    size_t groups = w->padded / L2C_Q4_GROUP;
-    const unsigned char *data = block + l2c_block_scale_bytes(minima ? L2C_WEIGHTS_Q4_1 : L2C_WEIGHTS_Q4, groups);
-    const int8_t *q = x->q + r * x->width;
-    const __m256i half = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
-    UNROLL for (int i = 0; i < tile * blocks; i++) sums[i][0] = sums[i][1] = _mm256_setzero_ps();
-    for (size_t g = 0; g < groups; g++, block += minima ? 64 : 32, q += L2C_Q4_GROUP) {
-        __m256i s[TILE][2];
-        UNROLL for (int i = 0; i < tile * blocks; i++) s[i][0] = s[i][1] = _mm256_setzero_si256();
-        for (size_t j = 0; j < 16; j += 4, data += 64)
-            UNROLL for (int b = 0; b < blocks; b++)
-                UNROLL for (int h = 0; h < 2; h++) {
-                    __m256i both = _mm256_load_si256((const __m256i *)(data + (size_t)b * apart + 32 * h));
-                    __m256i low = _mm256_and_si256(both, half);
-                    __m256i high = _mm256_and_si256(_mm256_srli_epi16(both, 4), half);
-                    UNROLL for (int t = 0; t < tile; t++) {
-                        const int8_t *p = q + (size_t)t * x->width + j;
-                        __m256i *sum = &s[t * blocks + b][h];
-                        *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(low, broadcast(p)));
-                        *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(high, broadcast(p + 16)));
-                    }
-                }
-        UNROLL for (int t = 0; t < tile; t++) {
-            size_t at = (r + (size_t)t) * groups + g;
-            __m256 scale = _mm256_set1_ps(x->scales[at]);
-            __m256i offset = _mm256_set1_epi32(minima ? 0 : -8 * x->sums[at]);
-            __m256 x_sum = _mm256_set1_ps(minima ? x->scales[at] * (float)x->sums[at] : 0.0f);
-            UNROLL for (int b = 0; b < blocks; b++)
-                UNROLL for (int h = 0; h < 2; h++) {
-                    const __m128i *halves = (const __m128i *)(block + (size_t)b * apart + 16 * h);
-                    __m256 weight = _mm256_cvtph_ps(_mm_load_si128(halves));
-                    __m256i dot = _mm256_add_epi32(_mm256_madd_epi16(s[t * blocks + b][h], ones), offset);
-                    __m256 *sum = &sums[t * blocks + b][h];
-                    *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), _mm256_mul_ps(weight, scale), *sum);
-                    if (minima) *sum = _mm256_fmadd_ps(_mm256_cvtph_ps(_mm_load_si128(halves + 2)), x_sum, *sum);
-                }
-        }
-    }
+INLINE vec end_8(sums_8 s, int t) {
+    (void)t;
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(s, 8));
+}
+
+INLINE sums_4 begin_4(int32_t offset) {
+    (void)offset;
+    return _mm256_setzero_si256();
+}
+
+INLINE sums_4 step_4(sums_4 s, weights_4 weights, const l2c_quantized *x, size_t at) {
+    s = _mm256_add_epi16(s, _mm256_maddubs_epi16(weights.low, broadcast(x->q + at)));
+    return _mm256_add_epi16(s, _mm256_maddubs_epi16(weights.high, broadcast(x->q + at + 16)));
+}
+
+INLINE vec end_4(sums_4 s, int t, int32_t offset) {
+    (void)t;
+    __m256i dot = _mm256_madd_epi16(s, _mm256_set1_epi16(1));
+    return _mm256_cvtepi32_ps(_mm256_add_epi32(dot, _mm256_set1_epi32(offset)));
 }
 
 #include "quantized_tiles.h"

@@ -2,8 +2,6 @@
  * quantized_neon.c - the integer kernels with 128-bit registers (NEON of 64-bit ARM, without the
  * optional dot product instructions).
  *
- * A register of weights holds 4 rows x 4 columns of bytes, one of x the same 4 columns four times.
- *
  * int8: smull multiplies two rows into 8 int16. addp adds neighbours of two such results: two
  * products, at most 2 * 128 * 127 = 32512, fit an int16. sadalp adds neighbours of those to 4 int32,
  * one a row: at most 512 * 128 * 127 for the longest group.
@@ -25,11 +23,6 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
-
-enum { TILE = 2, QUADS = 4 }; /* quantized_tiles.h: there are 32 registers; those of a value of each of 16 rows */
-#define UNROLL_STORES UNROLL
-
-typedef float32x4_t sixteen[QUADS];
 
 /* ---- float16 ------------------------------------------------------------------------------------ */
 
@@ -90,101 +83,53 @@ void l2c_neon_quantize(const l2c_quantized *to, size_t row, const float *x, size
 
 /* ---- Products -------------------------------------------------------------------------------- */
 
-/* 16 results; the last block of a matrix has fewer. */
-INLINE void store(float *out, const sixteen sums, size_t valid) {
-    float all[L2C_BLOCK_ROWS];
-    float *to = valid >= L2C_BLOCK_ROWS ? out : all;
-    UNROLL for (int k = 0; k < QUADS; k++) vst1q_f32(to + 4 * k, sums[k]);
-    if (to == all) memcpy(out, all, valid * sizeof *out);
+enum { TILE = 2, AT_ONCE = 1, COLUMNS = 4 }; /* quantized_tiles.h; there are 32 registers */
+
+#include "quantized_neon.h"
+
+typedef int8x16_t weights_8;
+typedef halves weights_4;
+typedef int32x4_t sums_8;
+typedef struct {
+    int16x8_t low, high; /* of rows 0 and 1, 2 and 3 */
+} sums_4;
+
+INLINE weights_8 load_8(const unsigned char *data) { return vreinterpretq_s8_u8(vld1q_u8(data)); }
+
+INLINE sums_8 begin_8(int32_t x_sum) {
+    (void)x_sum;
+    return vdupq_n_s32(0);
 }
 
-INLINE int8x16_t broadcast(const int8_t *four_bytes) {
-    int32_t value;
-    memcpy(&value, four_bytes, sizeof value);
-    return vreinterpretq_s8_s32(vdupq_n_s32(value));
+INLINE sums_8 step_8(sums_8 s, weights_8 weights, const l2c_quantized *x, size_t at) {
+    int8x16_t xj = broadcast(x->q + at);
+    return vpadalq_s16(s, vpaddq_s16(vmull_s8(vget_low_s8(weights), vget_low_s8(xj)), vmull_high_s8(weights, xj)));
 }
 
-INLINE int16x8_t multiply_low(int8x16_t a, int8x16_t b) { return vmull_s8(vget_low_s8(a), vget_low_s8(b)); }
-
-INLINE void tile_q8(sixteen *sums, const l2c_quantized *x, size_t r, const l2c_matrix *w,
-                    const unsigned char *block, size_t apart, int tile, int blocks) {
-    size_t group = w->group, groups = w->padded / group;
-    const int8_t *data = (const int8_t *)block + l2c_block_scale_bytes(L2C_WEIGHTS_Q8, groups);
-    const int8_t *q = x->q + r * x->width;
-    UNROLL for (int i = 0; i < tile * blocks; i++)
-        UNROLL for (int k = 0; k < QUADS; k++) sums[i][k] = vdupq_n_f32(0.0f);
-    for (size_t g = 0; g < groups; g++, block += 64) {
-        int32x4_t s[TILE][QUADS];
-        UNROLL for (int i = 0; i < tile * blocks; i++)
-            UNROLL for (int k = 0; k < QUADS; k++) s[i][k] = vdupq_n_s32(0);
-        for (size_t j = 0; j < group; j += 4, data += 64, q += 4)
-            UNROLL for (int b = 0; b < blocks; b++)
-                UNROLL for (int k = 0; k < QUADS; k++) {
-                    int8x16_t weights = vld1q_s8(data + (size_t)b * apart + 16 * k);
-                    UNROLL for (int t = 0; t < tile; t++) {
-                        int8x16_t xj = broadcast(q + (size_t)t * x->width);
-                        int16x8_t two = vpaddq_s16(multiply_low(weights, xj), vmull_high_s8(weights, xj));
-                        s[t * blocks + b][k] = vpadalq_s16(s[t * blocks + b][k], two);
-                    }
-                }
-        UNROLL for (int t = 0; t < tile; t++) {
-            float scale = x->scales[(r + (size_t)t) * groups + g];
-            UNROLL for (int b = 0; b < blocks; b++)
-                UNROLL for (int k = 0; k < QUADS; k++) {
-                    float32x4_t weight = vld1q_f32((const float *)(block + (size_t)b * apart) + 4 * k);
-                    float32x4_t *sum = &sums[t * blocks + b][k];
-                    *sum = vfmaq_f32(*sum, vcvtq_f32_s32(s[t * blocks + b][k]), vmulq_n_f32(weight, scale));
-                }
-        }
-    }
+INLINE vec end_8(sums_8 s, int t) {
+    (void)t;
+    return vcvtq_f32_s32(s);
 }
 
-INLINE void tile_4_bits(sixteen *sums, const l2c_quantized *x, size_t r, const l2c_matrix *w,
-                        const unsigned char *block, size_t apart, int tile, int blocks, int minima) {
-    size_t groups = w->padded / L2C_Q4_GROUP;
-    const unsigned char *data = block + l2c_block_scale_bytes(minima ? L2C_WEIGHTS_Q4_1 : L2C_WEIGHTS_Q4, groups);
-    const int8_t *q = x->q + r * x->width;
-    UNROLL for (int i = 0; i < tile * blocks; i++)
-        UNROLL for (int k = 0; k < QUADS; k++) sums[i][k] = vdupq_n_f32(0.0f);
-    for (size_t g = 0; g < groups; g++, block += minima ? 64 : 32, q += L2C_Q4_GROUP) {
-        int16x8_t s[TILE][QUADS][2]; /* of rows 0 and 1, 2 and 3 of each 4 */
-        UNROLL for (int i = 0; i < tile * blocks; i++)
-            UNROLL for (int k = 0; k < QUADS; k++) s[i][k][0] = s[i][k][1] = vdupq_n_s16(0);
-        for (size_t j = 0; j < 16; j += 4, data += 64)
-            UNROLL for (int b = 0; b < blocks; b++)
-                UNROLL for (int k = 0; k < QUADS; k++) {
-                    uint8x16_t both = vld1q_u8(data + (size_t)b * apart + 16 * k);
-                    int8x16_t low = vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15)));
-                    int8x16_t high = vreinterpretq_s8_u8(vshrq_n_u8(both, 4));
-                    UNROLL for (int t = 0; t < tile; t++) {
-                        const int8_t *p = q + (size_t)t * x->width + j;
-                        int8x16_t x_low = broadcast(p), x_high = broadcast(p + 16);
-                        int16x8_t *sum = s[t * blocks + b][k];
-                        sum[0] = vmlal_s8(sum[0], vget_low_s8(low), vget_low_s8(x_low));
-                        sum[1] = vmlal_high_s8(sum[1], low, x_low);
-                        sum[0] = vmlal_s8(sum[0], vget_low_s8(high), vget_low_s8(x_high));
-                        sum[1] = vmlal_high_s8(sum[1], high, x_high);
-                    }
-                }
-        UNROLL for (int t = 0; t < tile; t++) {
-            size_t at = (r + (size_t)t) * groups + g;
-            float scale = x->scales[at];
-            int32x4_t offset = vdupq_n_s32(minima ? 0 : -8 * x->sums[at]);
-            float32x4_t x_sum = vdupq_n_f32(minima ? scale * (float)x->sums[at] : 0.0f);
-            UNROLL for (int b = 0; b < blocks; b++)
-                UNROLL for (int k = 0; k < QUADS; k++) {
-                    const uint16_t *halves = (const uint16_t *)(block + (size_t)b * apart) + 4 * k;
-                    float32x4_t weight = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(halves)));
-                    const int16x8_t *both = s[t * blocks + b][k];
-                    int32x4_t dot = vpadalq_s16(offset, vpaddq_s16(both[0], both[1]));
-                    float32x4_t *sum = &sums[t * blocks + b][k];
-                    *sum = vfmaq_f32(*sum, vcvtq_f32_s32(dot), vmulq_n_f32(weight, scale));
-                    if (!minima) continue;
-                    float32x4_t minimum = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(halves + L2C_BLOCK_ROWS)));
-                    *sum = vfmaq_f32(*sum, minimum, x_sum);
-                }
-        }
-    }
+INLINE weights_4 load_4(const unsigned char *data) { return split(vld1q_u8(data)); }
+
+INLINE sums_4 begin_4(int32_t offset) {
+    (void)offset;
+    return (sums_4){vdupq_n_s16(0), vdupq_n_s16(0)};
+}
+
+INLINE sums_4 step_4(sums_4 s, weights_4 weights, const l2c_quantized *x, size_t at) {
+    int8x16_t x_low = broadcast(x->q + at), x_high = broadcast(x->q + at + 16);
+    s.low = vmlal_s8(s.low, vget_low_s8(weights.low), vget_low_s8(x_low));
+    s.high = vmlal_high_s8(s.high, weights.low, x_low);
+    s.low = vmlal_s8(s.low, vget_low_s8(weights.high), vget_low_s8(x_high));
+    s.high = vmlal_high_s8(s.high, weights.high, x_high);
+    return s;
+}
+
+INLINE vec end_4(sums_4 s, int t, int32_t offset) {
+    (void)t;
+    return vcvtq_f32_s32(vpadalq_s16(vdupq_n_s32(offset), vpaddq_s16(s.low, s.high)));
 }
 
 #include "quantized_tiles.h"

@@ -2,7 +2,8 @@
  * cpu.c - which kernels this machine can run.
  *
  * CPUID says what the processor has; XGETBV says which registers the operating system saves when
- * it switches threads. Both are needed: wide registers that are not saved hold garbage.
+ * it switches threads. Both are needed: wide registers that are not saved hold garbage. On ARM the
+ * operating system tells.
  */
 #include <string.h>
 
@@ -11,7 +12,7 @@
 #include "testing.h"
 
 typedef struct {
-    int avx2, fma, f16c, avx512f, avx512dq, avx512bw, avx512vl, avx512vnni;
+    int avx2, fma, f16c, avx512f, avx512dq, avx512bw, avx512vl, avx512vnni, avxvnni, dotprod, i8mm;
 } features;
 
 #if defined(L2C_X86)
@@ -39,7 +40,33 @@ static features detect(void) {
     f.avx512bw = zmm && (b & bit_AVX512BW);
     f.avx512vl = zmm && (b & bit_AVX512VL);
     f.avx512vnni = zmm && (c & bit_AVX512VNNI);
+    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d)) return f;
+    f.avxvnni = ymm && (a & 1 << 4);
     return f;
+}
+#elif defined(L2C_ARM) && defined(__linux__)
+#include <sys/auxv.h>
+
+static features detect(void) { /* HWCAP_ASIMDDP and HWCAP2_I8MM, which old headers lack */
+    return (features){.dotprod = getauxval(AT_HWCAP) >> 20 & 1, .i8mm = getauxval(AT_HWCAP2) >> 13 & 1};
+}
+#elif defined(L2C_ARM) && defined(__APPLE__)
+#include <sys/sysctl.h>
+
+static int told(const char *name) {
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname(name, &value, &size, NULL, 0) == 0 && value != 0;
+}
+
+static features detect(void) {
+    return (features){.dotprod = told("hw.optional.arm.FEAT_DotProd"), .i8mm = told("hw.optional.arm.FEAT_I8MM")};
+}
+#elif defined(L2C_ARM) && defined(_WIN32)
+#include <windows.h>
+
+static features detect(void) { /* PF_ARM_V82_DP_... and PF_ARM_V82_I8MM_INSTRUCTIONS_AVAILABLE, which old headers lack */
+    return (features){.dotprod = IsProcessorFeaturePresent(43), .i8mm = IsProcessorFeaturePresent(66)};
 }
 #else
 static features detect(void) { return (features){0}; }
@@ -54,9 +81,22 @@ static int available(l2c_isa isa) {
     case L2C_ISA_AVX2: return f.avx2 && f.fma && f.f16c;
     case L2C_ISA_AVX512:
         return f.avx2 && f.fma && f.f16c && f.avx512f && f.avx512dq && f.avx512bw && f.avx512vl && f.avx512vnni;
+    case L2C_ISA_AVXVNNI:
+#if defined(L2C_AVXVNNI)
+        return f.avx2 && f.fma && f.f16c && f.avxvnni;
+#else
+        return 0;
+#endif
     case L2C_ISA_NEON:
 #if defined(L2C_ARM)
         return 1;
+#else
+        return 0;
+#endif
+    case L2C_ISA_DOTPROD:
+    case L2C_ISA_I8MM:
+#if defined(L2C_ARM_DOTPROD)
+        return f.dotprod && (f.i8mm || isa == L2C_ISA_DOTPROD);
 #else
         return 0;
 #endif
@@ -71,15 +111,14 @@ static int available(l2c_isa isa) {
 }
 
 l2c_status l2c_isa_resolve(l2c_isa wanted, l2c_isa *isa, l2c_error *err) {
-    static const char *const names[] = {"auto", "scalar", "avx2", "avx512", "neon", "runq", "simd128"};
-    if ((int)wanted < L2C_ISA_AUTO || wanted > L2C_ISA_SIMD128)
+    static const char *const names[] = {"auto", "scalar", "avx2", "avx512", "neon", "runq", "simd128",
+                                        "avxvnni", "dotprod", "i8mm"};
+    static const l2c_isa fastest_first[] = {L2C_ISA_AVX512, L2C_ISA_AVXVNNI, L2C_ISA_AVX2, L2C_ISA_I8MM,
+                                            L2C_ISA_DOTPROD, L2C_ISA_NEON, L2C_ISA_SIMD128, L2C_ISA_SCALAR};
+    if ((int)wanted < L2C_ISA_AUTO || wanted > L2C_ISA_I8MM)
         return l2c_fail(err, L2C_ARG, "unknown instruction set number %d", (int)wanted);
-    if (wanted == L2C_ISA_AUTO)
-        wanted = available(L2C_ISA_AVX512) ? L2C_ISA_AVX512
-                 : available(L2C_ISA_AVX2) ? L2C_ISA_AVX2
-                 : available(L2C_ISA_NEON) ? L2C_ISA_NEON
-                 : available(L2C_ISA_SIMD128) ? L2C_ISA_SIMD128
-                                           : L2C_ISA_SCALAR;
+    for (const l2c_isa *next = fastest_first; wanted == L2C_ISA_AUTO; next++)
+        if (available(*next)) wanted = *next;
     if (!available(wanted)) {
         char text[128];
         l2c_cpu_features(text, sizeof text);
@@ -109,6 +148,9 @@ void l2c_cpu_features(char *text, size_t size) {
     if (f.avx512bw) append(text, size, "avx512bw");
     if (f.avx512vl) append(text, size, "avx512vl");
     if (f.avx512vnni) append(text, size, "avx512vnni");
+    if (f.avxvnni) append(text, size, "avxvnni");
+    if (f.dotprod) append(text, size, "dotprod");
+    if (f.i8mm) append(text, size, "i8mm");
 }
 
 const l2c_kernels *l2c_kernels_for(l2c_isa isa) {
@@ -116,8 +158,15 @@ const l2c_kernels *l2c_kernels_for(l2c_isa isa) {
 #if defined(L2C_X86)
     case L2C_ISA_AVX512: return &l2c_kernels_avx512;
     case L2C_ISA_AVX2: return &l2c_kernels_avx2;
+#if defined(L2C_AVXVNNI)
+    case L2C_ISA_AVXVNNI: return &l2c_kernels_avxvnni;
+#endif
 #elif defined(L2C_ARM)
     case L2C_ISA_NEON: return &l2c_kernels_neon;
+#if defined(L2C_ARM_DOTPROD)
+    case L2C_ISA_DOTPROD: return &l2c_kernels_dotprod;
+    case L2C_ISA_I8MM: return &l2c_kernels_i8mm;
+#endif
 #elif defined(L2C_SIMD128)
     case L2C_ISA_SIMD128: return &l2c_kernels_simd128;
 #endif

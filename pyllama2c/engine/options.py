@@ -16,7 +16,7 @@ _MAX_THREADS = 256
 
 Dtype = Literal["auto", "float32", "int8", "int4"]
 KvDtype = Literal["float32", "float16"]
-Isa = Literal["auto", "scalar", "avx2", "avx512", "neon", "runq"]
+Isa = Literal["auto", "scalar", "avx2", "avxvnni", "avx512", "neon", "dotprod", "i8mm", "runq"]
 
 
 class OpenOptions(TypedDict, total=False):

@@ -67,8 +67,8 @@ int truth_equals(const truth *t, int32_t sequence, int32_t position, const float
 /* Feeds all sequences in calls of random rows and CHECKs every logit. */
 void truth_check_session(const truth *t, l2c_session *session, uint64_t seed);
 
-/* The instruction sets that this machine runs; returns how many. */
-enum { MAX_ISAS = 3 };
+/* The instruction sets that this machine runs, but for runq; returns how many. */
+enum { MAX_ISAS = 4 };
 size_t available_isas(l2c_isa *isas);
 
 /* ---- The tests, by file --------------------------------------------------------------------------- */

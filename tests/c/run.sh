@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs the C engine under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, and with
-# the kernels of other processors in emulators; then fuzzes its file formats for FUZZ_SECONDS
-# each (default 60), as many at a time as there are processors. A crash leaves its input behind in CRASH_FOLDER (default: the current folder).
+# the kernels of other processors in emulators; then fuzzes its file formats for FUZZ_SECONDS each
+# (default 60), as many at a time as there are processors. A crash leaves its input behind in
+# CRASH_FOLDER (default: the current folder).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -11,7 +12,7 @@ trap 'rm -rf "$build"' EXIT
 flags=(-std=c11 -O1 -g -ffp-contract=off -fno-math-errno -fno-omit-frame-pointer -pthread "-I$PWD/csrc")
 strict=(-Wall -Wextra -Werror)
 mapfile -t engine < <(find "$PWD/csrc" -name '*.c' | sort)
-mapfile -t harness < <(find "$PWD/tests/c" -maxdepth 1 -name '*.c' ! -name 'fuzz_*' | sort)
+mapfile -t harness < <(find "$PWD/tests/c" -maxdepth 1 -name '*.c' ! -name 'fuzz_*' ! -name 'resolve_*' | sort)
 
 # compile FOLDER COMPILER FLAGS...: objects of the sources on standard input, as many at a time as there are processors.
 compile() {
@@ -24,7 +25,16 @@ printf '%s\n' "${engine[@]}" | compile asan gcc "${sanitized[@]}"
 
 echo "== harness: AddressSanitizer and UndefinedBehaviorSanitizer"
 printf '%s\n' "${harness[@]}" | compile asan_harness gcc "${sanitized[@]}"
-gcc "${sanitized[@]}" "$build"/asan{,_harness}/*.o -o "$build/harness_asan" -lm
+kernels=("$build"/asan/*.o) wrapped=()
+if [[ $(uname -m) == x86_64 ]]; then # AVX-VNNI, which few processors have: with its instruction in plain C
+    echo "$PWD/csrc/kernels/quantized_avxvnni.c" |
+        compile avxvnni gcc "${flags[@]}" "${strict[@]}" -O2 -DUNROLL= -mavx2 -mfma -mf16c "-I$PWD/tests/c/avxvnni"
+    echo "$PWD/tests/c/resolve_emulated.c" | compile avxvnni gcc "${sanitized[@]}" -DEMULATED=L2C_ISA_AVXVNNI
+    mapfile -t kernels < <(printf '%s\n' "${kernels[@]}" | grep -v avxvnni)
+    kernels+=("$build"/avxvnni/*.o)
+    wrapped=(-Wl,--wrap=l2c_isa_resolve)
+fi
+gcc "${sanitized[@]}" "${wrapped[@]}" "${kernels[@]}" "$build"/asan_harness/*.o -o "$build/harness_asan" -lm
 "$build/harness_asan"
 
 # It is compiled from the header itself, so that it cannot go stale; it frees what it opens, or
@@ -72,8 +82,8 @@ echo "== harness: AVX-512 as SIMDe computes it"
 if [[ $(uname -m) == x86_64 && -e $simde ]]; then
     printf '%s\n' "${engine[@]}" | grep avx512 | # unrolled, each would take minutes to compile
         compile avx512 gcc "${emulated[@]}" -O1 -DUNROLL= "-I$PWD/tests/c/simde" -Wno-psabi
-    printf '%s\n' "${engine[@]}" "${harness[@]}" "$PWD/tests/c/simde/resolve.c" | grep -v avx512 |
-        compile avx512 gcc "${emulated[@]}"
+    printf '%s\n' "${engine[@]}" "${harness[@]}" "$PWD/tests/c/resolve_emulated.c" | grep -v avx512 |
+        compile avx512 gcc "${emulated[@]}" -DEMULATED=L2C_ISA_AVX512
     gcc "${emulated[@]}" -Wl,--wrap=l2c_isa_resolve "$build"/avx512/*.o -o "$build/harness_avx512" -lm
     "$build/harness_avx512"
 else
@@ -82,12 +92,18 @@ fi
 
 echo "== harness: 64-bit ARM in qemu"
 if have_arm; then
-    # The A53 has no dot product instructions. Without the test that ThreadSanitizer is spared too: qemu
-    # does not follow a process of many threads into a forked child.
+    # Without the test that ThreadSanitizer is spared too: qemu does not follow a process of many threads into a forked
+    # child. The last processor has all that there are kernels for; the others try the choice.
     printf '%s\n' "${harness[@]}" "${engine[@]}" |
         compile arm aarch64-linux-gnu-gcc "${emulated[@]}" -D__SANITIZE_THREAD__
     aarch64-linux-gnu-gcc "${emulated[@]}" -static "$build"/arm/*.o -o "$build/harness_arm" -lm
-    qemu-aarch64 -cpu cortex-a53 "$build/harness_arm"
+    emulate() { # PROCESSOR KERNELS [TESTS]
+        qemu-aarch64 -cpu "$1" "$build/harness_arm" "${@:3}" | tee "$build/told"
+        grep -qx "kernels: scalar $2; automatic: ${2##* }" "$build/told"
+    }
+    emulate cortex-a53 "neon" "special values"
+    emulate cortex-a76 "neon dotprod" "special values"
+    emulate max "neon dotprod i8mm"
 else
     echo "skipped: no aarch64-linux-gnu-gcc or qemu-aarch64 (Debian: apt install gcc-aarch64-linux-gnu qemu-user)"
 fi

@@ -10,6 +10,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from environment import ISAS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -228,7 +229,7 @@ def test_softmax_properties(values: list[float]) -> None:
 
 def available() -> list[int]:
     numbers = []
-    for name in ("scalar", "avx2", "avx512"):
+    for name in ISAS:
         try:
             numbers.append(resolve_isa(name))
         except UnsupportedError:

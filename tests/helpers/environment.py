@@ -15,9 +15,9 @@ from pyllama2c.files.hub import Registry, cache_folder
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 DATA = Path(__file__).resolve().parents[1] / "data"
 ISAS = (
-    ("scalar", "neon")
+    ("scalar", "neon", "dotprod", "i8mm")
     if platform.machine() in ("aarch64", "arm64")
-    else ("scalar", "avx2", "avx512")
+    else ("scalar", "avx2", "avxvnni", "avx512")
 )
 
 

@@ -1,6 +1,6 @@
 /*
- * resolve.c - lets every processor run the AVX-512 kernels, which simde/immintrin.h emulates. Linked
- * with --wrap=l2c_isa_resolve.
+ * resolve_emulated.c - lets every processor run the kernels that simde/immintrin.h or avxvnni/immintrin.h emulates: those
+ * of the instruction set EMULATED. Linked with --wrap=l2c_isa_resolve.
  */
 #include "llama2c.h"
 
@@ -8,7 +8,7 @@ l2c_status __real_l2c_isa_resolve(l2c_isa wanted, l2c_isa *isa, l2c_error *err);
 l2c_status __wrap_l2c_isa_resolve(l2c_isa wanted, l2c_isa *isa, l2c_error *err);
 
 l2c_status __wrap_l2c_isa_resolve(l2c_isa wanted, l2c_isa *isa, l2c_error *err) {
-    if (wanted != L2C_ISA_AVX512) return __real_l2c_isa_resolve(wanted, isa, err);
+    if (wanted != EMULATED) return __real_l2c_isa_resolve(wanted, isa, err);
     *isa = wanted;
     return L2C_OK;
 }
