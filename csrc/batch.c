@@ -59,7 +59,7 @@ l2c_status l2c_batch_create_on(l2c_session *session, l2c_batch **batch, l2c_erro
     b->n_ctx = (size_t)session->n_ctx;
     b->vocab_size = (size_t)session->model->config.vocab_size;
     b->mask_words = (b->vocab_size + 31) / 32;
-    b->events_a_story = session->backend->decode != NULL ? 4 + L2C_MAX_STEPS : 4;
+    b->events_a_story = session->backend->decode != NULL ? 5 + L2C_MAX_STEPS : 5;
     uint64_t bytes = lay_out(b, NULL);
     b->memory = bytes > SIZE_MAX ? NULL : l2c_memory_zeroed((size_t)bytes, 1);
     if (b->memory == NULL) {
@@ -92,6 +92,7 @@ static void copy_prefix(l2c_batch *b, story *s, const story *from, size_t n) {
         return; /* the session is in use by somebody else: the tokens are fed instead */
     b->counts.prompt_tokens += n - s->fed;
     b->counts.cached_prompt_tokens += n - s->fed;
+    s->n_cached += n - s->fed;
     s->fed = n;
 }
 
@@ -177,7 +178,7 @@ static l2c_status check_request(const l2c_batch *b, const l2c_request *r, l2c_er
     if (r->n_prompt > b->n_ctx || (size_t)r->max_tokens - 1 > b->n_ctx - r->n_prompt)
         return l2c_fail(err, L2C_RANGE, "a prompt of %zu tokens and %d more; the context is %zu", r->n_prompt,
                         r->max_tokens, b->n_ctx);
-    if (r->tell & ~(L2C_TELL_TOKENS | L2C_TELL_LOGPROBS | L2C_TELL_CHOICES))
+    if (r->tell & ~(L2C_TELL_TOKENS | L2C_TELL_LOGPROBS | L2C_TELL_CHOICES | L2C_TELL_READ))
         return l2c_fail(err, L2C_ARG, "tell is %d; it has unknown flags", r->tell);
     if (r->n_top < 0 || r->n_top > L2C_MAX_TOP)
         return l2c_fail(err, L2C_ARG, "n_top is %d; it must be 0 to %d", r->n_top, L2C_MAX_TOP);
@@ -222,7 +223,7 @@ static void begin(l2c_batch *b, story *s, const l2c_request *r, size_t n_cached)
     s->n = s->n_prompt = r->n_prompt;
     s->n_max = r->n_prompt + (size_t)r->max_tokens;
     memcpy(s->tokens, r->prompt, r->n_prompt * sizeof *r->prompt);
-    s->fed = n_cached;
+    s->fed = s->n_cached = n_cached;
     s->masked = 0;
     memset(s->ends, 0, b->mask_words * sizeof *s->ends);
     for (size_t i = 0; i < r->n_ends; i++) s->ends[r->ends[i] / 32] |= UINT32_C(1) << (r->ends[i] % 32);

@@ -28,6 +28,7 @@ typedef struct story {
     int32_t *tokens;            /* (n_ctx + 1) prompt and story */
     size_t n_prompt, n, n_max;  /* of the prompt; so far; at most, prompt included */
     size_t fed;                 /* of them, in the cache */
+    size_t n_cached;            /* of the prompt, found there */
     size_t n_rows;              /* of them, in this sweep */
 
     struct story *waits_for; /* in PREFILL: an older story that will have fed the first waits_until tokens; or NULL */
@@ -83,7 +84,7 @@ static inline story *find(const l2c_batch *b, int64_t id) {
     return s != NULL && s->id == id && under_way(s) ? s : NULL;
 }
 
-/* At most three events a story between two successful steps, and one drop a story in l2c_batch_add: hence 4 a story. Where
+/* At most four events a story between two successful steps, and one drop a story in l2c_batch_add: hence 5 a story. Where
  * a step makes several sweeps, there can be as many more. */
 static inline l2c_event *add_event(l2c_batch *b, const story *s, l2c_event_kind kind) {
     l2c_event *event = &b->events[b->n_events++];

@@ -590,7 +590,8 @@ typedef struct l2c_batch l2c_batch;
 typedef enum {
     L2C_TELL_TOKENS = 1,   /* each token */
     L2C_TELL_LOGPROBS = 2, /* each token, with log-probabilities */
-    L2C_TELL_CHOICES = 4   /* each choice before it is made, to change its logits */
+    L2C_TELL_CHOICES = 4,  /* each choice before it is made, to change its logits */
+    L2C_TELL_READ = 8      /* that the prompt is read */
 } l2c_tell;
 
 /* What a story is to be. The batch copies all of it. */
@@ -608,7 +609,8 @@ typedef struct {
 typedef enum {
     L2C_EVENT_TOKEN,  /* a token was sampled, which does not end the story */
     L2C_EVENT_CHOOSE, /* the next step samples from l2c_batch_row, which may be changed until then */
-    L2C_EVENT_END     /* told of every story, once, after its other events */
+    L2C_EVENT_END,    /* told of every story, once, after its other events */
+    L2C_EVENT_READ    /* told once, before its other events, with the first token or CHOOSE */
 } l2c_event_kind;
 
 typedef enum {
@@ -621,7 +623,10 @@ typedef enum {
 typedef struct {
     int64_t story;
     int32_t kind;           /* l2c_event_kind */
-    int32_t reason;         /* END: l2c_end */
+    union {
+        int32_t reason;   /* END: l2c_end */
+        int32_t n_cached; /* READ: tokens of the prompt that were found in the cache, or taken from another story's */
+    };
     l2c_logprob chosen;     /* TOKEN; the log-probability only where it was asked for */
     const l2c_logprob *top; /* TOKEN: (n_top) likeliest first; of equals, the smaller id first */
     size_t n_top;

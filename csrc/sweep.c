@@ -107,6 +107,8 @@ static l2c_status sweep(l2c_batch *b, l2c_error *err) {
         s->fed += s->n_rows;
         if (s->stage == PREFILL) n_read += s->n_rows;
         if (s->n_rows == 0 || s->fed < s->n) continue;
+        if (s->tell & L2C_TELL_READ && s->stage == PREFILL)
+            add_event(b, s, L2C_EVENT_READ)->n_cached = (int32_t)s->n_cached;
         s->row = n_logits++;
         if (s->tell & L2C_TELL_CHOICES) {
             if (wants_logprobs(s)) keep_logits(b, s);

@@ -54,6 +54,15 @@ class Piece(NamedTuple):
     logprob: TokenLogprob | None = None
 
 
+class PromptRead(NamedTuple):
+    """A story's prompt is in the cache; its first token comes of the same step."""
+
+    prompt_index: int
+    choice: int
+    n_cached: int
+    """tokens of the prompt that were there already, or that another story read for both"""
+
+
 class _Story:
     """A story in progress. Only stop strings and `streamed` pieces need its text before it ends."""
 
@@ -141,6 +150,8 @@ class Batch:
         self._cancelled = False
         self.pieces: list[Piece] = []
         """tokens of the last step, of stories that are `streamed`"""
+        self.read: list[PromptRead] = []
+        """prompts that the last step came to the end of, of stories that are `watched`"""
 
     def __len__(self) -> int:
         """Stories in progress."""
@@ -154,8 +165,16 @@ class Batch:
         """Whether a story fits the context of this batch."""
         return request.context <= self._context
 
-    def add(self, prompt_index: int, choice: int, request: Request, streamed: bool = False) -> None:
-        """`streamed`: each of its tokens is told, in `pieces`."""
+    def add(
+        self,
+        prompt_index: int,
+        choice: int,
+        request: Request,
+        streamed: bool = False,
+        watched: bool = False,
+    ) -> None:
+        """`streamed`: each of its tokens is told, in `pieces`; `watched`: that its prompt is read,
+        in `read`."""
         vocab_size = self._tokenizer.vocab_size
         prompt = ffi.new("int32_t[]", request.prompt_tokens)
         ends = [t for t in request.ends(self._tokenizer) if 0 <= t < vocab_size]
@@ -166,6 +185,8 @@ class Batch:
             events |= lib.L2C_TELL_CHOICES
         if request.logprobs is not None:
             events |= lib.L2C_TELL_LOGPROBS
+        if watched:
+            events |= lib.L2C_TELL_READ
         c_request = ffi.new(
             "l2c_request *",
             {
@@ -209,7 +230,7 @@ class Batch:
         if self._cancelled:
             raise CancelledError
         out, n, error = self._events, self._n_events, self._error
-        self.pieces = []
+        self.pieces, self.read = [], []
         status = lib.l2c_batch_step(self._handle, out, n, error)
         check(status, error)
         ended = (self._on_event(out[0][i]) for i in range(n[0]))
@@ -230,6 +251,9 @@ class Batch:
                 self._mask(event.story)
             except GrammarError as error:
                 return self._end(event, "error", error, drop=True)
+        elif event.kind == lib.L2C_EVENT_READ:
+            at = story.prompt_index, story.choice
+            self.read.append(PromptRead(*at, event.n_cached))
         elif event.kind == lib.L2C_EVENT_CHOOSE:
             try:
                 self._process(story, event)

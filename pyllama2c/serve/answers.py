@@ -182,13 +182,17 @@ class Answer:
             out["receipt"] = make_receipt(self._service.identity, story, self._service.tokenizer)
         return out
 
-    def _usage(self, job: Job) -> dict[str, int]:
+    def _usage(self, job: Job) -> dict[str, Any]:
         n_prompt = sum(map(len, self._prompts))
+        cached = [len(prompt) for prompt in self._prompts]
+        for story in job.stories:  # as one of a prompt's choices reads it for all
+            cached[story.prompt] = min(cached[story.prompt], story.n_cached)
         n = sum(len(story.completion.tokens) for story in job.stories if story.completion)
         return {
             "prompt_tokens": n_prompt,
             "completion_tokens": n,
             "total_tokens": n_prompt + n,
+            "prompt_tokens_details": {"cached_tokens": sum(cached)},
         }
 
 

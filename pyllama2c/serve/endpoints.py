@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -177,9 +178,9 @@ class Endpoints:
         return {"prompt": prompt_text(self._service, tokens), "tokens": tokens}
 
     async def verify(self, body: bytes) -> dict[str, Any]:
-        value = decode_any(body)
+        service, value = self._service, decode_any(body)
         try:
-            return await asyncio.to_thread(receipts.verify, self._service.llama, value)
+            return await service.in_turn(partial(receipts.verify, service.llama, value))
         except (TypeError, ValueError, Llama2cError) as error:
             raise ApiError(400, in_words(error), code="invalid_receipt") from None
 
@@ -207,7 +208,7 @@ class Endpoints:
         return _json({"object": "list", "data": [model]})
 
     async def health(self, request: Request) -> Response:
-        self._service.check_open()
+        self._service.check_health()
         return _json({"status": "ok"})
 
     async def metrics(self, request: Request) -> Response:
@@ -244,7 +245,7 @@ class Endpoints:
             "/detokenize": self.detokenize,
             "/apply-template": self.apply_template,
             "/api/verify": self.verify,
-            **page_answers(service.llama),
+            **page_answers(service),
         }
         facts = {
             "/v1/models": self.models,

@@ -9,11 +9,12 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from pyllama2c._ffi import lib
 from pyllama2c.engine.memory import limits
-from pyllama2c.errors import OutOfMemoryError
+from pyllama2c.errors import DeviceError, OutOfMemoryError
 from pyllama2c.generation.batch import Batch
 from pyllama2c.generation.batch_loop import without_computing
 from pyllama2c.serve.job import Event, Job, PromptScores, Scoring, Started, Story
@@ -60,6 +61,7 @@ class EngineThread:
         self._told: list[Told] = []
         self._sweeps = 0
         self._counted: dict[str, int] = {}
+        self._fault: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="pyllama2c-engine", daemon=True)
 
     def start(self) -> None:
@@ -83,6 +85,13 @@ class EngineThread:
     def n_stories(self) -> int:
         """Stories under way."""
         return len(self._stories)
+
+    @property
+    def fault(self) -> Exception | None:
+        """Why nothing can be computed, as far as the last attempt showed."""
+        if self._thread.ident is not None and not self._thread.is_alive():
+            return RuntimeError("its thread has ended")
+        return self._fault
 
     # ---- Opening ----
 
@@ -183,7 +192,8 @@ class EngineThread:
             self._told.append((job, story, done))
             return
         try:
-            batch.add(story.number, 0, request, job.streamed)
+            story.begun_at = perf_counter()
+            batch.add(story.number, 0, request, job.streamed, watched=True)
         except ValueError as error:
             batch.drop(story.number, 0)  # which may have begun, as grammars fail after that
             self._told.append((job, story, error))
@@ -199,14 +209,20 @@ class EngineThread:
         assert self._batch is not None
         completions = self._batch.step()
         self._sweeps += 1
+        self._fault = None
         for piece in self._batch.pieces:
             job, story = self._stories[piece.prompt_index]
             if not story.is_told:
                 story.is_told = True
                 self._metrics.first_token_sweeps.observe(self._sweeps - job.added_at_sweep)
             self._told.append((job, story, piece))
+        now = perf_counter()
+        for read in self._batch.read:
+            _, story = self._stories[read.prompt_index]
+            story.read_at, story.n_cached = now, read.n_cached
         for completion in completions:
             job, story = self._stories.pop(completion.prompt_index)
+            story.ended_at = now
             self._told.append((job, story, completion))
         self._count(self._batch)
 
@@ -233,6 +249,8 @@ class EngineThread:
         self._end_scorer()
 
     def _scored(self, job: Job, scoring: Scoring, result: PromptScores | Exception) -> None:
+        if isinstance(result, DeviceError):
+            self._fault = result
         self._told.append((job, scoring, result))
         self._to_score.remove(job)
         job.scorings.popleft()
@@ -256,6 +274,8 @@ class EngineThread:
         """The engine failed: so do the stories under way, and those that wait go on in a new batch;
         they fail as well where none can be opened."""
         failed = list(self._stories.values())
+        if self._batch is None or isinstance(error, DeviceError):
+            self._fault = error
         if self._batch is None:
             failed += [(job, story) for job in self._waiting for story in job.waiting]
             self._waiting.clear()

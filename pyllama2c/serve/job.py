@@ -57,6 +57,13 @@ class Story:
     is_told: bool = False
     """whether the engine has told a token of it"""
     first_token_at: float = 0.0
+    # By the engine, on perf_counter's clock:
+    begun_at: float = 0.0
+    read_at: float = 0.0
+    """when its prompt was read, and its first token drawn; 0 where nothing had to be computed"""
+    ended_at: float = 0.0
+    n_cached: int = 0
+    """tokens of its prompt that needed no reading: they were in the cache"""
 
 
 @dataclass

@@ -1,7 +1,8 @@
-"""What JSON has no type for: integers of 64 bits, and dicts whose keys are integers."""
+"""What JSON has no type for: integers of 64 bits, dicts whose keys are integers, and infinity."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +19,11 @@ def uint64(name: str, value: Any, low: int = 0) -> int:
 
 
 def token_keys(biases: Any) -> Any:
-    """A logit_bias with integers as keys; what is none stays, for the sampler to refuse by name."""
+    """A logit_bias with integers as keys, and minus infinity for null; what is wrong stays, for the
+    sampler to refuse by name."""
     if not isinstance(biases, Mapping):
         return biases
-    return {int(k) if re.fullmatch("[0-9]{1,9}", str(k)) else k: v for k, v in biases.items()}
+    return {
+        int(k) if re.fullmatch("[0-9]{1,9}", str(k)) else k: -math.inf if v is None else v
+        for k, v in biases.items()
+    }

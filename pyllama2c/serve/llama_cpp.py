@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from pyllama2c import __version__
 from pyllama2c.generation.batch import Piece
 from pyllama2c.serve.answers import encode, event
 from pyllama2c.serve.job import Job, Story
-from pyllama2c.serve.parameters import bias_of, check_stop, ends, nucleus
+from pyllama2c.serve.parameters import biases, check_stop, nucleus
 from pyllama2c.serve.receipts import big, make_receipt
 from pyllama2c.serve.schema import LlamaCppRequest
 from pyllama2c.serve.token_texts import TokenTexts, chat_logprobs, cut, stop_string
@@ -25,7 +24,7 @@ def parameters_of(request: LlamaCppRequest, service: Service) -> dict[str, Any]:
     if isinstance(bias, list):
         bias = {str(token): value for token, value in bias}
     given: dict[str, Any] = {
-        "logit_bias": bias_of(bias, service.limits, service.tokenizer.vocab_size) or None,
+        "logit_bias": biases(bias, request.ignore_eos, service),
         "presence_penalty": request.presence_penalty or None,
         "frequency_penalty": request.frequency_penalty or None,
         "json_schema": request.json_schema,
@@ -39,7 +38,6 @@ def parameters_of(request: LlamaCppRequest, service: Service) -> dict[str, Any]:
         "min_p": request.min_p,
         "repetition_penalty": request.repeat_penalty,
         **nucleus(request.top_p, request.top_k),
-        **ends((), request.ignore_eos),
         "stop": check_stop(request.stop, service.limits),
     }
 
@@ -90,7 +88,6 @@ class LlamaCppAnswer:
         done, request, service = story.completion, story.request, self._service
         assert done is not None
         word = stop_string(story, service.tokenizer)
-        seconds = perf_counter() - (job.started_at or job.submitted_at)
         out: dict[str, Any] = {
             "index": story.index,
             "content": done.text,
@@ -106,12 +103,8 @@ class LlamaCppAnswer:
             "truncated": False,
             "stop_type": "word" if word else "eos" if done.finish_reason == "stop" else "limit",
             "stopping_word": word or "",
-            "timings": {
-                "prompt_n": len(request.prompt_tokens),
-                "predicted_n": len(done.tokens),
-                "predicted_ms": 1e3 * seconds,
-                "predicted_per_second": len(done.tokens) / seconds if seconds > 0 else 0.0,
-            },
+            "tokens_cached": story.n_cached,
+            "timings": _timings(story, len(done.tokens)),
         }
         if self._request.receipt:
             out["receipt"] = make_receipt(service.identity, story, service.tokenizer)
@@ -123,6 +116,24 @@ class LlamaCppAnswer:
             scored = chat_logprobs(kept, service.names)
             out["completion_probabilities"] = _with_ids(scored, [e.scored for e in kept])
         return out
+
+
+def _timings(story: Story, n: int) -> dict[str, int | float]:
+    """The first token is drawn when the prompt has been read: only those after it take time."""
+    read = 1e3 * (story.read_at - story.begun_at)
+    told = 1e3 * (story.ended_at - story.read_at)
+    n_read, n_steps = len(story.request.prompt_tokens) - story.n_cached, max(0, n - 1)
+    return {
+        "cache_n": story.n_cached,
+        "prompt_n": n_read,
+        "prompt_ms": read,
+        "prompt_per_token_ms": read / n_read,
+        "prompt_per_second": 1e3 * n_read / read if read else 0.0,
+        "predicted_n": n,
+        "predicted_ms": told,
+        "predicted_per_token_ms": told / n_steps if n_steps else 0.0,
+        "predicted_per_second": 1e3 * n_steps / told if told else 0.0,
+    }
 
 
 def _with_ids(logprobs: dict[str, Any], scored: list[Any]) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from pyllama2c.serve.nodes import Nodes
 
 if TYPE_CHECKING:
     from pyllama2c.model import Llama
+    from pyllama2c.serve.service import Service
 
 _FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -44,9 +45,6 @@ _HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }
-
-_AT_ONCE = 2
-"""questions under way: each holds a session, with keys and values of a whole context"""
 
 Answer = Callable[[bytes], Awaitable[Any]]
 
@@ -70,29 +68,28 @@ def page_routes(llama: Llama) -> list[Route]:
     return [*(route(path, *file) for path, file in _FILES.items()), Route("/api/model", about)]
 
 
-def page_answers(llama: Llama) -> dict[str, Answer]:
+def page_answers(service: Service) -> dict[str, Answer]:
     """By path: from a request's body to an answer. ApiError for a wrong one."""
     nodes = Nodes()
-    turns = asyncio.Semaphore(_AT_ONCE)
     asked = {
         "/api/tokens": explain.tokens,
         "/api/next": explain.next_token,
         "/api/attention": explain.attention,
     }
     return {
-        path: partial(_answer, partial(ask, llama, nodes), turns) for path, ask in asked.items()
+        path: partial(_answer, service, partial(ask, service.llama, nodes))
+        for path, ask in asked.items()
     }
 
 
 async def _answer(
-    ask: Callable[[Mapping[str, Any]], dict[str, Any]], turns: asyncio.Semaphore, body: bytes
+    service: Service, ask: Callable[[Mapping[str, Any]], dict[str, Any]], body: bytes
 ) -> Any:
     request = decode_any(body)
     if not isinstance(request, dict):
         raise ApiError(400, "the body is not an object", code="invalid_type")
     try:
-        async with turns:
-            return await asyncio.to_thread(ask, request)
+        return await service.in_turn(partial(ask, request))
     except ContextLengthError as error:
         raise ApiError(400, str(error), code="context_length_exceeded") from None
     except UnsupportedError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -61,9 +62,15 @@ def check_stop(stop: str | list[str] | None, limits: Limits) -> list[str]:
     return strings
 
 
-def bias_of(bias: dict[str, float] | None, limits: Limits, vocab_size: int) -> dict[int, float]:
-    if bias is None:
-        return {}
+def biases(given: dict[str, float] | None, ignore_eos: bool, service: Service) -> Any:
+    """`logit_bias`; `ignore_eos` forbids what would end the story, as llama.cpp does."""
+    out = _bias_of(given or {}, service.limits, service.tokenizer.vocab_size)
+    if ignore_eos:
+        out |= dict.fromkeys(sorted(service.tokenizer.ends), -math.inf)
+    return out or None
+
+
+def _bias_of(bias: dict[str, float], limits: Limits, vocab_size: int) -> dict[int, float]:
     if len(bias) > limits.logit_bias:
         most = limits.logit_bias
         raise wrong("logit_bias", f"logit_bias has {len(bias)} entries; the limit is {most}")
@@ -79,7 +86,7 @@ def nucleus(top_p: float, top_k: int) -> dict[str, Any]:
     return {"top_p": 1.0, "top_k": 1} if top_p == 0 else {"top_p": top_p, "top_k": max(0, top_k)}
 
 
-def generation(request: Common, limits: Limits, vocab_size: int) -> dict[str, Any]:
+def generation(request: Common, service: Service) -> dict[str, Any]:
     """generate's parameters that a completion and a chat have in common."""
     given: dict[str, Any] = {
         "temperature": request.temperature,
@@ -87,7 +94,7 @@ def generation(request: Common, limits: Limits, vocab_size: int) -> dict[str, An
         "repetition_penalty": request.repetition_penalty,
         "presence_penalty": request.presence_penalty,
         "frequency_penalty": request.frequency_penalty,
-        "logit_bias": bias_of(request.logit_bias, limits, vocab_size) or None,
+        "logit_bias": biases(request.logit_bias, request.ignore_eos, service),
         "regex": request.regex,
         "grammar": request.grammar,
         "json_schema": request.json_schema,
@@ -96,20 +103,13 @@ def generation(request: Common, limits: Limits, vocab_size: int) -> dict[str, An
     return {
         **{name: value for name, value in given.items() if value is not None},
         **nucleus(top_p, request.top_k or 0),
-        **ends(request.stop_token_ids, request.ignore_eos),
-        "stop": check_stop(request.stop, limits),
+        "more_ends": request.stop_token_ids or (),
+        "stop": check_stop(request.stop, service.limits),
     }
 
 
-def ends(stop_token_ids: Sequence[int] | None, ignore_eos: bool) -> dict[str, Any]:
-    """`stop_tokens`: ids of the request, besides those that end every story of the model."""
-    if ignore_eos:
-        return {"stop_tokens": sorted(stop_token_ids or ())}
-    return {"more_ends": stop_token_ids} if stop_token_ids else {}
-
-
 def for_completion(request: CompletionRequest, service: Service) -> dict[str, Any]:
-    out = generation(request, service.limits, service.tokenizer.vocab_size)
+    out = generation(request, service)
     out["max_tokens"] = request.max_tokens
     return out if request.logprobs is None else out | {"logprobs": request.logprobs}
 
@@ -120,7 +120,7 @@ def for_chat(request: ChatRequest, service: Service) -> dict[str, Any]:
         raise wrong("max_tokens", why)
     if request.top_logprobs is not None and not request.logprobs:
         raise wrong("top_logprobs", "top_logprobs needs logprobs: true")
-    out = generation(request, service.limits, service.tokenizer.vocab_size)
+    out = generation(request, service)
     most = request.max_completion_tokens
     out["max_tokens"] = request.max_tokens if most is None else most
     if request.logprobs:
@@ -217,7 +217,8 @@ async def make_stories(
 
 
 def _complete(parameters: dict[str, Any], service: Service) -> dict[str, Any]:
-    """All of generate's parameters, so that a receipt depends on no default."""
+    """All of generate's parameters, so that a receipt depends on no default. `more_ends` are ids
+    that end a story besides the model's own."""
     more = parameters.pop("more_ends", ())
     ids = sorted({*service.tokenizer.ends, *more})
     out = {**DEFAULTS, "stop_tokens": ids, **parameters}

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from pyllama2c.errors import in_words
 from pyllama2c.generation.batch import Completion, Piece
 from pyllama2c.serve.engine import EngineThread, Told
 from pyllama2c.serve.errors import ApiError, busy, draining
 from pyllama2c.serve.job import Job, Started
 from pyllama2c.serve.metrics import Metrics
+from pyllama2c.serve.own_thread import in_own_thread
 from pyllama2c.serve.receipts import identify
 from pyllama2c.serve.token_texts import TokenNames
 
 if TYPE_CHECKING:
     from pyllama2c.model import Llama
+
+_T = TypeVar("_T")
+_AT_ONCE = 2
+"""calls of `in_turn`: each holds a session, with keys and values of a whole context"""
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,7 @@ class Service:
         self.engine = EngineThread(llama, slots, self.metrics, self._post)
         self.jobs: set[Job] = set()
         self.draining = False
+        self._turns = asyncio.Semaphore(_AT_ONCE)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -93,6 +101,14 @@ class Service:
         if self.draining:
             raise draining()
 
+    def check_health(self) -> None:
+        """ApiError (503) while no request is taken, or none can be computed."""
+        self.check_open()
+        fault = self.engine.fault
+        if fault is not None:
+            why = f"the engine cannot compute: {in_words(fault)}"
+            raise ApiError(503, why, code="engine_error", headers={"x-should-retry": "false"})
+
     def submit(self, job: Job) -> None:
         """Queues it; ApiError where too many wait. `release` must follow."""
         self.check_open()
@@ -119,6 +135,27 @@ class Service:
         job.close()
         self.metrics.e2e_seconds.observe(perf_counter() - job.submitted_at)
 
+    async def in_turn(self, call: Callable[[], _T]) -> _T:
+        """What a call outside the batch comes to: two at a time, each in a thread of its own.
+        ApiError where it waits or takes too long."""
+        self.check_open()
+        try:
+            await asyncio.wait_for(self._turns.acquire(), self.limits.wait)
+        except asyncio.TimeoutError:
+            self.metrics.add("requests_rejected_total")
+            raise busy(f"no turn came within {self.limits.wait:g} seconds", 10) from None
+        running = asyncio.ensure_future(in_own_thread(call))
+        running.add_done_callback(self._end_turn)  # not before the thread ends
+        try:
+            return await asyncio.wait_for(asyncio.shield(running), self.limits.request)
+        except asyncio.TimeoutError:
+            raise self._too_long() from None
+
+    def _end_turn(self, running: asyncio.Future[Any]) -> None:
+        self._turns.release()
+        if not running.cancelled():
+            running.exception()  # which nobody may be waiting for any more
+
     def _waited(self, job: Job) -> None:
         if job.started_at is None:
             self.metrics.add("requests_rejected_total")
@@ -128,10 +165,12 @@ class Service:
         if job.over:  # but its client has not read all of it
             job.cut_off()
             return
-        seconds = self.limits.request
+        job.fail(self._too_long())
+
+    def _too_long(self) -> ApiError:
         headers = {"x-should-retry": "false"}
-        why = f"the request took more than {seconds:g} seconds"
-        job.fail(ApiError(503, why, code="request_timeout", headers=headers))
+        why = f"the request took more than {self.limits.request:g} seconds"
+        return ApiError(503, why, code="request_timeout", headers=headers)
 
     def end_all(self) -> None:
         """Ends every request with an error."""

@@ -33,7 +33,7 @@ typedef struct {
 
     int64_t id; /* in the batch, with what was heard of it */
     size_t n_heard;
-    int ended;
+    int read, ended;
 } tale;
 
 static void mask_of(const tale *t, size_t choice, int32_t vocab, uint32_t *bits) {
@@ -111,7 +111,7 @@ static void tell_alone(const truth *t, l2c_kv kv, tale *s) {
 /* Prompts begin as one of three texts do, for a while. */
 static tale make_tale(const truth *t, uint64_t *random) {
     const l2c_config *c = l2c_model_config(t->model);
-    tale s = {.seed = random_next(random), .n_top = random_below(random, 6), .tell = random_below(random, 8)};
+    tale s = {.seed = random_next(random), .n_top = random_below(random, 6), .tell = random_below(random, 16)};
     int32_t text = random_below(random, 3), alike = random_below(random, c->seq_len + 1);
     s.n_prompt = 1 + (size_t)random_below(random, c->seq_len);
     for (int32_t i = 0; i < (int32_t)s.n_prompt; i++)
@@ -162,6 +162,13 @@ static tale *heard_of(tale *tales, int64_t id) {
 
 static void hear(l2c_batch *batch, tale *s, const l2c_event *event, int32_t vocab) {
     CHECK(!s->ended);
+    if (event->kind == L2C_EVENT_READ) {
+        CHECK(s->tell & L2C_TELL_READ && !s->read);
+        CHECK(event->n_cached >= 0 && (size_t)event->n_cached < s->n_prompt && event->n_tokens == 0);
+        s->read = 1;
+        return;
+    }
+    CHECK(s->read == ((s->tell & L2C_TELL_READ) != 0)); /* that comes first */
     if (event->kind == L2C_EVENT_TOKEN) {
         CHECK(s->tell & (L2C_TELL_TOKENS | L2C_TELL_LOGPROBS) && s->n_heard < s->n);
         CHECK(event->chosen.token == s->tokens[s->n_heard] && event->n_tokens == s->n_heard + 1);
@@ -258,6 +265,7 @@ typedef struct {
     l2c_pool *pool;
     l2c_batch *batch;
     l2c_sampler sampler;
+    uint64_t n_cached; /* of prompts, as told story by story */
 } reader;
 
 enum { LONG = 600 };
@@ -284,18 +292,21 @@ static int64_t add_prompt(reader *r, int32_t text, size_t n, int32_t max_tokens)
     int32_t prompt[LONG];
     for (size_t i = 0; i < n; i++) prompt[i] = ((int32_t)i * (2 * text + 1) + text) % 270;
     int64_t id;
-    l2c_request request = {
-        .prompt = prompt, .n_prompt = n, .sampler = &r->sampler, .max_tokens = max_tokens, .tell = L2C_TELL_TOKENS};
+    l2c_request request = {.prompt = prompt, .n_prompt = n, .sampler = &r->sampler, .max_tokens = max_tokens,
+                           .tell = L2C_TELL_TOKENS | L2C_TELL_READ};
     CHECK(l2c_batch_add(r->batch, &request, &id, NULL) == L2C_OK);
     return id;
 }
 
-/* One step; how many events it has of a story. */
+/* One step; how many events it has of a story, but for READ. */
 static size_t step(reader *r, int64_t id) {
     const l2c_event *events;
     size_t n, of_story = 0;
     CHECK(l2c_batch_step(r->batch, &events, &n, NULL) == L2C_OK);
-    for (size_t i = 0; i < n; i++) of_story += events[i].story == id;
+    for (size_t i = 0; i < n; i++) {
+        if (events[i].kind == L2C_EVENT_READ) r->n_cached += (uint64_t)events[i].n_cached;
+        else of_story += events[i].story == id;
+    }
     return of_story;
 }
 
@@ -356,6 +367,7 @@ void test_batch_prompts(void) {
     add_prompt(&r, 4, 10, 1);
     finish(&r);
     CHECK(n_computed(&r, before) == 10 + 1 + 3 + 10);
+    CHECK(l2c_batch_count(r.batch).cached_prompt_tokens == r.n_cached);
     free_reader(&r);
 }
 
@@ -398,7 +410,7 @@ void test_batch_refusals(void) {
     for (size_t i = 0; i < 2; i++) wrong[3 + i].prompt = tokens[i], wrong[3 + i].n_prompt = 2;
     for (size_t i = 0; i < 2; i++) wrong[5 + i].ends = tokens[2 + i], wrong[5 + i].n_ends = 2;
     wrong[7].sampler = &bad;
-    wrong[8].tell = 8;
+    wrong[8].tell = 16;
     wrong[9].tell = -1;
     wrong[10].n_top = L2C_MAX_TOP + 1;
     wrong[11].n_top = -1;
@@ -439,8 +451,9 @@ void test_batch_refusals(void) {
     int64_t third = add_prompt(&r, 2, 5, 3);
     CHECK(l2c_batch_stories(r.batch) == 2);
     CHECK(l2c_batch_mask(r.batch, first, bits, NULL) == L2C_OK); /* which forbids all */
-    CHECK(l2c_batch_step(r.batch, &events, &n, NULL) == L2C_OK && n == 3);
+    CHECK(l2c_batch_step(r.batch, &events, &n, NULL) == L2C_OK && n == 5);
     for (size_t i = 0; i < n; i++) {
+        if (events[i].kind == L2C_EVENT_READ) continue;
         if (events[i].story == second) CHECK(events[i].kind == L2C_EVENT_END && events[i].reason == L2C_END_DROPPED);
         if (events[i].story == first) CHECK(events[i].kind == L2C_EVENT_END && events[i].reason == L2C_END_NONFINITE);
         if (events[i].story == third) CHECK(events[i].kind == L2C_EVENT_TOKEN);

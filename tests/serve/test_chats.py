@@ -81,10 +81,6 @@ def test_the_files_template(chat_server: Running, chatty: Llama) -> None:
     body = {"messages": MESSAGES, "seed": 3, "max_tokens": 12}
     (choice,) = chat_server.ok("/v1/chat/completions", **body)["choices"]
     assert choice["message"]["content"] == told(chatty, seed=3, max_tokens=12)
-    parts = [{"type": "text", "text": "A "}, {"type": "text", "text": "cat"}]
-    in_parts = [MESSAGES[0], {"role": "user", "content": parts}]
-    (again,) = chat_server.ok("/v1/chat/completions", **body | {"messages": in_parts})["choices"]
-    assert again["message"]["content"] == choice["message"]["content"]
     prompt = chat_server.ok("/apply-template", messages=MESSAGES)
     body = {"messages": MESSAGES, "tools": [], "max_tokens": 5, "temperature": 0.5}
     assert chat_server.ok("/apply-template", **body) == prompt  # as clients send it to a chat
@@ -92,6 +88,25 @@ def test_the_files_template(chat_server: Running, chatty: Llama) -> None:
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tools")
     assert prompt["tokens"] == chatty.chat(MESSAGES).prompt_tokens  # type: ignore[arg-type]
     assert "A cat" in prompt["prompt"] and "<|im_start|>" in prompt["prompt"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "text", "begun"),
+    [
+        (["A cat"],) + 2 * ("A cat",),
+        (["", "A", "", "cat"], "A\n\ncat", "A\n\n\n\ncat"),
+        ([], "", ""),
+    ],
+)
+def test_parts_of_a_message(parts: list[str], text: str, begun: str, chat_server: Running) -> None:
+    """As llama.cpp joins them: by a line break, in an answer that is begun by two."""
+
+    def tokens(user: Any, assistant: Any) -> Any:
+        told = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+        return chat_server.ok("/apply-template", messages=told)["tokens"]
+
+    listed = [{"type": "text", "text": part} for part in parts]
+    assert tokens(listed, listed) == tokens(text, begun)
 
 
 def test_messages_cannot_fake_control_tokens(chat_server: Running, chatty: Llama) -> None:

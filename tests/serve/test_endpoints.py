@@ -89,9 +89,55 @@ def test_llama_cpps_completion(server: Running, storyteller: Llama) -> None:
     assert [each["index"] for each in both] == [0, 1]
     end = server.ok("/completion", **body | {"n_predict": -1})
     assert end["stop_type"] == "eos"
-    assert server.ok("/completion", **body | {"n_predict": -1}, ignore_eos=True)["stop_type"] == (
-        "limit"
-    )
+    on = server.ok("/completion", **body | {"n_predict": -1}, ignore_eos=True, return_tokens=True)
+    assert on["stop_type"] == "limit" and len(on["tokens"]) == 512 - 5 + 1
+    bias = on["generation_settings"]["logit_bias"]
+    assert bias == {str(token): None for token in storyteller.tokenizer.ends}  # minus infinity
+    assert not storyteller.tokenizer.ends.intersection(on["tokens"])
+
+
+def test_timings(storyteller: Llama) -> None:
+    """The prompt's time is not the story's, streamed or not; each story of a request has its own."""
+    long = "The lion and the rabbit went to the park. " * 20
+    body: dict[str, Any] = {"prompt": [long, PROMPT], "n_predict": 1, "seed": 5}
+    with serving(storyteller, slots=1) as server:
+        whole = server.ok("/completion", **body)
+        streamed = [each for each in server.events("/completion", **body) if each["stop"]]
+        for answer in (*whole, *streamed):
+            timings = answer["timings"]
+            assert timings["prompt_n"] + timings["cache_n"] == answer["tokens_evaluated"]
+            assert timings["prompt_ms"] > 0 and timings["predicted_n"] == 1
+            for name in ("ms", "per_token_ms", "per_second"):  # it came with the prompt's last
+                assert timings[f"predicted_{name}"] == 0
+        assert whole[0]["timings"]["prompt_ms"] != whole[1]["timings"]["prompt_ms"]
+        timings = server.ok("/completion", **body | {"prompt": long, "n_predict": 9})["timings"]
+        rate = 8e3 / timings["predicted_ms"]
+        assert timings["predicted_per_second"] == pytest.approx(rate)
+        assert timings["predicted_per_token_ms"] == pytest.approx(1e3 / rate)
+        nothing = server.ok("/completion", **body | {"n_predict": 0})
+        assert all(each["timings"]["predicted_ms"] == 0 for each in nothing)
+
+
+def test_tokens_found_in_the_cache(storyteller: Llama) -> None:
+    """Of each story of /completion; of a request of OpenAI's, of whose choices one reads for all."""
+    long, other = (f"{name} and the rabbit went to the park. " * 9 for name in ("A lion", "Tom"))
+    n, m = (1 + len(storyteller.tokenizer.encode(text)) for text in (long, other))
+    with serving(storyteller, slots=4) as server:
+
+        def cached(prompt: Any, **body: Any) -> int:
+            usage = server.ok("/v1/completions", prompt=prompt, max_tokens=2, **body)["usage"]
+            told: int = usage["prompt_tokens_details"]["cached_tokens"]
+            return told
+
+        for expected in ([0, 0], [n - 1, m - 1]):
+            answers = server.ok("/completion", prompt=[long, other], n_predict=2)
+            assert [answer["tokens_cached"] for answer in answers] == expected
+            assert [answer["timings"]["cache_n"] for answer in answers] == expected
+        assert cached([other, long], n=2) == n - 1 + m - 1
+        assert cached("Once more", n=3) == 1  # BOS
+        body = {"prompt": long, "max_tokens": 2, "stream_options": {"include_usage": True}}
+        usage = server.events("/v1/completions", **body)[-2]["usage"]
+        assert usage["prompt_tokens_details"] == {"cached_tokens": n - 1}
 
 
 def test_slots_tell_the_same_text(server: Running) -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import signal
 import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,7 +20,7 @@ from tiny import Shape, TinyLlama, tokenizer_file
 from pyllama2c import Llama
 from pyllama2c._ffi import lib
 from pyllama2c.engine.memory import Limit
-from pyllama2c.errors import OutOfMemoryError
+from pyllama2c.errors import DeviceError, OutOfMemoryError
 from pyllama2c.serve import streams
 from pyllama2c.serve.service import Limits, Service
 
@@ -224,6 +225,79 @@ def test_an_engine_that_fails_in_the_middle(storyteller: Llama) -> None:
         (choice,) = server.ok("/v1/completions", prompt=PROMPT, seed=6, max_tokens=30)["choices"]
         assert choice["text"] == whole_story(storyteller, 6, 30)
         server.wait_until_idle()
+
+
+def test_health_after_a_card_is_lost(storyteller: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is it said to be well while no batch can be opened; a story that is told mends that."""
+
+    def fails(error: Exception) -> Any:
+        def call(*_: Any) -> None:
+            raise error
+
+        return call
+
+    with serving(storyteller, slots=2) as server:
+
+        def health() -> tuple[int, str]:
+            answer = server.http.get("/health")
+            return answer.status_code, answer.json().get("error", {}).get("message", "")
+
+        with monkeypatch.context() as patch:
+            lost = DeviceError("the card is lost to this process")
+            patch.setattr("pyllama2c.generation.batch.Batch.step", fails(lost))
+            assert health() == (200, "")
+            assert post(server, prompt=PROMPT).status_code == 500
+            assert health() == (503, f"the engine cannot compute: {lost}")
+        with monkeypatch.context() as patch:
+            full = OutOfMemoryError("no memory for a batch")
+            patch.setattr(server.service.engine, "_new_batch", fails(full))
+            assert post(server, prompt=PROMPT).status_code == 500
+            assert health() == (503, f"the engine cannot compute: {full}")
+        assert post(server, prompt=PROMPT).status_code == 200
+        assert health() == (200, "")
+        with monkeypatch.context() as patch:
+            scored = {"echo": True, "logprobs": 1, "max_tokens": 0}
+            patch.setattr("pyllama2c.engine.session.Session.feed", fails(lost))
+            assert post(server, prompt=PROMPT, **scored).status_code == 500
+            assert health()[0] == 503
+        server.service.engine.stop()
+        assert health() == (503, "the engine cannot compute: its thread has ended")
+
+
+def test_calls_outside_the_batch_take_turns(
+    storyteller: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each holds a whole context's keys and values: of any number, two at a time."""
+    gate, running, most = threading.Event(), 0, 0
+    lock = threading.Lock()
+
+    def held(*_: Any) -> dict[str, Any]:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        gate.wait()
+        with lock:
+            running -= 1
+        return {}
+
+    monkeypatch.setattr("pyllama2c.serve.receipts.verify", held)
+    monkeypatch.setattr("pyllama2c.serve.explain.next_token", held)
+    limits = Limits(wait=1.5, request=1.5)
+    with serving(storyteller, limits=limits) as server, ThreadPoolExecutor(8) as pool:
+        url = f"{server.url}/api"
+        asked = [
+            pool.submit(httpx.post, f"{url}/{path}", json={}, timeout=None)
+            for path in ("verify", "next") * 4
+        ]
+        answers = [each.result() for each in asked]
+        assert sorted(answer.status_code for answer in answers) == [429] * 6 + [503] * 2
+        assert all(a.headers["retry-after"] for a in answers if a.status_code == 429)
+        server.ok("/v1/completions", prompt=PROMPT, max_tokens=2)
+        gate.set()  # they are given up, but have the turns until they end
+        wait(lambda: running == 0)
+        assert most == 2
+        assert server.ok("/api/verify") == {}
 
 
 # ---- Shutdown ----
