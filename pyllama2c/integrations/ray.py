@@ -10,25 +10,32 @@ import hashlib
 import inspect
 import json
 import os
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 try:
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
     import ray
+    from ray import cloudpickle
     from ray.data import ActorPoolStrategy, Dataset
     from ray.data.block import BlockAccessor
+    from ray.exceptions import GetTimeoutError
 except ImportError as error:
     raise ImportError(f"{error}: pip install 'pyllama2c[ray]'") from None
 
 from pyllama2c import validate
-from pyllama2c.errors import StoryFileError
-from pyllama2c.files.lock import lock
+from pyllama2c.errors import Llama2cError, in_words
+from pyllama2c.integrations.story_folder import (
+    ids_in,
+    ids_of,
+    locked,
+    no_column,
+    one_array,
+    write_rows,
+)
 from pyllama2c.model import Llama
 
 ROWS = 250
@@ -45,7 +52,6 @@ _ADDED = pa.schema(
 )
 _CHANGE_NOTHING = ("threads", "max_batch")
 """arguments of Stories that no story depends on"""
-_MADE = b"pyllama2c"
 _SECONDS_TO_OPEN = 600
 
 
@@ -92,14 +98,14 @@ class Stories:
     def __call__(self, batch: Any) -> pa.Table:
         """Of rows in any of Ray's formats."""
         table = batch if isinstance(batch, pa.Table) else BlockAccessor.batch_to_arrow_block(batch)
-        for name in (self._id, self._prompt):
-            if name not in table.column_names:
-                raise ValueError(f"there is no column {name!r}; there are {table.column_names}")
+        ids = ids_of(table, self._id).to_pylist()
+        if self._prompt not in table.column_names:
+            raise no_column(self._prompt, table)
         if taken := set(table.column_names) & set(_ADDED.names):
             raise ValueError(f"the dataset has columns {sorted(taken)} already: rename them")
         stories = self._llama.generate_batch(
             table[self._prompt].to_pylist(),
-            seed=[(self._seed + _number(id)) % 2**64 for id in table[self._id].to_pylist()],
+            seed=[(self._seed + _number(id)) % 2**64 for id in ids],
             max_batch=self._max_batch,
             in_order=True,
             **self._parameters,
@@ -120,12 +126,47 @@ class Stories:
         return table
 
 
-def _number(id: Any) -> int:
-    if isinstance(id, str):
-        return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest(), "little")
-    if type(id) is not int:
-        raise ValueError(f"an id is {validate.shown(id)}; it must be an integer or text")
-    return id
+class _Writer(Stories):
+    """Writes what it tells at once: a task for that would wait for a CPU, and lose more to a kill.
+
+    A model that does not open is an answer too: Ray would start the actor again for ever.
+    """
+
+    def __init__(self, file: dict[str, Any], stories: dict[str, Any]):
+        self._file, self._error = file, None
+        try:
+            super().__init__(**stories)
+        except Exception as error:
+            self._error = Llama2cError(f"on the machine {socket.gethostname()}: {in_words(error)}")
+
+    def __call__(self, batch: Any) -> pa.Table:
+        return _written(batch, self._tell, **self._file)
+
+    def _tell(self, batch: Any) -> pa.Table:
+        if self._error:
+            raise self._error
+        return super().__call__(batch)
+
+
+def _written(
+    rows: pa.Table, tell: Callable[[pa.Table], pa.Table] | None, id: str, kind: Any, **file: Any
+) -> pa.Table:
+    """The ids in a new file, or an exception: one that is raised, Ray hides in its own."""
+    answer: pa.Array | Exception
+    try:
+        ids = ids_of(rows, id)
+        answer = one_array([*ids.chunks, pa.array([], kind or ids.type)])
+        if len(answer):
+            write_rows(tell(rows) if tell else rows, answer, **file)
+    except Exception as error:
+        answer = error
+    return pa.table({"answer": [cloudpickle.dumps(answer)]})
+
+
+def _number(id: int | str) -> int:
+    if isinstance(id, int):
+        return id
+    return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest(), "little")
 
 
 def write_dataset(
@@ -145,9 +186,10 @@ def write_dataset(
     when they are whole. Ids, in the column `id`, have to be unique.
 
     stories: arguments of Stories; None: the rows are written as they are.
-    actors: default: as many as fit beside one CPU that reads and writes.
+    actors: default: as many as fit beside one CPU that reads.
     StoryFileError for a folder with other files or other stories, or one that another run writes
-    to. ValueError for actors that the cluster has no room for.
+    to. ValueError for ids that are wrong, and for actors that the cluster has no room for;
+    Llama2cError where other jobs hold the CPUs for 10 minutes, or a machine cannot open the model.
     """
     if stories is not None:
         inspect.signature(Stories).bind(**stories, id=id)
@@ -161,8 +203,10 @@ def write_dataset(
         ray.init()
     n = 0 if stories is None else _room_for(actors, cpus_per_actor)
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder) as token:
-        done = _ids(folder, id, made)
+    with locked(folder) as token:
+        done = ids_in(folder, id, made)
+        file = {"folder": folder, "id": id, "made": made, "token": token}
+        file["kind"] = None if done is None else done.type
         rest = dataset
         if done is not None:
             rest = rest.map_batches(
@@ -171,23 +215,41 @@ def write_dataset(
                 batch_format="pyarrow",
                 batch_size=None,
             )
-        if stories is not None:
-            rest = rest.repartition(target_num_rows_per_block=ROWS).map_batches(
-                Stories,
-                fn_constructor_kwargs={**stories, "id": id},
-                batch_format="pyarrow",
-                batch_size=ROWS,
+        rest = rest.repartition(target_num_rows_per_block=ROWS, strict=True)
+        batches: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": ROWS}
+        if stories is None:
+            answers = rest.map_batches(_written, fn_kwargs={"tell": None, **file}, **batches)
+        else:
+            answers = rest.map_batches(
+                _Writer,
+                fn_constructor_kwargs={"file": file, "stories": {**stories, "id": id}},
                 num_cpus=cpus_per_actor,
                 compute=ActorPoolStrategy(size=n),
+                **batches,
             )
-        counts = rest.map_batches(
-            _write,
-            fn_kwargs={"folder": folder, "id": id, "made": made, "token": token},
-            batch_format="pyarrow",
-            batch_size=ROWS,
-        )
-        counts.context.wait_for_min_actors_s = _SECONDS_TO_OPEN  # others may hold the CPUs
-        return sum(int(row["rows"]) for row in counts.iter_rows())
+        answers.context.wait_for_min_actors_s = _SECONDS_TO_OPEN  # others may hold the CPUs
+        try:
+            return _count(answers)
+        except GetTimeoutError:
+            raise Llama2cError(
+                f"no CPUs for {n} actors within {_SECONDS_TO_OPEN} seconds: other jobs hold them "
+                "(`ray status` shows it)"
+            ) from None
+
+
+def _count(answers: Dataset) -> int:
+    """How many ids were written, each of them once."""
+    written: list[pa.Array] = []
+    look = 2 * ROWS
+    for row in answers.iter_rows():
+        answer = cloudpickle.loads(row["answer"])
+        if isinstance(answer, Exception):
+            raise answer
+        written.append(answer)
+        if sum(map(len, written)) >= look:
+            written = [one_array(written)]
+            look = 2 * len(written[0])
+    return len(one_array(written)) if written else 0
 
 
 def _room_for(actors: int | None, cpus: int) -> int:
@@ -202,67 +264,15 @@ def _room_for(actors: int | None, cpus: int) -> int:
     if most < max(actors or 0, 1):
         raise ValueError(
             f"there is no room for {actors or 1} actors of {cpus} CPUs: the cluster's nodes have "
-            f"{nodes} CPUs, one of which must be free to read and write, so that {max(most, 0)} fit"
+            f"{nodes} CPUs, one of which must be free to read, so that {max(most, 0)} fit"
         )
     return most if actors is None else actors
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[str]:
-    """For one run at a time; yields what the lock says while it is this run's."""
-    with (folder / ".lock").open("a+") as file:
-        try:
-            lock(file.fileno())
-        except BlockingIOError:
-            raise StoryFileError(f"{folder} is being written by another run") from None
-        token = uuid.uuid4().hex
-        file.truncate(0)
-        file.write(token)
-        file.flush()
-        for cut in folder.glob(".*.tmp"):
-            cut.unlink(missing_ok=True)
-        yield token
-
-
-def _ids(folder: Path, id: str, made: str) -> Any:
-    """Ids that are in the folder's files, as an Arrow array; None where there are none."""
-    found: list[Any] = []
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        try:
-            table = pq.read_table(path, columns=[id], partitioning=None)
-            was = table.schema.metadata[_MADE].decode()
-            ids = table[id]
-        except (pa.ArrowException, OSError, KeyError, TypeError) as error:
-            raise StoryFileError(f"{path} is not a file of write_dataset's: {error}") from None
-        if was != made:
-            raise StoryFileError(
-                f"{path} was made with {was}, and this run is of {made}; name another folder"
-            )
-        found += ids.chunks
-    return pa.concat_arrays(found) if found else None
-
-
 def _without(rows: pa.Table, id: str, known: Any) -> pa.Table:
-    column = rows[id]
-    done = ray.get(known).cast(column.type)
-    return rows.filter(pc.invert(pc.is_in(column, value_set=done)))
-
-
-def _write(rows: pa.Table, folder: Path, id: str, made: str, token: str) -> pa.Table:
-    """A file, named by its ids: a task that Ray runs twice writes the same file twice."""
-    if len(rows):
-        name = hashlib.blake2b(repr(rows[id].to_pylist()).encode(), digest_size=16).hexdigest()
-        new = folder / f".{name}-{uuid.uuid4().hex}.tmp"
-        try:
-            with new.open("xb") as file:
-                pq.write_table(rows.replace_schema_metadata({_MADE: made.encode()}), file)
-                file.flush()
-                os.fsync(file.fileno())
-            if (folder / ".lock").read_text() != token:  # the driver was killed, and run again
-                raise StoryFileError(f"{folder} is being written by another run")
-            new.replace(folder / f"{name}.parquet")
-        finally:
-            new.unlink(missing_ok=True)
-    return pa.table({"rows": pa.array([len(rows)], pa.int64())})
+    try:
+        ids = ids_of(rows, id)
+    except ValueError:
+        return rows  # _written says what is wrong
+    done = ray.get(known)
+    return rows.filter(pc.invert(pc.is_in(ids, done))) if ids.type == done.type else rows

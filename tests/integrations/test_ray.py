@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from pyllama2c import Llama, StoryFileError
+from pyllama2c import Llama, Llama2cError, StoryFileError
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'pyllama2c[ray]'")
 pa = pytest.importorskip("pyarrow", reason="needs Ray Data: pip install 'pyllama2c[ray]'")
@@ -82,10 +82,11 @@ def told(folder: Path) -> list[dict[str, Any]]:
     return pa.concat_tables(files).sort_by("id").to_pylist()
 
 
-def when_a_file_is_there(folder: Path, process: subprocess.Popen[bytes] | None = None) -> None:
-    while not list(folder.glob("*.parquet")):
+def half_way(folder: Path, process: subprocess.Popen[bytes] | None = None) -> None:
+    """Until the folder has half of the files."""
+    while len(list(folder.glob("*.parquet"))) < COUNT // 250 // 2:
         assert process is None or process.poll() is None
-        sleep(0.05)
+        sleep(0.02)
 
 
 @pytest.mark.usefixtures("cluster")
@@ -94,6 +95,7 @@ def test_rows_of_one_process_and_nothing_twice(rows: list[dict[str, Any]], tmp_p
 
     assert write_dataset(asked(300), tmp_path / "f", MADE, actors=2) == 300
     assert told(tmp_path / "f") == rows[:300]
+    assert len(list((tmp_path / "f").glob("*.parquet"))) == 2  # whole batches, but for the last
     files = sorted(tmp_path.rglob("*.parquet"))
     assert write_dataset(asked(300), tmp_path / "f", MADE, actors=1) == 0
     assert sorted(tmp_path.rglob("*.parquet")) == files
@@ -112,10 +114,13 @@ def test_an_actor_that_is_killed(rows: list[dict[str, Any]], tmp_path: Path) -> 
     killed: list[int] = []
 
     def kill() -> None:
-        when_a_file_is_there(tmp_path / "f")
-        alive = [actor for actor in state.actors().values() if actor["State"] == "ALIVE"]
-        killed.append(alive[0]["Pid"])
-        os.kill(alive[0]["Pid"], signal.SIGKILL)
+        half_way(tmp_path / "f")
+        killed.extend(
+            actor["Pid"]
+            for actor in state.actors().values()
+            if actor["State"] == "ALIVE" and "_Writer" in actor["ActorClassName"]
+        )
+        os.kill(killed[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -137,11 +142,14 @@ ray.init(address={cluster.address!r}, log_to_driver=False)
 write_dataset(asked(), {os.fspath(tmp_path / "f")!r}, MADE, actors=2)
 """
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
-    when_a_file_is_there(tmp_path / "f", process)
+    half_way(tmp_path / "f", process)
     process.kill()
     assert process.wait() == -signal.SIGKILL
     left = write_dataset(asked(), tmp_path / "f", MADE, actors=2)
-    assert left < COUNT and told(tmp_path / "f") == rows
+    assert 0 < left < COUNT and told(tmp_path / "f") == rows
+    files = sorted((tmp_path / "f").iterdir())
+    assert write_dataset(asked(), tmp_path / "f", MADE, actors=2) == 0
+    assert sorted((tmp_path / "f").iterdir()) == files
 
 
 @pytest.mark.usefixtures("cluster")
@@ -160,7 +168,8 @@ def test_actors_that_find_no_room(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("cluster")
 def test_folders_of_something_else(tmp_path: Path) -> None:
-    from pyllama2c.integrations.ray import _locked, write_dataset
+    from pyllama2c.integrations.ray import write_dataset
+    from pyllama2c.integrations.story_folder import locked
 
     (tmp_path / "note.txt").write_text("precious")
     with pytest.raises(StoryFileError, match=r"note\.txt is not a file of write_dataset's"):
@@ -176,10 +185,89 @@ def test_folders_of_something_else(tmp_path: Path) -> None:
             write_dataset(asked(3), tmp_path, MADE)
     (tmp_path / "mine.parquet").unlink()
     with (
-        _locked(tmp_path),
+        locked(tmp_path),
         pytest.raises(StoryFileError, match="is being written by another run"),
     ):
         write_dataset(asked(3), tmp_path, MADE)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_actors_that_wait_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other jobs hold the CPUs: it gives up, instead of waiting for ever."""
+    from pyllama2c.integrations import ray as module
+
+    @ray.remote(num_cpus=2)  # type: ignore[untyped-decorator, unused-ignore]
+    class Other:
+        def ready(self) -> bool:
+            return True
+
+    others = [Other.remote() for _ in range(2)]
+    assert all(ray.get([other.ready.remote() for other in others]))
+    monkeypatch.setattr(module, "_SECONDS_TO_OPEN", 3)
+    try:
+        with pytest.raises(Llama2cError, match="no CPUs for 1 actors within 3 seconds"):
+            module.write_dataset(asked(3), tmp_path / "f", MADE, actors=1)
+    finally:
+        for other in others:
+            ray.kill(other)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_datasets_that_are_wrong(tmp_path: Path) -> None:
+    """An exception in words; Ray's own would be a page of advice about retries."""
+    from pyllama2c.integrations.ray import write_dataset
+
+    def of(ids: list[Any]) -> Any:
+        return ray.data.from_items([{"id": id, "prompt": ""} for id in ids])
+
+    once = {"seed": 1, "max_tokens": 1}
+    for dataset, made, kind, message in (
+        (of([7, 7]), once, ValueError, "1 ids are there more than once, such as 7"),
+        (of([*range(300), 5]), once, ValueError, "1 ids are there more than once, such as 5"),
+        (of([1, "a"]), once, ray.exceptions.RayTaskError, "incompatible types: int64 vs string"),
+        (of([1.5]), once, ValueError, "column 'id' are double: integers or text are fine"),
+        (of([1]), {**once, "prompt": "begin"}, ValueError, "no column 'begin'; there are"),
+        (of([1]), {**once, "max_tokens": "x"}, TypeError, "max_tokens is 'x'"),
+        (
+            of([1]),
+            {**once, "model": "/nowhere/x.bin"},
+            Llama2cError,
+            "on the machine .*/nowhere/x.bin",
+        ),
+    ):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        with pytest.raises(kind, match=message):
+            write_dataset(dataset, folder, made, actors=1)
+    assert write_dataset(ray.data.from_items([]), tmp_path / "e", once, actors=1) == 0
+    assert write_dataset(of([1, 2]), tmp_path / "f", None) == 2
+    for width in (pa.int8(), pa.uint64()):  # of ids that are there already
+        table = pa.table({"id": pa.array([1, 2], width), "prompt": ["", ""]})
+        assert write_dataset(ray.data.from_arrow(table), tmp_path / "f", None) == 0
+    with pytest.raises(ValueError, match="several types"):
+        write_dataset(of(["a"]), tmp_path / "f", None)
+
+
+def test_a_write_that_is_killed(tmp_path: Path) -> None:
+    """A file without a name is no file, and goes when the folder is opened again."""
+    from pyllama2c.integrations.story_folder import ids_in, locked
+
+    code = f"""
+import os, signal
+from pathlib import Path
+import pyarrow as pa
+from pyllama2c.integrations.story_folder import locked, write_rows
+folder = Path({os.fspath(tmp_path)!r})
+ids = pa.array([1])
+with locked(folder) as token:
+    os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
+    write_rows(pa.table({{"id": ids}}), ids, folder, "made", token)
+"""
+    killed = subprocess.run([sys.executable, "-c", code], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert list(tmp_path.glob(".*.tmp"))
+    with locked(tmp_path):
+        assert ids_in(tmp_path, "id", "made") is None
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 # ---- Stories alone: a batch in, a batch out ----
@@ -206,10 +294,12 @@ def test_a_wrong_prompt_is_a_row_with_an_error() -> None:
     assert good == same and good["error"] is None and good["text"]
     assert (bad["text"], bad["tokens"], bad["finish_reason"]) == ("", 0, "error")
     assert "the model's context is 512" in bad["error"]
-    (missing,) = stories(
-        pa.table({"key": ["a"], "begin": pa.array([None], pa.string())})
-    ).to_pylist()
-    assert missing["finish_reason"] == "error" and "None" in missing["error"]
+    for nothing in (pa.array([None], pa.string()), pa.nulls(1), pa.array([float("nan")])):
+        (missing,) = stories(pa.table({"key": ["a"], "begin": nothing})).to_pylist()
+        assert missing["finish_reason"] == "error"
+        assert f"prompt is {nothing[0].as_py()}" in missing["error"]
+    (huge,) = stories(pa.table({"key": ["a"], "begin": ["tale " * 200_000]})).to_pylist()
+    assert "the model's context is 512" in huge["error"]
     ids = pa.array([[1, 403]], pa.list_(pa.int32()))
     (of_ids,) = stories(pa.table({"key": ["a"], "begin": ids})).to_pylist()
     assert of_ids["error"] is None and of_ids["tokens"] == 5
@@ -222,9 +312,9 @@ def test_columns_that_are_wrong() -> None:
     for columns, message in (
         ({"id": [1]}, r"there is no column 'prompt'; there are \['id'\]"),
         ({"id": [1], "prompt": ["a"], "text": ["b"]}, r"has columns \['text'\] already"),
-        ({"id": [1.0], "prompt": ["a"]}, "an id is 1.0; it must be an integer or text"),
-        ({"id": [True], "prompt": ["a"]}, "an id is True"),
-        ({"id": pa.array([None], pa.int64()), "prompt": ["a"]}, "an id is None"),
+        ({"id": [1.0], "prompt": ["a"]}, "ids in the column 'id' are double: integers or text"),
+        ({"id": [True], "prompt": ["a"]}, "ids in the column 'id' are bool"),
+        ({"id": pa.array([1, None]), "prompt": ["a", "b"]}, "an id in the column 'id' is missing"),
     ):
         with pytest.raises(ValueError, match=message):
             stories(pa.table(columns))
