@@ -114,6 +114,12 @@ def test_timings(storyteller: Llama) -> None:
         rate = 8e3 / timings["predicted_ms"]
         assert timings["predicted_per_second"] == pytest.approx(rate)
         assert timings["predicted_per_token_ms"] == pytest.approx(1e3 / rate)
+        body |= {"n_predict": 9, "timings_per_token": True}
+        *chunks, _ = server.events("/completion", **body | {"prompt": PROMPT})
+        seen = [chunk["timings"] for chunk in chunks]
+        assert [each["predicted_n"] for each in seen] == list(range(1, 10))
+        times = [each["predicted_ms"] for each in seen]
+        assert times[0] == 0 and times == sorted(set(times))
         nothing = server.ok("/completion", **body | {"n_predict": 0})
         assert all(each["timings"]["predicted_ms"] == 0 for each in nothing)
 
