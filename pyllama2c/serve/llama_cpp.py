@@ -122,7 +122,7 @@ class LlamaCppAnswer:
 
 
 def _timings(story: Story, n: int, now: float) -> dict[str, int | float]:
-    """Of `n` tokens. The first is drawn when the prompt has been read: only the others take time."""
+    """Of `n` tokens. The first is drawn when the prompt is read: only the others take time."""
     read = 1e3 * (story.read_at - story.begun_at)
     told = 1e3 * (now - story.read_at) if n > 1 else 0.0
     n_read, n_steps = len(story.request.prompt_tokens) - story.n_cached, max(0, n - 1)

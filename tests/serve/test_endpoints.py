@@ -97,7 +97,7 @@ def test_llama_cpps_completion(server: Running, storyteller: Llama) -> None:
 
 
 def test_timings(storyteller: Llama) -> None:
-    """The prompt's time is not the story's, streamed or not; each story of a request has its own."""
+    """The prompt's time is not the story's, streamed or not; each story has its own."""
     long = "The lion and the rabbit went to the park. " * 20
     body: dict[str, Any] = {"prompt": [long, PROMPT], "n_predict": 1, "seed": 5}
     with serving(storyteller, slots=1) as server:
@@ -125,7 +125,7 @@ def test_timings(storyteller: Llama) -> None:
 
 
 def test_tokens_found_in_the_cache(storyteller: Llama) -> None:
-    """Of each story of /completion; of a request of OpenAI's, of whose choices one reads for all."""
+    """Of each story of /completion; of a request of OpenAI's, one choice reads for all."""
     long, other = (f"{name} and the rabbit went to the park. " * 9 for name in ("A lion", "Tom"))
     n, m = (1 + len(storyteller.tokenizer.encode(text)) for text in (long, other))
     with serving(storyteller, slots=4) as server:
