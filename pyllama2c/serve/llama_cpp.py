@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from pyllama2c import __version__
@@ -65,6 +66,8 @@ class LlamaCppAnswer:
             "tokens_predicted": story.n_told,
             "tokens_evaluated": len(story.request.prompt_tokens),
         }
+        if self._request.timings_per_token:
+            out["timings"] = _timings(story, story.n_told, perf_counter())
         if piece.logprob is not None:
             entry = TokenTexts(self._service.tokenizer, story.request.prompt_tokens)
             scored = chat_logprobs([entry.feed(piece.token, piece.logprob)], self._service.names)
@@ -104,7 +107,7 @@ class LlamaCppAnswer:
             "stop_type": "word" if word else "eos" if done.finish_reason == "stop" else "limit",
             "stopping_word": word or "",
             "tokens_cached": story.n_cached,
-            "timings": _timings(story, len(done.tokens)),
+            "timings": _timings(story, len(done.tokens), story.ended_at),
         }
         if self._request.receipt:
             out["receipt"] = make_receipt(service.identity, story, service.tokenizer)
@@ -118,10 +121,10 @@ class LlamaCppAnswer:
         return out
 
 
-def _timings(story: Story, n: int) -> dict[str, int | float]:
-    """The first token is drawn when the prompt has been read: only those after it take time."""
+def _timings(story: Story, n: int, now: float) -> dict[str, int | float]:
+    """Of `n` tokens. The first is drawn when the prompt is read: only the others take time."""
     read = 1e3 * (story.read_at - story.begun_at)
-    told = 1e3 * (story.ended_at - story.read_at)
+    told = 1e3 * (now - story.read_at) if n > 1 else 0.0
     n_read, n_steps = len(story.request.prompt_tokens) - story.n_cached, max(0, n - 1)
     return {
         "cache_n": story.n_cached,

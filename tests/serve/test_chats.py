@@ -49,7 +49,10 @@ def test_openai_python(server: Running, storyteller: Llama) -> None:
     assert (first.choices[0].delta.role, first.choices[0].delta.content) == ("assistant", "")
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected
     assert ended.choices[0].delta.content is None and ended.choices[0].finish_reason == "length"
-    assert usage.choices == [] and usage.usage == answer.usage
+    assert usage.choices == [] and usage.usage is not None
+    assert usage.usage.total_tokens == answer.usage.total_tokens
+    details = usage.usage.prompt_tokens_details  # all but the last token, whose logits are needed
+    assert details is not None and details.cached_tokens == answer.usage.prompt_tokens - 1
     tool: Any = {"type": "function", "function": {"name": "f"}}
     with pytest.raises(BadRequestError, match="tools is") as caught:
         client.chat.completions.create(**about, tools=[tool])

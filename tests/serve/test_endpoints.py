@@ -97,7 +97,7 @@ def test_llama_cpps_completion(server: Running, storyteller: Llama) -> None:
 
 
 def test_timings(storyteller: Llama) -> None:
-    """The prompt's time is not the story's, streamed or not; each story of a request has its own."""
+    """The prompt's time is not the story's, streamed or not; each story has its own."""
     long = "The lion and the rabbit went to the park. " * 20
     body: dict[str, Any] = {"prompt": [long, PROMPT], "n_predict": 1, "seed": 5}
     with serving(storyteller, slots=1) as server:
@@ -114,12 +114,18 @@ def test_timings(storyteller: Llama) -> None:
         rate = 8e3 / timings["predicted_ms"]
         assert timings["predicted_per_second"] == pytest.approx(rate)
         assert timings["predicted_per_token_ms"] == pytest.approx(1e3 / rate)
+        body |= {"n_predict": 9, "timings_per_token": True}
+        *chunks, _ = server.events("/completion", **body | {"prompt": PROMPT})
+        seen = [chunk["timings"] for chunk in chunks]
+        assert [each["predicted_n"] for each in seen] == list(range(1, 10))
+        times = [each["predicted_ms"] for each in seen]
+        assert times[0] == 0 and times == sorted(set(times))
         nothing = server.ok("/completion", **body | {"n_predict": 0})
         assert all(each["timings"]["predicted_ms"] == 0 for each in nothing)
 
 
 def test_tokens_found_in_the_cache(storyteller: Llama) -> None:
-    """Of each story of /completion; of a request of OpenAI's, of whose choices one reads for all."""
+    """Of each story of /completion; of a request of OpenAI's, one choice reads for all."""
     long, other = (f"{name} and the rabbit went to the park. " * 9 for name in ("A lion", "Tom"))
     n, m = (1 + len(storyteller.tokenizer.encode(text)) for text in (long, other))
     with serving(storyteller, slots=4) as server:

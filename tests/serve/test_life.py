@@ -231,7 +231,7 @@ def test_health_after_a_card_is_lost(storyteller: Llama, monkeypatch: pytest.Mon
     """Nor is it said to be well while no batch can be opened; a story that is told mends that."""
 
     def fails(error: Exception) -> Any:
-        def call(*_: Any) -> None:
+        def call(*_: Any, **__: Any) -> None:
             raise error
 
         return call

@@ -36,7 +36,8 @@ def check(llama: Llama, receipt: Any, logprobs: list[float] | None = None) -> No
     """A receipt, and the log-probabilities that came with it, against generate."""
     parameters = dict(receipt["parameters"])
     if parameters["logit_bias"]:
-        parameters["logit_bias"] = {int(k): v for k, v in parameters["logit_bias"].items()}
+        biases = parameters["logit_bias"].items()
+        parameters["logit_bias"] = {int(k): -math.inf if v is None else v for k, v in biases}
     story = llama.generate(receipt["prompt_tokens"], seed=int(receipt["seed"]), **parameters)
     assert story.read() == receipt["text"]
     assert story.tokens == receipt["tokens"]

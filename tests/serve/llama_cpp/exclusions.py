@@ -28,10 +28,6 @@ WORDS = (
 
 FLAG = "a flag of llama.cpp's alone: "
 REFUSED = "a feature that we refuse: "
-DIFFERS = "differs: "
-
-CACHED = f"{DIFFERS}tokens found in the cache are counted in all, not by request"
-TIMES = f"{DIFFERS}an answer that is not streamed has no time of its first token, nor prompt_ms"
 
 # By what names begin with; the first that fits.
 EXCLUDED = {
@@ -62,13 +58,6 @@ EXCLUDED = {
     r"test_add_generation_prompt": f"{REFUSED}add_generation_prompt",
     r"test_access_static_assets": f"{REFUSED}the files of llama.cpp's page",
     r"test_cors_options": f"{REFUSED}requests of any page; --cors-origin allows some",
-    r"test_chat_completion\[.*user_prompt[89]": f"{DIFFERS}parts of a text stay on one line",
-    r"test_chat_template_assistant_prefill\[prefill1": f"{DIFFERS}parts of a text stay on one line",
-    r"test_ignore_eos_populates": f"{DIFFERS}the end is passed over, as by vLLM, not forbidden",
-    r"test_chat_completion_cached_tokens": CACHED,
-    r"test_completion_prompt_cache": CACHED,
-    r"test_metrics_prompt_processed_and_cached": CACHED,
-    r"test_metrics_(generation_rate|timings_are_finite)": TIMES,
 }
 
 

@@ -230,6 +230,14 @@ def _metrics(text: str) -> str:
     sweeps = re.search(r"^llamacpp:sweep_rows_count (\d+)$", text, re.MULTILINE)
     assert sweeps
     text = re.sub(r"^llamacpp:\w+_(bucket{.*}|sum|count) .*\n", "", text, flags=re.MULTILINE)
+    # Theirs counts apart what was found in the cache.
+    total, cached = (
+        int(re.search(rf"^llamacpp:{name} (\d+)$", text, re.MULTILINE)[1])  # type: ignore[index]
+        for name in ("prompt_tokens_total", "prompt_tokens_cached_total")
+    )
+    text = text.replace(
+        f":prompt_tokens_total {total}\n", f":prompt_tokens_total {total - cached}\n"
+    )
     values = {"n_decode_total": ("counter", sweeps[1])}
     values |= {name: (kind, "0") for name, kind in _METRICS_OF_LLAMA_CPP.items()}
     for name, (kind, value) in values.items():
