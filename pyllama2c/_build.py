@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 from zlib import crc32
 
@@ -33,7 +34,13 @@ ORIGIN = f"""
 # Per-instruction-set code sits in target regions of its own files, so one set of flags serves all.
 # Never -ffast-math (it changes denormals for the whole process) nor -march (wheels travel). -g0:
 # Python's own flags ask for debugging information, which was five sixths of the extension.
-CFLAGS = ["-std=c11", "-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
+CFLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno"]
+if sys.platform == "win32":  # clang-cl (setup.py), which reads MSVC's flags and, marked, its own
+    CFLAGS = ["/O2", *(f"/clang:{flag}" for flag in CFLAGS), "-Wno-unused-command-line-argument"]
+    LDFLAGS, LIBRARIES = [], []
+else:
+    CFLAGS += ["-g0", "-fvisibility=hidden", "-pthread"]
+    LDFLAGS, LIBRARIES = ["-pthread"], ["m"]
 
 ffibuilder = FFI()
 ffibuilder.cdef(cdef())
@@ -44,7 +51,7 @@ ffibuilder.set_source(
     sources=sorted(str(path) for path in CSRC.rglob("*.c")),
     depends=sorted(str(path) for path in CSRC.rglob("*.h")),
     include_dirs=[str(CSRC)],
-    extra_compile_args=[*CFLAGS, "-pthread", *os.environ.get("PYLLAMA2C_CFLAGS", "").split()],
-    extra_link_args=["-pthread", *os.environ.get("PYLLAMA2C_LDFLAGS", "").split()],
-    libraries=["m"],
+    extra_compile_args=[*CFLAGS, *os.environ.get("PYLLAMA2C_CFLAGS", "").split()],
+    extra_link_args=[*LDFLAGS, *os.environ.get("PYLLAMA2C_LDFLAGS", "").split()],
+    libraries=LIBRARIES,
 )

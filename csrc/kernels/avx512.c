@@ -10,9 +10,10 @@
 
 #if defined(L2C_X86)
 #include <float.h>
-#include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
+
+#include "intrinsics.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512dq,avx512bw,avx512vl"))), \

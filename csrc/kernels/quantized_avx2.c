@@ -16,9 +16,10 @@
 #include "quantized.h"
 
 #if defined(L2C_X86)
-#include <immintrin.h>
 #include <math.h>
 #include <string.h>
+
+#include "intrinsics.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)

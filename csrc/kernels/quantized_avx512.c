@@ -15,8 +15,9 @@
 #include "quantized.h"
 
 #if defined(L2C_X86)
-#include <immintrin.h>
 #include <string.h>
+
+#include "intrinsics.h"
 
 #if defined(__clang__)
 #pragma clang attribute push( \

@@ -14,8 +14,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
-# How a process ends that took more time than it was given: on Windows, NOT_ENOUGH_QUOTA.
-_OUT_OF_TIME = 1816 if sys.platform == "win32" else -signal.SIGPROF
+# How a process ends that took more time than it was given.
+if sys.platform == "win32":
+    _OUT_OF_TIME = 1816  # ERROR_NOT_ENOUGH_QUOTA
+else:
+    _OUT_OF_TIME = -signal.SIGPROF
 
 _WORKER = Path(__file__).resolve().with_name("template_worker.py")
 

@@ -58,6 +58,8 @@ class TypedLines:
 
 
 def _readline_with_history() -> ModuleType | None:
+    if sys.platform == "win32":  # whose terminals edit lines themselves
+        return None
     try:
         import readline
     except ImportError:  # a Python without it: the terminal's own editing

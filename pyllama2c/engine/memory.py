@@ -100,10 +100,10 @@ def _groups() -> Iterator[Limit]:
 
 
 def _process() -> Iterator[Limit]:
-    try:
-        import resource
-    except ImportError:
+    if sys.platform == "win32":
         return
+    import resource
+
     status = _fields(Path("/proc/self/status"), 1024)
     for kind, number, use, name in (
         ("address space", resource.RLIMIT_AS, "VmSize", "RLIMIT_AS"),

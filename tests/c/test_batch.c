@@ -268,10 +268,10 @@ typedef struct {
     uint64_t n_cached; /* of prompts, as told story by story */
 } reader;
 
-enum { LONG = 600 };
+enum { LONG_PROMPT = 600 };
 
 static reader make_reader(int32_t n_sequences, int32_t n_threads) {
-    static const shape c = {16, 24, 1, 2, 1, 270, LONG, 0, 1, 0};
+    static const shape c = {16, 24, 1, 2, 1, 270, LONG_PROMPT, 0, 1, 0};
     reader r = {.file = image_checkpoint(&c, 5)};
     CHECK(l2c_model_open_memory(r.file.data, r.file.size, L2C_DTYPE_AUTO, NULL, &r.model, NULL) == L2C_OK);
     CHECK(l2c_pool_create(n_threads, &r.pool, NULL) == L2C_OK);
@@ -289,7 +289,7 @@ static void free_reader(reader *r) {
 
 /* The first n tokens of one of several texts. */
 static int64_t add_prompt(reader *r, int32_t text, size_t n, int32_t max_tokens) {
-    int32_t prompt[LONG];
+    int32_t prompt[LONG_PROMPT];
     for (size_t i = 0; i < n; i++) prompt[i] = ((int32_t)i * (2 * text + 1) + text) % 270;
     int64_t id;
     l2c_request request = {.prompt = prompt, .n_prompt = n, .sampler = &r->sampler, .max_tokens = max_tokens,
@@ -395,12 +395,12 @@ void test_batch_refusals(void) {
     static const int32_t sizes[] = {0, -1, L2C_MAX_ROWS + 1, INT_MAX, INT_MIN};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         CHECK(l2c_batch_create(r.model, r.pool, sizes[i], 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &none, NULL) == L2C_ARG);
-    CHECK(l2c_batch_create(r.model, r.pool, 1, LONG + 1, L2C_KV_FLOAT32, L2C_ISA_AUTO, &none, NULL) == L2C_ARG && none == NULL);
+    CHECK(l2c_batch_create(r.model, r.pool, 1, LONG_PROMPT + 1, L2C_KV_FLOAT32, L2C_ISA_AUTO, &none, NULL) == L2C_ARG && none == NULL);
 
-    int32_t prompt[LONG] = {1}, ends[] = {0};
+    int32_t prompt[LONG_PROMPT] = {1}, ends[] = {0};
     l2c_sampler bad = r.sampler;
     bad.top_p = NAN;
-    const l2c_request good = {prompt, LONG, ends, 1, &r.sampler, 1, L2C_TELL_TOKENS, L2C_MAX_TOP};
+    const l2c_request good = {prompt, LONG_PROMPT, ends, 1, &r.sampler, 1, L2C_TELL_TOKENS, L2C_MAX_TOP};
     l2c_request wrong[12];
     for (size_t i = 0; i < 12; i++) wrong[i] = good;
     static int32_t tokens[][2] = {{1, 270}, {-1, 1}, {1, INT_MAX}, {INT_MIN, 1}};
@@ -418,7 +418,7 @@ void test_batch_refusals(void) {
     l2c_error err;
     for (size_t i = 0; i < 12; i++)
         CHECK(l2c_batch_add(r.batch, &wrong[i], &id, &err) == L2C_ARG && err.message[0] != '\0' && id == 77);
-    static const int32_t too_many[] = {2, LONG, INT_MAX};
+    static const int32_t too_many[] = {2, LONG_PROMPT, INT_MAX};
     for (size_t i = 0; i < 3; i++) {
         l2c_request longer = good;
         longer.max_tokens = too_many[i];
