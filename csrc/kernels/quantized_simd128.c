@@ -15,11 +15,6 @@
 
 #include "fused_simd128.h"
 
-enum { TILE = 2, QUADS = 4 }; /* quantized_tiles.h; registers of a value of each of 16 rows */
-#define UNROLL_STORES UNROLL
-
-typedef v128_t sixteen[QUADS];
-
 /* ---- Activations ---------------------------------------------------------------------------- */
 
 /* A whole group of a multiple of 16 values. */
@@ -68,106 +63,79 @@ void l2c_simd128_quantize(const l2c_quantized *to, size_t row, const float *x, s
 
 /* ---- Products -------------------------------------------------------------------------------- */
 
-/* 16 results; the last block of a matrix has fewer. */
-INLINE void store(float *out, const sixteen sums, size_t valid) {
-    float all[L2C_BLOCK_ROWS];
-    float *to = valid >= L2C_BLOCK_ROWS ? out : all;
-    UNROLL for (int k = 0; k < QUADS; k++) wasm_v128_store(to + 4 * k, sums[k]);
-    if (to == all) memcpy(out, all, valid * sizeof *out);
-}
+enum { PARTS = 4, TILE = 2, AT_ONCE = 1, COLUMNS = 4 }; /* quantized_tiles.h */
+#define UNROLL_STORES UNROLL
 
-/* Four bytes of x as int16, twice. */
-INLINE v128_t four_of(const int8_t *q) { return wasm_i16x8_extend_low_i8x16(wasm_v128_load32_splat(q)); }
+typedef v128_t vec;
 
-/* A row's two sums are neighbours: rows 0 and 1 in `low`, 2 and 3 in `high`. */
-INLINE v128_t of_rows(v128_t low, v128_t high) {
-    return wasm_i32x4_add(wasm_i32x4_shuffle(low, high, 0, 2, 4, 6), wasm_i32x4_shuffle(low, high, 1, 3, 5, 7));
-}
+INLINE vec set(float x) { return wasm_f32x4_splat(x); }
+INLINE vec load(const float *p) { return wasm_v128_load(p); }
+INLINE void store(float *p, vec v) { wasm_v128_store(p, v); }
+INLINE vec multiply(vec a, vec b) { return wasm_f32x4_mul(a, b); }
+INLINE vec multiply_add(vec a, vec b, vec s) { return fused_add(a, b, s); }
 
-INLINE v128_t dot_add(v128_t s, v128_t a, v128_t b) { return wasm_i32x4_add(s, wasm_i32x4_dot_i16x8(a, b)); }
-
-INLINE void tile_q8(sixteen *sums, const l2c_quantized *x, size_t r, const l2c_matrix *w,
-                    const unsigned char *block, size_t apart, int tile, int blocks) {
-    size_t group = w->group, groups = w->padded / group;
-    const int8_t *data = (const int8_t *)block + l2c_block_scale_bytes(L2C_WEIGHTS_Q8, groups);
-    const int8_t *q = x->q + r * x->width;
-    UNROLL for (int i = 0; i < tile * blocks; i++)
-        UNROLL for (int k = 0; k < QUADS; k++) sums[i][k] = wasm_f32x4_splat(0.0f);
-    for (size_t g = 0; g < groups; g++, block += 64) {
-        v128_t s[TILE][QUADS][2]; /* of rows 0 and 1, 2 and 3 of each 4 */
-        UNROLL for (int i = 0; i < tile * blocks; i++)
-            UNROLL for (int k = 0; k < QUADS; k++) s[i][k][0] = s[i][k][1] = wasm_i32x4_splat(0);
-        for (size_t j = 0; j < group; j += 4, data += 64, q += 4)
-            UNROLL for (int b = 0; b < blocks; b++)
-                UNROLL for (int k = 0; k < QUADS; k++) {
-                    v128_t weights = wasm_v128_load(data + (size_t)b * apart + 16 * k);
-                    v128_t low = wasm_i16x8_extend_low_i8x16(weights), high = wasm_i16x8_extend_high_i8x16(weights);
-                    UNROLL for (int t = 0; t < tile; t++) {
-                        v128_t xj = four_of(q + (size_t)t * x->width), *sum = s[t * blocks + b][k];
-                        sum[0] = dot_add(sum[0], low, xj);
-                        sum[1] = dot_add(sum[1], high, xj);
-                    }
-                }
-        UNROLL for (int t = 0; t < tile; t++) {
-            v128_t scale = wasm_f32x4_splat(x->scales[(r + (size_t)t) * groups + g]);
-            UNROLL for (int b = 0; b < blocks; b++)
-                UNROLL for (int k = 0; k < QUADS; k++) {
-                    v128_t weight = wasm_v128_load((const float *)(block + (size_t)b * apart) + 4 * k);
-                    v128_t *both = s[t * blocks + b][k], *sum = &sums[t * blocks + b][k];
-                    v128_t dot = wasm_f32x4_convert_i32x4(of_rows(both[0], both[1]));
-                    *sum = fused_add(dot, wasm_f32x4_mul(weight, scale), *sum);
-                }
-        }
-    }
-}
-
-/* Four float16 numbers as floats. */
-INLINE v128_t halves(const uint16_t *p) {
+INLINE vec load_halves(const uint16_t *p) {
     float four[4];
     l2c_scalar_f16_to_f32(four, p, 4);
     return wasm_v128_load(four);
 }
 
-INLINE void tile_4_bits(sixteen *sums, const l2c_quantized *x, size_t r, const l2c_matrix *w,
-                        const unsigned char *block, size_t apart, int tile, int blocks, int minima) {
-    size_t groups = w->padded / L2C_Q4_GROUP;
-    const unsigned char *data = block + l2c_block_scale_bytes(minima ? L2C_WEIGHTS_Q4_1 : L2C_WEIGHTS_Q4, groups);
-    const int8_t *q = x->q + r * x->width;
-    UNROLL for (int i = 0; i < tile * blocks; i++)
-        UNROLL for (int k = 0; k < QUADS; k++) sums[i][k] = wasm_f32x4_splat(0.0f);
-    for (size_t g = 0; g < groups; g++, block += minima ? 64 : 32, q += L2C_Q4_GROUP) {
-        v128_t s[TILE][QUADS][2];
-        UNROLL for (int i = 0; i < tile * blocks; i++)
-            UNROLL for (int k = 0; k < QUADS; k++) s[i][k][0] = s[i][k][1] = wasm_i32x4_splat(0);
-        for (size_t j = 0; j < 16; j += 4, data += 64)
-            UNROLL for (int b = 0; b < blocks; b++)
-                UNROLL for (int k = 0; k < QUADS; k++) {
-                    v128_t both = wasm_v128_load(data + (size_t)b * apart + 16 * k);
-                    v128_t low = wasm_v128_and(both, wasm_i8x16_splat(15)), high = wasm_u8x16_shr(both, 4);
-                    UNROLL for (int t = 0; t < tile; t++) {
-                        const int8_t *p = q + (size_t)t * x->width + j;
-                        v128_t x_low = four_of(p), x_high = four_of(p + 16), *sum = s[t * blocks + b][k];
-                        sum[0] = dot_add(sum[0], wasm_i16x8_extend_low_i8x16(low), x_low);
-                        sum[1] = dot_add(sum[1], wasm_i16x8_extend_high_i8x16(low), x_low);
-                        sum[0] = dot_add(sum[0], wasm_i16x8_extend_low_i8x16(high), x_high);
-                        sum[1] = dot_add(sum[1], wasm_i16x8_extend_high_i8x16(high), x_high);
-                    }
-                }
-        UNROLL for (int t = 0; t < tile; t++) {
-            size_t at = (r + (size_t)t) * groups + g;
-            v128_t scale = wasm_f32x4_splat(x->scales[at]);
-            v128_t offset = wasm_i32x4_splat(minima ? 0 : -8 * x->sums[at]);
-            v128_t x_sum = wasm_f32x4_splat(minima ? x->scales[at] * (float)x->sums[at] : 0.0f);
-            UNROLL for (int b = 0; b < blocks; b++)
-                UNROLL for (int k = 0; k < QUADS; k++) {
-                    const uint16_t *scales = (const uint16_t *)(block + (size_t)b * apart) + 4 * k;
-                    v128_t *both = s[t * blocks + b][k], *sum = &sums[t * blocks + b][k];
-                    v128_t dot = wasm_f32x4_convert_i32x4(wasm_i32x4_add(offset, of_rows(both[0], both[1])));
-                    *sum = fused_add(dot, wasm_f32x4_mul(halves(scales), scale), *sum);
-                    if (minima) *sum = fused_add(halves(scales + L2C_BLOCK_ROWS), x_sum, *sum);
-                }
-        }
-    }
+typedef struct {
+    v128_t low, high; /* weights of rows 0 and 1, 2 and 3 as int16; sums of two products, a row's two side by side */
+} weights_8, sums_8, sums_4;
+typedef struct {
+    v128_t low, high; /* halves of the bytes */
+} weights_4;
+
+INLINE weights_8 widen(v128_t bytes) {
+    return (weights_8){wasm_i16x8_extend_low_i8x16(bytes), wasm_i16x8_extend_high_i8x16(bytes)};
+}
+
+INLINE sums_8 dot_add(sums_8 s, weights_8 weights, const int8_t *q) {
+    v128_t xj = wasm_i16x8_extend_low_i8x16(wasm_v128_load32_splat(q)); /* four bytes of x, twice */
+    s.low = wasm_i32x4_add(s.low, wasm_i32x4_dot_i16x8(weights.low, xj));
+    s.high = wasm_i32x4_add(s.high, wasm_i32x4_dot_i16x8(weights.high, xj));
+    return s;
+}
+
+INLINE v128_t of_rows(sums_8 s) {
+    return wasm_i32x4_add(wasm_i32x4_shuffle(s.low, s.high, 0, 2, 4, 6), wasm_i32x4_shuffle(s.low, s.high, 1, 3, 5, 7));
+}
+
+INLINE weights_8 load_8(const unsigned char *data) { return widen(wasm_v128_load(data)); }
+
+INLINE sums_8 begin_8(int32_t x_sum) {
+    (void)x_sum;
+    return (sums_8){wasm_i32x4_splat(0), wasm_i32x4_splat(0)};
+}
+
+INLINE sums_8 step_8(sums_8 s, weights_8 weights, const l2c_quantized *x, size_t at) {
+    return dot_add(s, weights, x->q + at);
+}
+
+INLINE vec end_8(sums_8 s, int t) {
+    (void)t;
+    return wasm_f32x4_convert_i32x4(of_rows(s));
+}
+
+INLINE weights_4 load_4(const unsigned char *data) {
+    v128_t both = wasm_v128_load(data);
+    return (weights_4){wasm_v128_and(both, wasm_i8x16_splat(15)), wasm_u8x16_shr(both, 4)};
+}
+
+INLINE sums_4 begin_4(int32_t offset) {
+    (void)offset;
+    return begin_8(0);
+}
+
+INLINE sums_4 step_4(sums_4 s, weights_4 weights, const l2c_quantized *x, size_t at) {
+    s = dot_add(s, widen(weights.low), x->q + at);
+    return dot_add(s, widen(weights.high), x->q + at + 16);
+}
+
+INLINE vec end_4(sums_4 s, int t, int32_t offset) {
+    (void)t;
+    return wasm_f32x4_convert_i32x4(wasm_i32x4_add(wasm_i32x4_splat(offset), of_rows(s)));
 }
 
 #include "quantized_tiles.h"

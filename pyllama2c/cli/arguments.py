@@ -151,7 +151,7 @@ def _add_model(parser: argparse._ActionsContainer, *name: str) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="default: by the model's size")
     parser.add_argument(
         "--isa",
-        choices="auto scalar avx2 avxvnni avx512 neon dotprod i8mm runq".split(),
+        choices=["auto", "scalar", "avx2", "avxvnni", "avx512", "neon", "dotprod", "i8mm", "runq"],
         help="kernels; all compute the same bits, but runq, which rounds as runq.c does",
     )
     parser.add_argument(
