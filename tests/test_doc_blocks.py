@@ -33,7 +33,7 @@ NOT_RUN = {
         "not run: downloads a known model; needs a graphics card": 1,
         "not run: the tests themselves": 1,
     },
-    "docs/cluster.md": {"needs: ray": 2, "not run: needs Slurm": 1},
+    "docs/cluster.md": {"needs: distributed": 1, "needs: ray": 2, "not run: needs Slurm": 1},
     "docs/cuda-kernels.md": {"not run: needs nvcc": 1},
     "docs/cuda.md": {"not run: needs a graphics card": 2},
     "docs/gguf.md": {"not run: needs a model of 93 MB": 2},
