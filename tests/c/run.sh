@@ -14,36 +14,36 @@ strict=(-Wall -Wextra -Werror)
 mapfile -t engine < <(find "$PWD/csrc" -name '*.c' | sort)
 mapfile -t harness < <(find "$PWD/tests/c" -maxdepth 1 -name '*.c' ! -name 'fuzz_*' ! -name 'resolve_*' | sort)
 
-# compile FOLDER COMPILER FLAGS...: objects of the sources on standard input, as many at a time as there are processors.
+# compile FOLDER COMPILER FLAGS...: the objects of the sources on standard input, as many at a time
+# as there are processors.
 compile() {
     mkdir -p "$build/$1"
     (cd "$build/$1" && xargs -d "\n" -n 1 -P "$(nproc)" "${@:2}" -c)
 }
 
 sanitized=("${flags[@]}" "${strict[@]}" -fsanitize=address,undefined -fno-sanitize-recover=all)
-printf '%s\n' "${engine[@]}" | compile asan gcc "${sanitized[@]}"
+printf '%s\n' "${engine[@]}" | compile engine gcc "${sanitized[@]}"
+ar rcs "$build/engine.a" "$build"/engine/*.o
 
 echo "== harness: AddressSanitizer and UndefinedBehaviorSanitizer"
-printf '%s\n' "${harness[@]}" | compile asan_harness gcc "${sanitized[@]}"
-kernels=("$build"/asan/*.o) wrapped=()
+printf '%s\n' "${harness[@]}" | compile asan gcc "${sanitized[@]}"
+wrapped=()
 if [[ $(uname -m) == x86_64 ]]; then # AVX-VNNI, which few processors have: with its instruction in plain C
     echo "$PWD/csrc/kernels/quantized_avxvnni.c" |
-        compile avxvnni gcc "${flags[@]}" "${strict[@]}" -O2 -DUNROLL= -mavx2 -mfma -mf16c "-I$PWD/tests/c/avxvnni"
-    echo "$PWD/tests/c/resolve_emulated.c" | compile avxvnni gcc "${sanitized[@]}" -DEMULATED=L2C_ISA_AVXVNNI
-    mapfile -t kernels < <(printf '%s\n' "${kernels[@]}" | grep -v avxvnni)
-    kernels+=("$build"/avxvnni/*.o)
+        compile asan gcc "${flags[@]}" "${strict[@]}" -O2 -DUNROLL= -mavx2 -mfma -mf16c "-I$PWD/tests/c/avxvnni"
+    echo "$PWD/tests/c/resolve_emulated.c" | compile asan gcc "${sanitized[@]}" -DEMULATED=L2C_ISA_AVXVNNI
     wrapped=(-Wl,--wrap=l2c_isa_resolve)
 fi
-gcc "${sanitized[@]}" "${wrapped[@]}" "${kernels[@]}" "$build"/asan_harness/*.o -o "$build/harness_asan" -lm
+gcc "${sanitized[@]}" "${wrapped[@]}" "$build"/asan/*.o "$build/engine.a" -o "$build/harness_asan" -lm
 "$build/harness_asan"
 
 # It is compiled from the header itself, so that it cannot go stale; it frees what it opens, or
 # LeakSanitizer stops it, with and without a model.
 echo "== the usage example of llama2c.h: in C and in C++"
 sed -n '/^ \* In a shared library/q; s/^ \*     //p; s/^ \*$//p' csrc/llama2c.h >"$build/example.c"
-gcc "${sanitized[@]}" "$build/example.c" "$build"/asan/*.o -o "$build/example_c" -lm
+gcc "${sanitized[@]}" "$build/example.c" "$build/engine.a" -o "$build/example_c" -lm
 if command -v g++ >/dev/null || [[ ${CI:-} == true ]]; then
-    g++ "${sanitized[@]/#-std=c11/-std=c++11}" -x c++ "$build/example.c" -x none "$build"/asan/*.o \
+    g++ "${sanitized[@]/#-std=c11/-std=c++11}" -x c++ "$build/example.c" -x none "$build/engine.a" \
         -o "$build/example_cpp" -lm
 else
     echo "in C alone: no g++"

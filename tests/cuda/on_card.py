@@ -4,7 +4,8 @@
 
 on_card.sh is what calls this on a card. $OUT/check.json or speed.json is written anew after every
 item, so that what was found stays whatever happens next; an item that fails or hangs is noted, and
-the next one begins. $ON_CARD_SCALE (1) scales all counts: 0.001 rehearses on the fake driver.
+the next one begins. $ON_CARD_SCALE (1) scales all counts: 0.001 rehearses on the fake driver;
+$ON_CARD_PATIENCE (1) scales all limits.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Item:
 
 
 SCALE = float(os.environ.get("ON_CARD_SCALE", "1"))
+PATIENCE = float(os.environ.get("ON_CARD_PATIENCE", "1"))
 
 
 def scaled(n: int) -> int:
@@ -51,7 +53,7 @@ def items(command: str) -> tuple[dict[str, Item], float]:
         from card_checks import ITEMS, SECONDS
     else:
         from card_speeds import ITEMS, SECONDS
-    return ITEMS, SECONDS
+    return ITEMS, SECONDS * PATIENCE
 
 
 def attempt(command: str, name: str, limit: float) -> Result:
@@ -87,7 +89,7 @@ def run_all(command: str, wanted: list[str]) -> int:
     known, left = items(command)
     found: dict[str, Result] = {}
     for name in wanted or known:
-        limit = min(known[name].limit, left)
+        limit = min(known[name].limit * PATIENCE, left)
         started = time.monotonic()
         if limit < 2:
             found[name] = {"ok": False, "summary": "no time was left"}

@@ -51,8 +51,9 @@ def test_how_others_of_run_c_begin() -> None:
 @pytest.mark.parametrize("kv_dtype", ["float32", "float16"])
 @pytest.mark.parametrize("dtype", ["float32", "halved", "int8", "int4"])
 def test_stories_of_every_type(dtype: str, kv_dtype: str, tmp_path: Path) -> None:
-    """Weights and caches have kernels of their own: each is in two stories, and one of them long."""
-    length = LENGTH if (dtype in ("float32", "int8")) == (kv_dtype == "float16") else LENGTH // 4
+    """Weights and caches have kernels of their own: each of them is in a long story."""
+    long = (dtype in ("float32", "int8")) == (kv_dtype == "float16")
+    length = LENGTH if long else LENGTH // 4
     files, options = (real_file("stories260K.bin"), real_file("tok512.bin")), {"dtype": dtype}
     if dtype == "halved":
         files, options = halved(tmp_path), {}

@@ -50,6 +50,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rehearse(files: Path, library: Path, out: Path, *arguments: str) -> dict[str, Any]:
     settings = {
         "ON_CARD_FILES": str(files),
+        "ON_CARD_PATIENCE": "100",  # however busy the machine is
         "ON_CARD_SCALE": "0.001",
         "OUT": str(out),
         "PATH": f"{files}:{os.environ['PATH']}",
