@@ -12,12 +12,8 @@ from typing import Any, ClassVar, NoReturn
 from pyllama2c import __version__
 from pyllama2c.cli import help_texts
 from pyllama2c.cli.sampling_flags import add_sampling
-<<<<<<< HEAD
 from pyllama2c.cli.serve_flags import add_page, add_serve, add_verify
-=======
-from pyllama2c.cli.serve_flags import add_serve, add_verify
 from pyllama2c.cli.shard import parse_shard
->>>>>>> origin/main
 
 COMMANDS = (
     "generate",
