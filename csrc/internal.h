@@ -21,7 +21,7 @@ __attribute__((format(printf, 3, 4)))
 #endif
 l2c_status l2c_fail(l2c_error *err, l2c_status status, const char *format, ...);
 
-/* ---- system/posix.c, arena.c; wasm.c in a browser ---------------------------------------------- */
+/* ---- system/posix.c or windows.c, arena.c; wasm.c in a browser ----------------------------------- */
 
 typedef struct {
     const unsigned char *data;
@@ -81,6 +81,9 @@ void *l2c_arena_part(l2c_arena *arena, uint64_t bytes, int huge);
 /* The time, as a number that nobody can foretell; 0 where there is no clock. */
 uint64_t l2c_time_noise(void);
 
+/* Another number in every process that fork() makes. */
+unsigned l2c_fork_generation(void);
+
 /* ---- system/library.c ------------------------------------------------------------------------------- */
 
 /* A shared library by its name or path, which stays until the process ends; NULL, with the loader's words in
@@ -99,9 +102,6 @@ void l2c_pool_barrier(l2c_pool *pool, int thread);
 
 /* Threads the pool was made for. */
 int l2c_pool_size(const l2c_pool *pool);
-
-/* Another number in every process that fork() makes. */
-unsigned l2c_fork_generation(void);
 
 /* ---- system/cpu.c ------------------------------------------------------------------------------------- */
 

@@ -1,9 +1,11 @@
 /*
- * posix.c - the operating system: mapped files and aligned memory (POSIX).
+ * posix.c - the operating system: mapped files, aligned memory, forks (POSIX).
  */
+#if !defined(_WIN32)
 #define _GNU_SOURCE /* madvise */
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -205,3 +207,19 @@ void l2c_memory_wish_huge(void *memory, size_t size) {
 }
 
 uint64_t l2c_time_noise(void) { return (uint64_t)time(NULL) << 32 ^ (uint64_t)clock(); }
+
+/*
+ * Which fork of a fork this process is: the library's one global. A process id would not do, since a child
+ * in a namespace of its own may have its parent's.
+ */
+static atomic_uint generation = 1;
+static pthread_once_t counting = PTHREAD_ONCE_INIT;
+
+static void count_fork(void) { atomic_fetch_add(&generation, 1); }
+static void count_forks(void) { pthread_atfork(NULL, NULL, count_fork); }
+
+unsigned l2c_fork_generation(void) {
+    pthread_once(&counting, count_forks);
+    return atomic_load(&generation);
+}
+#endif

@@ -7,12 +7,9 @@
  * get to run, and ends parked in the kernel, so that an idle machine is left alone.
  */
 #define _GNU_SOURCE
-#include <pthread.h>
-#include <sched.h>
-#include <signal.h>
+#include "threads.h"
+
 #include <stdlib.h>
-#include <time.h>
-#include <unistd.h>
 
 #include "float_env.h"
 #include "internal.h"
@@ -38,7 +35,7 @@ enum {
 typedef struct {
     l2c_pool *pool;
     int index;
-    pthread_t id;
+    l2c_thread thread;
 #if defined(__linux__)
     /* Where others let this thread run, and where it confined itself to last: a third mask says that
      * somebody (taskset, a container) has changed it since. */
@@ -60,10 +57,10 @@ struct l2c_pool {
 #if defined(__linux__)
     cpu_set_t allowed; /* where the caller of the last job may run; changed under place_lock */
 #endif
-    pthread_mutex_t run_lock; /* one job at a time */
-    pthread_mutex_t place_lock;
-    pthread_mutex_t park_lock;
-    pthread_cond_t wake;
+    l2c_mutex run_lock; /* one job at a time */
+    l2c_mutex place_lock;
+    l2c_mutex park_lock;
+    l2c_condition wake;
     atomic_int n_parked; /* changed under park_lock */
     atomic_int spins;    /* before a waiting thread yields */
 
@@ -77,29 +74,9 @@ struct l2c_pool {
     _Alignas(CACHE_LINE) atomic_int quit;
 };
 
-/*
- * Which fork of a fork this process is: the library's one global. A process id would not do, since a child
- * in a namespace of its own may have its parent's.
- */
-static atomic_uint generation = 1;
-static pthread_once_t counting = PTHREAD_ONCE_INIT;
-
+/* Of the fork generation, 1 and more, that a pool's workers are started or being started in. */
 static unsigned starting(unsigned g) { return 2 * g; }
 static unsigned started(unsigned g) { return 2 * g + 1; }
-
-static void count_fork(void) { atomic_fetch_add(&generation, 1); }
-static void count_forks(void) { pthread_atfork(NULL, NULL, count_fork); }
-
-unsigned l2c_fork_generation(void) {
-    pthread_once(&counting, count_forks);
-    return atomic_load(&generation);
-}
-
-static int64_t nanoseconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
 
 static void set_spins(l2c_pool *pool, long processors) {
     int spins = processors < pool->n_threads ? SPINS_OVERSUBSCRIBED : SPINS;
@@ -115,9 +92,9 @@ static void note_place(l2c_pool *pool, int thread) {
 static void note_allowed(l2c_pool *pool) {
     cpu_set_t now;
     if (pool->n_threads == 1 || sched_getaffinity(0, sizeof now, &now) != 0 || CPU_EQUAL(&now, &pool->allowed)) return;
-    pthread_mutex_lock(&pool->place_lock);
+    l2c_mutex_lock(&pool->place_lock);
     pool->allowed = now;
-    pthread_mutex_unlock(&pool->place_lock);
+    l2c_mutex_unlock(&pool->place_lock);
     set_spins(pool, CPU_COUNT(&now));
 }
 
@@ -133,9 +110,9 @@ static void move_away(l2c_pool *pool, int thread, int even_if_alone) {
     cpu_set_t now, others;
     if (sched_getaffinity(0, sizeof now, &now) != 0) return;
     if (!CPU_EQUAL(&now, &self->chosen)) self->given = self->chosen = now;
-    pthread_mutex_lock(&pool->place_lock);
+    l2c_mutex_lock(&pool->place_lock);
     CPU_AND(&others, &pool->allowed, &self->given);
-    pthread_mutex_unlock(&pool->place_lock);
+    l2c_mutex_unlock(&pool->place_lock);
     int here = sched_getcpu(), shared = even_if_alone;
     for (int i = 0; i < pool->n_threads; i++) {
         int cpu = atomic_load_explicit(&pool->places[i].cpu, memory_order_relaxed);
@@ -164,17 +141,17 @@ static void wait_for_change(l2c_pool *pool, int thread, atomic_uint *word, unsig
         RELAX();
     }
     move_away(pool, thread, 0);
-    for (int64_t end = nanoseconds() + PARK_AFTER; nanoseconds() < end;)
+    for (int64_t end = l2c_nanoseconds() + PARK_AFTER; l2c_nanoseconds() < end;)
         for (int i = 0; i < YIELDS; i++) {
             if (atomic_load_explicit(word, memory_order_acquire) != was) return;
-            sched_yield();
+            l2c_thread_yield();
         }
     move_away(pool, thread, 1);
-    pthread_mutex_lock(&pool->park_lock);
+    l2c_mutex_lock(&pool->park_lock);
     atomic_fetch_add(&pool->n_parked, 1);
-    while (atomic_load(word) == was) pthread_cond_wait(&pool->wake, &pool->park_lock);
+    while (atomic_load(word) == was) l2c_condition_wait(&pool->wake, &pool->park_lock);
     atomic_fetch_sub(&pool->n_parked, 1);
-    pthread_mutex_unlock(&pool->park_lock);
+    l2c_mutex_unlock(&pool->park_lock);
 }
 
 /* Sequentially consistent on both sides: either this sees the waiter parked, or the waiter, which
@@ -182,9 +159,9 @@ static void wait_for_change(l2c_pool *pool, int thread, atomic_uint *word, unsig
 static void change(l2c_pool *pool, atomic_uint *word) {
     atomic_fetch_add(word, 1);
     if (atomic_load(&pool->n_parked) == 0) return;
-    pthread_mutex_lock(&pool->park_lock);
-    pthread_cond_broadcast(&pool->wake);
-    pthread_mutex_unlock(&pool->park_lock);
+    l2c_mutex_lock(&pool->park_lock);
+    l2c_condition_broadcast(&pool->wake);
+    l2c_mutex_unlock(&pool->park_lock);
 }
 
 void l2c_pool_barrier(l2c_pool *pool, int thread) {
@@ -200,7 +177,7 @@ void l2c_pool_barrier(l2c_pool *pool, int thread) {
     }
 }
 
-static void *worker_main(void *arg) {
+static void worker_main(void *arg) {
     worker *self = arg;
     l2c_pool *pool = self->pool;
     unsigned last = 0;
@@ -212,7 +189,7 @@ static void *worker_main(void *arg) {
     for (;;) {
         wait_for_change(pool, self->index, &pool->job, last);
         last++;
-        if (atomic_load(&pool->quit)) return NULL;
+        if (atomic_load(&pool->quit)) return;
         pool->task(pool->arg, self->index, pool->n_active);
         l2c_pool_barrier(pool, self->index);
     }
@@ -221,12 +198,12 @@ static void *worker_main(void *arg) {
 /* Starts the workers in this process. Fewer than asked for is not an error: work is split over
  * those there are, with the same result. */
 static void start_workers(l2c_pool *pool) {
-    pthread_mutex_init(&pool->run_lock, NULL);
-    pthread_mutex_init(&pool->place_lock, NULL);
-    pthread_mutex_init(&pool->park_lock, NULL);
-    pthread_cond_init(&pool->wake, NULL);
+    l2c_mutex_init(&pool->run_lock);
+    l2c_mutex_init(&pool->place_lock);
+    l2c_mutex_init(&pool->park_lock);
+    l2c_condition_init(&pool->wake);
     pool->n_started = 0;
-    set_spins(pool, sysconf(_SC_NPROCESSORS_ONLN));
+    set_spins(pool, l2c_processors());
     atomic_init(&pool->n_parked, 0);
     atomic_init(&pool->job, 0);
     atomic_init(&pool->arrived, 0);
@@ -237,25 +214,19 @@ static void start_workers(l2c_pool *pool) {
     CPU_ZERO(&pool->allowed);
 #endif
     note_allowed(pool);
-    /* Signals belong to the program's own threads. */
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
     for (int i = 0; i < pool->n_threads - 1; i++) {
         worker *w = &pool->workers[i];
         w->pool = pool;
         w->index = i + 1;
-        if (pthread_create(&w->id, NULL, worker_main, w) != 0) break;
+        if (!l2c_thread_start(&w->thread, worker_main, w)) break;
         pool->n_started++;
     }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    atomic_store(&pool->home, started(atomic_load(&generation)));
+    atomic_store(&pool->home, started(l2c_fork_generation()));
 }
 
 l2c_status l2c_pool_create(int32_t n_threads, l2c_pool **pool, l2c_error *err) {
     if (n_threads < 1 || n_threads > MAX_THREADS)
         return l2c_fail(err, L2C_ARG, "threads is %d; it must be 1 to %d", n_threads, MAX_THREADS);
-    l2c_fork_generation(); /* forks count from here on */
     l2c_pool *p = l2c_memory_zeroed(1, sizeof *p);
     worker *workers = calloc((size_t)n_threads, sizeof *workers);
     place *places = l2c_memory_zeroed((size_t)n_threads, sizeof *places);
@@ -277,18 +248,18 @@ int l2c_pool_size(const l2c_pool *pool) { return pool->n_threads; }
 
 /* After fork() the child has the pool's memory but none of its threads. */
 static void restart_after_fork(l2c_pool *pool) {
-    unsigned here = atomic_load(&generation), home = atomic_load(&pool->home);
+    unsigned here = l2c_fork_generation(), home = atomic_load(&pool->home);
     if (home == started(here)) return;
     if (home != starting(here) && atomic_compare_exchange_strong(&pool->home, &home, starting(here))) {
         start_workers(pool);
         return;
     }
-    while (atomic_load(&pool->home) != started(here)) sched_yield(); /* another thread is at it */
+    while (atomic_load(&pool->home) != started(here)) l2c_thread_yield(); /* another thread is at it */
 }
 
 void l2c_pool_run(l2c_pool *pool, l2c_task task, void *arg) {
     restart_after_fork(pool);
-    pthread_mutex_lock(&pool->run_lock);
+    l2c_mutex_lock(&pool->run_lock);
     note_allowed(pool);
     pool->task = task;
     pool->arg = arg;
@@ -296,19 +267,19 @@ void l2c_pool_run(l2c_pool *pool, l2c_task task, void *arg) {
     if (pool->n_active > 1) change(pool, &pool->job);
     task(arg, 0, pool->n_active);
     l2c_pool_barrier(pool, 0); /* nobody still uses arg */
-    pthread_mutex_unlock(&pool->run_lock);
+    l2c_mutex_unlock(&pool->run_lock);
 }
 
 void l2c_pool_free(l2c_pool *pool) {
     if (pool == NULL) return;
-    if (atomic_load(&pool->home) == started(atomic_load(&generation))) {
+    if (atomic_load(&pool->home) == started(l2c_fork_generation())) {
         atomic_store(&pool->quit, 1);
         change(pool, &pool->job);
-        for (int i = 0; i < pool->n_started; i++) pthread_join(pool->workers[i].id, NULL);
-        pthread_cond_destroy(&pool->wake);
-        pthread_mutex_destroy(&pool->park_lock);
-        pthread_mutex_destroy(&pool->place_lock);
-        pthread_mutex_destroy(&pool->run_lock);
+        for (int i = 0; i < pool->n_started; i++) l2c_thread_join(&pool->workers[i].thread);
+        l2c_condition_destroy(&pool->wake);
+        l2c_mutex_destroy(&pool->park_lock);
+        l2c_mutex_destroy(&pool->place_lock);
+        l2c_mutex_destroy(&pool->run_lock);
     }
     free(pool->workers);
     l2c_memory_free(pool->places);

@@ -14,6 +14,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
+# How a process ends that took more time than it was given: on Windows, NOT_ENOUGH_QUOTA.
+_OUT_OF_TIME = 1816 if sys.platform == "win32" else -signal.SIGPROF
+
 _WORKER = Path(__file__).resolve().with_name("template_worker.py")
 
 
@@ -84,7 +87,7 @@ class TemplateProcess:
         reason = self.stop()
         if late.is_set():
             raise LimitError(f"it takes more than {timeout:g} seconds")
-        if status == -signal.SIGPROF:
+        if status == _OUT_OF_TIME:
             raise LimitError(f"it takes more than {request['seconds']:g} seconds of CPU time")
         raise ProcessEndedError(f"its process ended with {status} {reason}".rstrip())
 
@@ -117,6 +120,10 @@ class TemplateProcess:
 
 def _start(command: list[str]) -> subprocess.Popen[bytes]:
     # In a session of its own, so that Ctrl-C in the terminal does not reach it.
+    if sys.platform == "win32":
+        flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
+    else:
+        flags = 0
     return subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -124,6 +131,7 @@ def _start(command: list[str]) -> subprocess.Popen[bytes]:
         stderr=subprocess.PIPE,
         cwd="/",
         start_new_session=True,
+        creationflags=flags,
     )
 
 

@@ -1,4 +1,4 @@
-"""Renders chat templates in a process of its own, whose time and memory the kernel limits.
+"""Renders chat templates in a process of its own, whose time and memory the system limits.
 
 A template comes with a model file and is untrusted. Jinja's sandbox keeps it away from Python
 (CVE-2024-34359 is what happens without one), but not from `"a" * 10**10` or nested loops. A process
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import functools
 import json
-import resource
-import signal
+import os
+import struct
 import sys
 from datetime import datetime
 from types import CodeType
@@ -20,10 +20,70 @@ from typing import Any, NoReturn
 MEGABYTE = 1 << 20
 
 
-def _limit(kind: int, value: int) -> None:
-    hard = resource.getrlimit(kind)[1]
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(kind, (value, value))
+if sys.platform == "win32":
+    import ctypes
+
+    _TIME, _ONE_PROCESS, _MEMORY, _NO_DIALOG, _ENDS_WITH_JOB = 0x2, 0x8, 0x100, 0x400, 0x2000
+    _FLAGS = _TIME | _ONE_PROCESS | _MEMORY | _NO_DIALOG | _ENDS_WITH_JOB
+    _EXTENDED_LIMITS = 9
+    _LIMITS = struct.Struct("<qqI4xQQI4xQII6Q4Q")  # JOBOBJECT_EXTENDED_LIMIT_INFORMATION
+
+    class _Limits:
+        """A job object of this process alone."""
+
+        def __init__(self, megabytes: int) -> None:
+            self._bytes = megabytes * MEGABYTE
+            self._windows = windows = ctypes.WinDLL("kernel32", use_last_error=True)
+            windows.CreateJobObjectW.restype = windows.GetCurrentProcess.restype = ctypes.c_void_p
+            windows.AssignProcessToJobObject.argtypes = [ctypes.c_void_p] * 2
+            windows.SetInformationJobObject.argtypes = [
+                *(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
+            ]
+            self._job = self._succeeds(windows.CreateJobObjectW(None, None))
+            self.begin(60)  # more than the way to the first request takes
+            process = windows.GetCurrentProcess()
+            self._succeeds(windows.AssignProcessToJobObject(self._job, process))
+
+        def _succeeds(self, result: int | None) -> int:
+            if not result:
+                raise ctypes.WinError(ctypes.get_last_error())
+            return result
+
+        def begin(self, seconds: float) -> None:
+            """So much time from now on: the system ends the process past that."""
+            end = int((os.times().user + seconds) * 1e7)
+            limits = _LIMITS.pack(end, 0, _FLAGS, 0, 0, 1, 0, 0, 0, *[0] * 6, self._bytes, 0, 0, 0)
+            set_limits = self._windows.SetInformationJobObject
+            self._succeeds(set_limits(self._job, _EXTENDED_LIMITS, limits, len(limits)))
+
+        def end(self) -> None:
+            """Nothing: waiting takes no time."""
+
+else:
+    import resource
+    import signal
+
+    class _Limits:
+        """This process's resource limits, and a timer whose signal ends it."""
+
+        def __init__(self, megabytes: int) -> None:
+            self._limit(resource.RLIMIT_CORE, 0)
+            self._limit(resource.RLIMIT_FSIZE, 0)
+            self._limit(resource.RLIMIT_AS, megabytes * MEGABYTE)
+            # The parent may have blocked or ignored it, which is inherited.
+            signal.signal(signal.SIGPROF, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
+
+        def _limit(self, kind: int, value: int) -> None:
+            hard = resource.getrlimit(kind)[1]
+            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(kind, (value, value))
+
+        def begin(self, seconds: float) -> None:
+            signal.setitimer(signal.ITIMER_PROF, seconds)
+
+        def end(self) -> None:
+            signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _raise_exception(message: object) -> NoReturn:
@@ -95,14 +155,14 @@ def _render(request: dict[str, Any]) -> str:
     return text
 
 
-def _answer(line: str, megabytes: int) -> tuple[str, bool]:
+def _answer(line: str, limits: _Limits, megabytes: int) -> tuple[str, bool]:
     """The answer in JSON, and whether the process may go on after it.
 
     It has a `text` or an `error`; `limit` means that the template exceeded a limit.
     """
     try:
         request = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, request["seconds"])  # its signal ends the process
+        limits.begin(request["seconds"])
         text = _render(request)
         if len(text) <= request["characters"]:
             return json.dumps({"text": text}), True
@@ -116,21 +176,16 @@ def _answer(line: str, megabytes: int) -> tuple[str, bool]:
     except Exception as error:  # whatever a template raises is its own error
         return json.dumps({"error": f"{type(error).__name__}: {str(error)[:500]}"}), True
     finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
+        limits.end()
     return json.dumps(answer), False
 
 
 def main() -> None:
     settings = json.loads(sys.argv[1])
     sys.path[:] = settings["path"]
-    _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_FSIZE, 0)
-    _limit(resource.RLIMIT_AS, settings["megabytes"] * MEGABYTE)
-    # The parent may have blocked or ignored it, which is inherited.
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
+    limits = _Limits(settings["megabytes"])
     for line in sys.stdin:
-        answer, may_go_on = _answer(line, settings["megabytes"])
+        answer, may_go_on = _answer(line, limits, settings["megabytes"])
         sys.stdout.write(answer + "\n")
         sys.stdout.flush()
         if not may_go_on:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
 import tempfile
 import threading
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllama2c._ffi import ffi, lib, resolve_isa
+from pyllama2c.engine.memory import limits
 from pyllama2c.errors import OutOfMemoryError
 from pyllama2c.model import Llama
 
@@ -69,10 +69,10 @@ def _checkpoint_image(shape: tuple[int, ...]) -> tuple[NDArray[np.float32], NDAr
         layers * (2 * dim + 2 * dim * dim + 2 * dim * kv + 3 * dim * hidden) + dim + seq_len * head
     )
     count = 7 + tables * abs(vocab) * dim + body
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    if 4 * count > available:
+    limit = min(limits(), key=lambda limit: limit.free, default=None)
+    if limit is not None and 4 * count > limit.free:
         raise OutOfMemoryError(
-            f"this shape needs {4 * count:,} bytes in float32; the machine has {available:,} free"
+            f"this shape needs {4 * count:,} bytes in float32; {limit.free:,} are {limit.name}"
         )
     image = np.empty(count, np.float32)
     image[:7] = np.frombuffer(struct.pack("<7i", *shape), np.float32)

@@ -7,8 +7,6 @@ refused, and left as it is.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import stat
@@ -28,6 +26,7 @@ from pyllama2c.cli.story_records import (
     settings_of,
 )
 from pyllama2c.errors import StoryFileError
+from pyllama2c.files.lock import lock
 from pyllama2c.generation.request import make_request
 from pyllama2c.generation.sampling import fresh_seed
 from pyllama2c.progress import watched
@@ -73,7 +72,7 @@ def _opened(path: Path) -> Iterator[_Target]:
     except FileNotFoundError:
         is_file = True  # it will be one
     how = os.O_RDWR | os.O_CREAT | os.O_APPEND if is_file else os.O_WRONLY
-    fd = os.open(path, how | os.O_CLOEXEC, 0o666)
+    fd = os.open(path, how | getattr(os, "O_BINARY", 0), 0o666)
     try:
         if is_file:
             _lock(fd, path)
@@ -85,12 +84,9 @@ def _opened(path: Path) -> Iterator[_Target]:
 def _lock(fd: int, path: Path) -> None:
     """Two runs at once would make the same stories, and cut each other's last lines."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(fd)
     except BlockingIOError:
         raise StoryFileError(f"{path} is being written by another pyllama2c") from None
-    except OSError as error:  # a file system without locks
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
 
 
 def _held(target: _Target, expected: dict[str, Any], shard: Shard | None) -> Held:

@@ -81,10 +81,11 @@ def _open_history() -> int:
     """A descriptor of the history, which only its owner may read."""
     path = history_path()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    how = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
-    fd = os.open(path, how, 0o600)
+    how = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0)
+    fd = os.open(path, how | getattr(os, "O_BINARY", 0), 0o600)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise OSError(f"{path} is not a file")
-    os.fchmod(fd, 0o600)
+    if sys.platform != "win32":  # where a user's folder is the user's
+        os.fchmod(fd, 0o600)
     return fd

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -41,9 +42,24 @@ def _machine() -> Iterator[Limit]:
     available = _fields(Path("/proc/meminfo"), 1024).get("MemAvailable")
     if available is not None:
         yield Limit("memory", "available on this machine", available)
+    elif sys.platform == "win32":
+        yield from _windows()
     elif "SC_PHYS_PAGES" in os.sysconf_names:
         size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         yield Limit("memory", "installed in this machine", size)
+
+
+if sys.platform == "win32":
+    import ctypes
+    import struct
+
+    def _windows() -> Iterator[Limit]:
+        status = struct.Struct("<2I7Q")  # MEMORYSTATUSEX
+        asked = ctypes.create_string_buffer(status.pack(status.size, *[0] * 8), status.size)
+        if ctypes.windll.kernel32.GlobalMemoryStatusEx(asked):
+            available, commit = (status.unpack(asked.raw)[i] for i in (3, 5))
+            yield Limit("memory", "available on this machine", available)
+            yield Limit("data", "left by memory and the page file", commit)
 
 
 # version: mount point; files of limit and use; fields of memory.stat that are only cached files

@@ -8,6 +8,7 @@ import re
 import secrets
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -82,6 +83,8 @@ def _replacing(target: Path, existing: os.stat_result | None) -> Iterator[Binary
 
 
 def _keep_owner(file: BinaryIO, existing: os.stat_result) -> None:
+    if sys.platform == "win32":
+        return
     with suppress(PermissionError):  # only root may change a file's owner
         os.fchown(file.fileno(), existing.st_uid, existing.st_gid)
     os.fchmod(file.fileno(), stat.S_IMODE(existing.st_mode))

@@ -6,8 +6,6 @@ that every machine sees, and continues there when it is run again.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import inspect
 import json
@@ -30,6 +28,7 @@ except ImportError as error:
 
 from pyllama2c import validate
 from pyllama2c.errors import StoryFileError
+from pyllama2c.files.lock import lock
 from pyllama2c.model import Llama
 
 ROWS = 250
@@ -211,18 +210,15 @@ def _room_for(actors: int | None, cpus: int) -> int:
 @contextmanager
 def _locked(folder: Path) -> Iterator[str]:
     """For one run at a time; yields what the lock says while it is this run's."""
-    with (folder / ".lock").open("a+") as lock:
+    with (folder / ".lock").open("a+") as file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file.fileno())
         except BlockingIOError:
             raise StoryFileError(f"{folder} is being written by another run") from None
-        except OSError as error:  # a file system without locks
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-                raise
         token = uuid.uuid4().hex
-        lock.truncate(0)
-        lock.write(token)
-        lock.flush()
+        file.truncate(0)
+        file.write(token)
+        file.flush()
         for cut in folder.glob(".*.tmp"):
             cut.unlink(missing_ok=True)
         yield token

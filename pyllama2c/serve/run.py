@@ -140,7 +140,10 @@ class HttpServer:
         self._loop = loop = asyncio.get_running_loop()
         if signals:
             for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, self.stop)
+                if sys.platform == "win32":  # whose loops take no signals, but wake up for one
+                    signal.signal(number, lambda *_: self.stop_threadsafe())
+                else:
+                    loop.add_signal_handler(number, self.stop)
         self._service.start(loop)
         serving = asyncio.create_task(self._uvicorn.serve(sockets=[self._listener]))
         ready()  # the socket listens already
@@ -200,7 +203,10 @@ def listen(host: str, port: int) -> socket.socket:
     # Named TCP, or asyncio leaves Nagle's algorithm on: 40 ms between headers and body.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform == "win32":  # where REUSEADDR shares an address that is in use
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         listener.listen(1024)
     except OSError as error:

@@ -4,11 +4,9 @@
  *     harness            every test
  *     harness threads    those about threads, for ThreadSanitizer
  */
-#define _POSIX_C_SOURCE 200809L
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "harness.h"
 
@@ -20,7 +18,7 @@ const char *__asan_default_options(void) { return "allocator_may_return_null=1:d
 
 void check_failed(const char *file, int line, const char *condition) {
     fprintf(stderr, "%s:%d: CHECK(%s) failed\n", file, line, condition);
-    _exit(1); /* not exit: other threads may be at work on what exit would tear down */
+    _Exit(1); /* not exit: other threads may be at work on what exit would tear down */
 }
 
 uint64_t random_next(uint64_t *state) {
@@ -49,6 +47,7 @@ static const test tests[] = {
     {"hostile header fields", test_header_fields, 0},
 #if !defined(__wasm__) /* which has no files */
     {"files by path", test_paths, 0},
+    {"names and lengths of paths", test_names_of_paths, 0},
 #endif
     {"headers alone", test_headers_alone, 0},
     {"hostile tokenizers", test_hostile_tokenizers, 0},

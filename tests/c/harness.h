@@ -76,6 +76,7 @@ size_t available_isas(l2c_isa *isas);
 void test_truncated_files(void);
 void test_header_fields(void);
 void test_paths(void);
+void test_names_of_paths(void);
 void test_headers_alone(void);
 void test_hostile_tokenizers(void);
 void test_encoding(void);

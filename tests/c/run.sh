@@ -11,7 +11,7 @@ trap 'rm -rf "$build"' EXIT
 flags=(-std=c11 -O1 -g -ffp-contract=off -fno-math-errno -fno-omit-frame-pointer -Icsrc -pthread)
 strict=(-Wall -Wextra -Werror)
 mapfile -t engine < <(find csrc -name '*.c' | sort)
-harness=(tests/c/harness.c tests/c/images.c tests/c/truth.c tests/c/test_*.c)
+harness=(tests/c/harness.c tests/c/images.c tests/c/system.c tests/c/truth.c tests/c/test_*.c)
 
 sanitized=("${flags[@]}" "${strict[@]}" -fsanitize=address,undefined -fno-sanitize-recover=all)
 for source in "${engine[@]}"; do

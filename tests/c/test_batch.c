@@ -2,11 +2,9 @@
  * test_batch.c - batches: stories of random loads against the same stories alone, what prompts that begin
  * alike save, fairness, refusals, and dropping from another thread.
  */
-#define _POSIX_C_SOURCE 200809L
+#define _GNU_SOURCE
 #include <limits.h>
 #include <math.h>
-#include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -466,6 +464,9 @@ void test_batch_refusals(void) {
 
 /* ---- Threads ---------------------------------------------------------------------------------------- */
 
+#if !defined(__wasm__) /* which has none */
+#include "system/threads.h"
+
 typedef struct {
     l2c_batch *batch;
     _Atomic int64_t last; /* added so far */
@@ -473,9 +474,9 @@ typedef struct {
 } dropper;
 
 /* Drops every other story of those there may be, again and again, and cancels sweeps. */
-static void *drop_stories(void *arg) {
+static void drop_stories(void *arg) {
     dropper *d = arg;
-    for (uint64_t random = 5; atomic_load(&d->stop) == 0; sched_yield()) {
+    for (uint64_t random = 5; atomic_load(&d->stop) == 0; l2c_thread_yield()) {
         int64_t last = atomic_load(&d->last);
         for (int64_t id = last; id > last - 20; id--)
             if (id % 2 == 0) l2c_batch_drop(d->batch, id);
@@ -487,7 +488,6 @@ static void *drop_stories(void *arg) {
         CHECK(status == L2C_BUSY || status == L2C_ARG);
         atomic_fetch_add(&d->busy, status == L2C_BUSY);
     }
-    return NULL;
 }
 
 static l2c_status add_word(reader *r, int32_t word, int32_t max_tokens, int64_t *id) {
@@ -511,8 +511,8 @@ void test_batch_dropped_from_a_thread(void) {
     for (int32_t n_threads = 1; n_threads <= 2; n_threads++) {
         reader r = make_reader(SEQUENCES, n_threads);
         dropper d = {.batch = r.batch};
-        pthread_t thread;
-        CHECK(pthread_create(&thread, NULL, drop_stories, &d) == 0);
+        l2c_thread thread;
+        CHECK(l2c_thread_start(&thread, drop_stories, &d));
         int ended = 0, added = 0, dropped = 0, n_whole = 0;
         int32_t words[SEQUENCES], whole[ROUNDS + SEQUENCES][1 + LENGTH]; /* the second of the prompt, the story */
         for (int64_t ids[SEQUENCES] = {0}; ended < ROUNDS;) {
@@ -547,7 +547,7 @@ void test_batch_dropped_from_a_thread(void) {
             }
         }
         atomic_store(&d.stop, 1);
-        CHECK(pthread_join(thread, NULL) == 0 && dropped > 0 && n_whole > 0);
+        CHECK(l2c_thread_join(&thread) && dropped > 0 && n_whole > 0);
         while (l2c_batch_stories(r.batch) > 0) step_or_cancelled(&r);
         for (int i = 0; i < n_whole; i++) { /* without company, drops and sweeps that are begun twice */
             int64_t id;
@@ -560,3 +560,4 @@ void test_batch_dropped_from_a_thread(void) {
         free_reader(&r);
     }
 }
+#endif

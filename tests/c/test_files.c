@@ -1,15 +1,17 @@
 /*
  * test_files.c - checkpoints and tokenizers as an attacker would write them.
  */
-#define _POSIX_C_SOURCE 200809L
+#include <errno.h>
 #include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "harness.h"
+#include "system.h"
+
+enum { PATH_ROOM = 1000 };
 
 static l2c_status open_checkpoint(image file) {
     l2c_model *model = NULL;
@@ -104,12 +106,11 @@ static void check_same_facts(const l2c_model *a, const l2c_model *b) {
 void test_headers_alone(void) {
     l2c_pool *pool;
     CHECK(l2c_pool_create(1, &pool, NULL) == L2C_OK);
-    char path[] = "/tmp/l2c-harness-XXXXXX";
-    CHECK(mkstemp(path) >= 0);
+    char *folder = folder_make(), path[PATH_ROOM];
+    snprintf(path, sizeof path, "%s/file", folder);
     for (size_t i = 0; i < n_shapes; i++) {
         image file = image_checkpoint(&shapes[i], 5);
-        FILE *f = fopen(path, "wb");
-        CHECK(f != NULL && fwrite(file.data, 1, file.size, f) == file.size && fclose(f) == 0);
+        file_write(path, file.data, file.size);
         for (l2c_dtype dtype = L2C_DTYPE_AUTO; dtype <= L2C_DTYPE_FILE; dtype++)
             for (int by_path = 0; by_path < 2; by_path++) {
                 l2c_model *model = NULL, *header = NULL, *copy;
@@ -129,13 +130,14 @@ void test_headers_alone(void) {
             }
         free(file.data);
     }
-    CHECK(unlink(path) == 0);
+    file_remove(path);
+    folder_remove(folder);
+    free(folder);
     l2c_pool_free(pool);
 }
 
 void test_paths(void) {
-    char folder[] = "/tmp/l2c-harness-XXXXXX", path[64];
-    CHECK(mkdtemp(folder) != NULL);
+    char *folder = folder_make(), path[PATH_ROOM];
     snprintf(path, sizeof path, "%s/file", folder);
     l2c_error err;
     l2c_model *model;
@@ -143,23 +145,67 @@ void test_paths(void) {
     CHECK(l2c_model_open(path, L2C_DTYPE_AUTO, NULL, &model, &err) == L2C_IO && err.sys_errno != 0);
     CHECK(l2c_tokenizer_open(path, 0, &tokenizer, &err) == L2C_IO && err.sys_errno != 0);
     CHECK(l2c_model_open(folder, L2C_DTYPE_AUTO, NULL, &model, &err) == L2C_FORMAT);
-    CHECK(l2c_model_open("/dev/null", L2C_DTYPE_AUTO, NULL, &model, NULL) == L2C_FORMAT);
+    CHECK(l2c_model_open(NOWHERE, L2C_DTYPE_AUTO, NULL, &model, NULL) == L2C_FORMAT);
     image images[] = {{NULL, 0, 0}, image_checkpoint(&smallest[0], 5), image_tokenizer()};
     for (size_t i = 0; i < 3; i++) {
-        FILE *f = fopen(path, "wb");
-        CHECK(f != NULL && fwrite(images[i].data != NULL ? images[i].data : (void *)"", 1, images[i].size, f) == images[i].size);
-        CHECK(fclose(f) == 0);
+        file_write(path, images[i].data, images[i].size);
         CHECK(l2c_model_open(path, L2C_DTYPE_AUTO, NULL, &model, NULL) == (i == 1 ? L2C_OK : L2C_FORMAT));
         if (i == 1) l2c_model_free(model);
         CHECK(l2c_tokenizer_open(path, 0, &tokenizer, NULL) == (i == 2 ? L2C_OK : L2C_FORMAT));
         if (i == 2) l2c_tokenizer_free(tokenizer);
         free(images[i].data);
     }
-    CHECK(unlink(path) == 0 && rmdir(folder) == 0);
+    file_remove(path);
+    folder_remove(folder);
+    free(folder);
     l2c_model_free(NULL);
     l2c_tokenizer_free(NULL);
     l2c_session_free(NULL);
     l2c_pool_free(NULL);
+}
+
+/* Opens a checkpoint by this path, and by it with a way round. */
+static void check_opens(const char *folder, const char *name) {
+    char path[PATH_ROOM];
+    for (int round = 0; round < 2; round++) {
+        l2c_model *model = NULL;
+        if (round == 0) snprintf(path, sizeof path, "%s/%s", folder, name);
+        else snprintf(path, sizeof path, "%s/./../%s/%s", folder, strrchr(folder, '/') + 1, name);
+        CHECK(l2c_model_open(path, L2C_DTYPE_AUTO, NULL, &model, NULL) == L2C_OK);
+        l2c_model_free(model);
+    }
+}
+
+/* Names of other scripts, in ever deeper folders, past the 260 characters of Windows' short paths. */
+void test_names_of_paths(void) {
+    enum { DEPTH = 6 };
+    char *folders[DEPTH + 1] = {folder_make()}, path[PATH_ROOM];
+    const char *name = "\xE7\x89\xA9\xE8\xAA\x9E \xC3\xA9\xF0\x9F\x99\x82.bin";
+    image file = image_checkpoint(&smallest[0], 5);
+    for (int depth = 1; depth <= DEPTH; depth++) {
+        folders[depth] = malloc(PATH_ROOM);
+        CHECK(folders[depth] != NULL);
+        snprintf(folders[depth], PATH_ROOM, "%s/\xC3\xB6%060d", folders[depth - 1], depth);
+        folder_make_at(folders[depth]);
+        snprintf(path, sizeof path, "%s/%s", folders[depth], name);
+        file_write(path, file.data, file.size);
+        check_opens(folders[depth], name);
+    }
+    l2c_error err;
+    l2c_model *model;
+    CHECK(strlen(path) > 400);
+    CHECK(l2c_model_open(folders[DEPTH], L2C_DTYPE_AUTO, NULL, &model, &err) == L2C_FORMAT);
+    CHECK(strstr(err.message, "is a directory") != NULL);
+    for (int depth = DEPTH; depth > 0; depth--) {
+        snprintf(path, sizeof path, "%s/%s", folders[depth], name);
+        file_remove(path);
+        CHECK(l2c_model_open(path, L2C_DTYPE_AUTO, NULL, &model, &err) == L2C_IO && err.sys_errno == ENOENT);
+        folder_remove(folders[depth]);
+        free(folders[depth]);
+    }
+    folder_remove(folders[0]);
+    free(folders[0]);
+    free(file.data);
 }
 
 /* ---- Tokenizers ------------------------------------------------------------------------------------ */

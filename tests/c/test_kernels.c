@@ -4,16 +4,14 @@
  * Sanitizers do not look into vector intrinsics. A page without access right after the last float
  * does, and floats with a known value before the first one show what is written there.
  */
-#define _GNU_SOURCE
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include "files/gguf.h"
 #include "harness.h"
 #include "kernels/quantized.h"
+#include "system.h"
 #include "testing.h"
 
 enum { GGUF_Q4_1 = 3, GGUF_Q4_K = 12 }; /* GGML's numbers */
@@ -24,15 +22,10 @@ typedef struct {
 } guarded;
 
 static guarded guarded_make(void) {
-    size_t page = (size_t)sysconf(_SC_PAGESIZE), size = ROOM * sizeof(float);
-    char *memory = mmap(NULL, size + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    CHECK(memory != MAP_FAILED && mprotect(memory + size, page, PROT_NONE) == 0);
-    return (guarded){(float *)(void *)(memory + size)};
+    return (guarded){(float *)guarded_take(ROOM * sizeof(float)) + ROOM};
 }
 
-static void guarded_free(guarded g) {
-    CHECK(munmap(g.end - ROOM, ROOM * sizeof(float) + (size_t)sysconf(_SC_PAGESIZE)) == 0);
-}
+static void guarded_free(guarded g) { guarded_give(g.end - ROOM, ROOM * sizeof(float)); }
 
 static const float CANARY = 1234.5f;
 

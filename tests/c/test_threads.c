@@ -1,15 +1,11 @@
 /*
- * test_threads.c - pools, sessions used by several threads, cancelling, forking.
+ * test_threads.c - pools, sessions used by several threads, cancelling.
  */
-#define _GNU_SOURCE /* unshare */
+#define _GNU_SOURCE
+#include "system/threads.h"
+
 #include <limits.h>
-#include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include "harness.h"
 
@@ -26,14 +22,6 @@ static l2c_session *make_session(const truth *t, l2c_pool *pool) {
     CHECK(l2c_session_create(t->model, pool, TRUTH_SEQUENCES, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, NULL) == L2C_OK);
     return session;
 }
-
-static pthread_t start(void *(*run)(void *), void *arg) {
-    pthread_t id;
-    CHECK(pthread_create(&id, NULL, run, arg) == 0);
-    return id;
-}
-
-static void join(pthread_t id) { CHECK(pthread_join(id, NULL) == 0); }
 
 /* ---- Pools ------------------------------------------------------------------------------------- */
 
@@ -68,10 +56,9 @@ typedef struct {
     int ran, refused;
 } job;
 
-static void *check_session(void *arg) {
+static void check_session(void *arg) {
     job *j = arg;
     for (uint64_t round = 0; round < 5; round++) truth_check_session(j->t, j->session, j->seed + round);
-    return NULL;
 }
 
 void test_pool_shared_by_sessions(void) {
@@ -79,13 +66,13 @@ void test_pool_shared_by_sessions(void) {
     for (int32_t n_threads = 1; n_threads <= 3; n_threads++) {
         l2c_pool *pool = make_pool(n_threads);
         job jobs[2];
-        pthread_t ids[2];
+        l2c_thread threads[2];
         for (int i = 0; i < 2; i++) {
             jobs[i] = (job){.t = &t, .session = make_session(&t, pool), .seed = 50 + 10 * (uint64_t)i};
-            ids[i] = start(check_session, &jobs[i]);
+            CHECK(l2c_thread_start(&threads[i], check_session, &jobs[i]));
         }
         for (int i = 0; i < 2; i++) {
-            join(ids[i]);
+            CHECK(l2c_thread_join(&threads[i]));
             l2c_session_free(jobs[i].session);
         }
         l2c_pool_free(pool);
@@ -96,7 +83,7 @@ void test_pool_shared_by_sessions(void) {
 /* ---- One session, two threads --------------------------------------------------------------------- */
 
 /* Feeds one sequence from its start, again and again, until *flag threads are done as well. */
-static void *feed_sequence(void *arg) {
+static void feed_sequence(void *arg) {
     job *j = arg;
     int32_t seq_len = l2c_model_config(j->t->model)->seq_len;
     /* A thread that met nobody goes on until it did, but not for ever: one processor may run the
@@ -109,10 +96,9 @@ static void *feed_sequence(void *arg) {
             position += status == L2C_OK;
             j->ran += status == L2C_OK;
             j->refused += status == L2C_BUSY;
-            if (status == L2C_BUSY) sched_yield();
+            if (status == L2C_BUSY) l2c_thread_yield();
         }
     atomic_fetch_add(j->flag, 1);
-    return NULL;
 }
 
 void test_session_used_by_two_threads(void) {
@@ -121,12 +107,12 @@ void test_session_used_by_two_threads(void) {
     l2c_session *session = make_session(&t, pool);
     atomic_int done = 0;
     job jobs[2];
-    pthread_t ids[2];
+    l2c_thread threads[2];
     for (int32_t i = 0; i < 2; i++) {
         jobs[i] = (job){.t = &t, .session = session, .sequence = i, .flag = &done};
-        ids[i] = start(feed_sequence, &jobs[i]);
+        CHECK(l2c_thread_start(&threads[i], feed_sequence, &jobs[i]));
     }
-    for (int i = 0; i < 2; i++) join(ids[i]);
+    for (int i = 0; i < 2; i++) CHECK(l2c_thread_join(&threads[i]));
     CHECK(jobs[0].ran >= 5 * SHAPE->seq_len && jobs[1].ran >= 5 * SHAPE->seq_len);
     /* The last position looks back at all that the two wrote. */
     for (int32_t i = 0; i < 2; i++) {
@@ -141,13 +127,12 @@ void test_session_used_by_two_threads(void) {
 
 /* ---- Cancelling -------------------------------------------------------------------------------------- */
 
-static void *cancel_until(void *arg) {
+static void cancel_until(void *arg) {
     job *j = arg;
     while (atomic_load(j->flag) == 0) {
         l2c_session_cancel(j->session);
-        sched_yield();
+        l2c_thread_yield();
     }
-    return NULL;
 }
 
 void test_cancel(void) {
@@ -169,7 +154,8 @@ void test_cancel(void) {
 
         atomic_int stop = 0;
         job j = {.t = &t, .session = session, .flag = &stop};
-        pthread_t id = start(cancel_until, &j);
+        l2c_thread thread;
+        CHECK(l2c_thread_start(&thread, cancel_until, &j));
         l2c_status status = L2C_OK;
         for (int cancelled = 0, round = 0; cancelled < 20; round++) {
             CHECK(round < 100000);
@@ -179,7 +165,7 @@ void test_cancel(void) {
             cancelled += status == L2C_CANCELLED;
         }
         atomic_store(&stop, 1);
-        join(id);
+        CHECK(l2c_thread_join(&thread));
         /* What was half done is not in the cache; other sequences and later calls are whole. */
         CHECK(status == L2C_CANCELLED && l2c_session_logits(session, 0) == NULL);
         l2c_session_resume(session);
@@ -192,13 +178,12 @@ void test_cancel(void) {
 }
 
 /* Asks a session to stop, 20 times, and each time waits for the answer. */
-static void *cancel_and_wait(void *arg) {
+static void cancel_and_wait(void *arg) {
     job *j = arg;
     for (int asked = 1; asked <= 20; asked++) {
         l2c_session_cancel(j->session);
-        while (atomic_load(j->flag) < asked) sched_yield();
+        while (atomic_load(j->flag) < asked) l2c_thread_yield();
     }
-    return NULL;
 }
 
 /* Speculates from the first token on, until the context is full; counts calls that were cancelled. */
@@ -232,14 +217,15 @@ void test_cancel_while_speculating(void) {
         /* Asked at any moment: every request is answered, and none twice. */
         atomic_int answered = 0;
         job j = {.session = target, .flag = &answered};
-        pthread_t id = start(cancel_and_wait, &j);
+        l2c_thread thread;
+        CHECK(l2c_thread_start(&thread, cancel_and_wait, &j));
         n = 1;
         for (int round = 0; atomic_load(&answered) < 20; round++) {
             CHECK(round < 1000000); /* a request was lost */
             if (n + 8 > (size_t)SHAPE->seq_len) n = 1;
             if (speculate_once(target, draft, tokens, &n) == L2C_CANCELLED) atomic_fetch_add(&answered, 1);
         }
-        join(id);
+        CHECK(l2c_thread_join(&thread));
         n = 1;
         CHECK(speculate_once(target, draft, tokens, &n) == L2C_OK);
         truth_check_session(&t, target, 62);
@@ -249,88 +235,4 @@ void test_cancel_while_speculating(void) {
         l2c_pool_free(pool);
     }
     truth_free(&t);
-}
-
-/* ---- Forking ------------------------------------------------------------------------------------------- */
-
-/* In a child: computes, maybe in a child of its own as well; frees everything. */
-static void run_in_child(truth *t, l2c_session *session, l2c_pool *pool, int generations) {
-    pid_t child = fork();
-    CHECK(child >= 0);
-    if (child == 0) {
-        alarm(60); /* a worker that was lost shows as a wait without end */
-        truth_check_session(t, session, 70 + (uint64_t)generations);
-        if (generations > 1) run_in_child(t, session, pool, generations - 1);
-        truth_check_session(t, session, 80 + (uint64_t)generations);
-        l2c_session_free(session);
-        l2c_pool_free(pool);
-        truth_free(t);
-        _exit(0);
-    }
-    int status;
-    CHECK(waitpid(child, &status, 0) == child);
-    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
-}
-
-void test_fork(void) {
-    truth t = truth_make(SHAPE);
-    for (int32_t n_threads = 1; n_threads <= 3; n_threads++) {
-        l2c_pool *pool = make_pool(n_threads);
-        l2c_session *session = make_session(&t, pool);
-        run_in_child(&t, session, pool, 1); /* before the pool ever ran */
-        truth_check_session(&t, session, 90);
-        run_in_child(&t, session, pool, 2);
-        truth_check_session(&t, session, 91); /* the parent's workers are still its own */
-
-        /* A child that never computes frees what it inherited. */
-        pid_t child = fork();
-        if (child == 0) {
-            l2c_session_free(session);
-            l2c_pool_free(pool);
-            _exit(0);
-        }
-        int status;
-        CHECK(child > 0 && waitpid(child, &status, 0) == child && status == 0);
-        l2c_session_free(session);
-        l2c_pool_free(pool);
-    }
-    truth_free(&t);
-}
-
-/* A child in a process namespace of its own is number 1 there, as its parent may be in its own. */
-void test_fork_of_the_same_number(void) {
-    fflush(stdout);
-    pid_t outer = fork();
-    CHECK(outer >= 0);
-    if (outer == 0) {
-        alarm(60);
-        if (unshare(CLONE_NEWPID) != 0) _exit(77);
-        pid_t parent = fork();
-        if (parent == 0) {
-            alarm(60);
-            truth t = truth_make(SHAPE);
-            l2c_pool *pool = make_pool(2);
-            l2c_session *session = make_session(&t, pool);
-            truth_check_session(&t, session, 95);
-            CHECK(getpid() == 1);
-            if (unshare(CLONE_NEWPID) != 0) _exit(77);
-            pid_t child = fork();
-            if (child == 0) {
-                alarm(60);
-                CHECK(getpid() == 1);
-                truth_check_session(&t, session, 96);
-                _exit(0);
-            }
-            int status;
-            CHECK(child > 0 && waitpid(child, &status, 0) == child);
-            _exit(WIFEXITED(status) && WEXITSTATUS(status) == 0 ? 0 : 1);
-        }
-        int status;
-        CHECK(parent > 0 && waitpid(parent, &status, 0) == parent);
-        _exit(WIFEXITED(status) ? WEXITSTATUS(status) : 1);
-    }
-    int status;
-    CHECK(waitpid(outer, &status, 0) == outer && WIFEXITED(status));
-    if (WEXITSTATUS(status) == 77) printf("(skipped: no namespaces here) ");
-    else CHECK(WEXITSTATUS(status) == 0);
 }
