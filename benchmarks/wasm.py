@@ -1,4 +1,4 @@
-"""Tokens per second of the WebAssembly engine in Node, beside the native scalar kernels and the best.
+"""Tokens per second of the WebAssembly engine in Node, beside native kernels: scalar and best.
 
     python benchmarks/wasm.py [MODEL...] [--json benchmarks/results/wasm.json]
     python benchmarks/wasm.py MODEL --program engine.wasm
@@ -90,10 +90,10 @@ def main() -> None:
         for case, speeds in zip(cases, figures, strict=True)
     ]
     lines = [
-        [row["model"], row["kernels"], f"{row['median']:,.0f}", f"{row['min']:,.0f}-{row['max']:,.0f}"]
+        [row["model"], row["kernels"], *(f"{row[name]:,.0f}" for name in ("median", "min", "max"))]
         for row in rows
     ]
-    finish(given, {"rows": rows}, table(["model", "kernels", "tok/s", "range"], lines))
+    finish(given, {"rows": rows}, table(["model", "kernels", "tok/s", "least", "most"], lines))
 
 
 if __name__ == "__main__":

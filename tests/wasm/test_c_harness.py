@@ -1,4 +1,4 @@
-"""tests/c in WebAssembly: scalar and SIMD kernels, 32-bit sizes, files that lie, and memory's end."""
+"""tests/c in WebAssembly: scalar and SIMD kernels, 32-bit sizes, hostile files, memory's end."""
 
 from __future__ import annotations
 
