@@ -3,7 +3,7 @@
     python benchmarks/wasm.py [MODEL...] [--json benchmarks/results/wasm.json]
     python benchmarks/wasm.py MODEL --program engine.wasm
 
-One thread everywhere, and the same stories: temperature 1, top-p 0.9. With --program, also what a
+One thread everywhere, and the same stories: temperature 1, top-p 0.9. With --program, also the last that a
 program compiled to wasm32-wasi prints as "N tok/s" when it is started with the model's path.
 """
 
@@ -71,7 +71,7 @@ def main() -> None:
             if case.kernels == "program":
                 command = ["node", "--no-warnings", WASI, given.program, "/", case.llama.path]
                 told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-                (speed,) = re.findall(r"([\d.]+) tok/s", told)
+                *_, speed = re.findall(r"([\d.]+) tok/s", told)
                 return float(speed)
             if case.kernels == "WebAssembly":
                 wanted = {"seed": number + 1, "tokens": len(stories[key]), "top_p": 0.9}
