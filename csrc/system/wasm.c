@@ -5,8 +5,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 
-#include "backend.h"
-#include "cuda/cuda_model.h"
+#include "internal.h"
 
 enum { LINE = 64 };
 
@@ -106,16 +105,4 @@ void l2c_pool_barrier(l2c_pool *pool, int thread) { (void)pool, (void)thread; }
 uint64_t l2c_time_noise(void) { return 0; }
 int l2c_cpu_count(void) { return 1; }
 unsigned l2c_fork_generation(void) { return 0; }
-
-/* ---- Cards: none, since a device cannot be opened ---------------------------------------------------- */
-
-l2c_status l2c_placed_create(l2c_model *m, l2c_dtype dtype, l2c_pool *pool, l2c_device *device, l2c_error *err) {
-    (void)m, (void)dtype, (void)pool, (void)device;
-    return l2c_fail(err, L2C_UNSUPPORTED, "WebAssembly has no CUDA");
-}
-
-void l2c_placed_free(l2c_placed *placed) { (void)placed; }
-uint64_t l2c_placed_bytes(const l2c_model *m) { return (void)m, 0; }
-
-const l2c_backend l2c_backend_cuda = {.name = "cuda"};
 #endif

@@ -23,9 +23,10 @@ TARGET = ROOT / "pyllama2c" / "wasm" / "engine.wasm.xz"
 ZIGLANG = "0.17.1"
 
 # What WebAssembly has instead of these is system/wasm.c: no files, one thread, no cards.
-ELSEWHERE = ("csrc/cuda", *(f"csrc/system/{name}.c" for name in ("library", "posix", "threads")))
+SYSTEMS = ("library", "posix", "threads", "windows")
+ELSEWHERE = ("csrc/cuda", *(f"csrc/system/{name}.c" for name in SYSTEMS))
 # Which matrices would be how large on a card is asked of every model.
-BESIDES = ("csrc/cuda/layout.c",)
+BESIDES = ("csrc/cuda/absent.c", "csrc/cuda/layout.c")
 
 FLAGS = (
     *("-target", "wasm32-wasi", "-mexec-model=reactor", "-std=c11", "-O3", "-g0", "-msimd128"),

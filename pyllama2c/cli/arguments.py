@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NoReturn
 
 from pyllama2c import __version__
 from pyllama2c.cli import help_texts
+from pyllama2c.cli.model_flags import add_model
 from pyllama2c.cli.sampling_flags import add_sampling
 from pyllama2c.cli.serve_flags import add_page, add_serve, add_verify
 from pyllama2c.cli.shard import parse_shard
@@ -112,55 +113,6 @@ def as_run_c_pairs(words: Sequence[str]) -> list[str]:
     return joined
 
 
-def _add_file(parser: argparse._ActionsContainer, *name: str) -> None:
-    """The flags of a model wherever it is computed."""
-    parser.add_argument(
-        *(name or ("model",)),
-        nargs="?",
-        help="a GGUF file, a llama2.c checkpoint, a known model's name, or hf://owner/name[/file] "
-        "[the embedded one]",
-    )
-    parser.add_argument("-z", "--tokenizer", metavar="PATH", help="tokenizer.bin of the model")
-    parser.add_argument(
-        "--dtype",
-        choices=("auto", "float32", "int8", "int4"),
-        default="auto",
-        help="what weights are computed with; auto: what the file holds",
-    )
-    parser.add_argument(
-        "--context",
-        type=int,
-        metavar="N",
-        help="positions of a story at most; default: the model's",
-    )
-    parser.add_argument(
-        "--kv-dtype",
-        choices=("float32", "float16"),
-        default="float32",
-        help="what keys and values are kept in; float16: half the memory of a context [float32]",
-    )
-
-
-def _add_model(parser: argparse._ActionsContainer, *name: str) -> None:
-    _add_file(parser, *name)
-    parser.add_argument(
-        "--no-speculative",
-        action="store_true",
-        help="do not let an int8 copy draft tokens; the story is the same",
-    )
-    parser.add_argument("--threads", type=int, metavar="N", help="default: by the model's size")
-    parser.add_argument(
-        "--isa",
-        choices=["auto", "scalar", "avx2", "avxvnni", "avx512", "neon", "dotprod", "i8mm", "runq"],
-        help="kernels; all compute the same bits, but runq, which rounds as runq.c does",
-    )
-    parser.add_argument(
-        "--device",
-        metavar="NAME",
-        help="cpu, cuda or cuda:N (an NVIDIA card): the story is the same [$PYLLAMA2C_DEVICE, cpu]",
-    )
-
-
 def _add_story(parser: argparse._ActionsContainer, steps: int) -> argparse._MutuallyExclusiveGroup:
     """The flags of a story; returns the group of those that say its prompt."""
     add = parser.add_argument
@@ -206,7 +158,7 @@ def build_parser() -> argparse.ArgumentParser:
         dest="command", required=True, parser_class=_Command, title="commands", metavar="COMMAND"
     )
     generate = commands.add_parser("generate", help="tell a story")
-    _add_model(generate.add_argument_group("model"))
+    add_model(generate.add_argument_group("model"))
     prompts = _add_story(generate.add_argument_group("story"), steps=256)
     prompts.add_argument(
         "--file",
@@ -244,11 +196,11 @@ def build_parser() -> argparse.ArgumentParser:
     chat = commands.add_parser(
         "chat", help="talk to a chat model, in its file's template or Llama 2's"
     )
-    _add_model(chat.add_argument_group("model"))
+    add_model(chat.add_argument_group("model"))
     _add_story(chat.add_argument_group("answers"), steps=0)
     chat.set_defaults(file=None, special=False, json=False, logprobs=None)
     bench = commands.add_parser("bench", help="measure tokens per second")
-    _add_model(bench)
+    add_model(bench)
     bench.add_argument(
         "--synthetic",
         metavar="SHAPE",
@@ -260,7 +212,7 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument("--greedy", action="store_true", help="temperature 0 instead of 1")
     bench.add_argument("--json", action="store_true")
     info = commands.add_parser("info", help="what a model file is and what it needs")
-    _add_model(info)
+    add_model(info)
     info.add_argument("--json", action="store_true")
     download = commands.add_parser("download", help="fetch a model into the cache")
     download.add_argument("name", help="a known model, or hf://owner/name[@revision][/file]")
@@ -285,11 +237,11 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add_argument("--no-tokenizer", action="store_true", help=without)
     evaluate = commands.add_parser("eval", help="bits per byte and perplexity of texts")
     evaluate.add_argument("text", help="a file: passages with <|endoftext|> between them, or JSON")
-    _add_model(evaluate, "-M", "--model")
+    add_model(evaluate, "-M", "--model")
     evaluate.add_argument("--json", action="store_true")
-    add_serve(commands, _add_model)
-    add_verify(commands, _add_model)
-    add_page(commands, _add_file)
+    add_serve(commands)
+    add_verify(commands)
+    add_page(commands)
     completion = commands.add_parser("completion", help="print a completion script for your shell")
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     helper = commands.add_parser("help", help="what a command does")

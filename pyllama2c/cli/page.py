@@ -12,9 +12,15 @@ from pyllama2c.serve.page_file import page_file
 
 
 def page(arguments: argparse.Namespace) -> int:
+    target = Path(arguments.target)
+    # Who forgets the target names a model in its place, and would lose it.
+    if target.suffix.lower() not in (".html", ".htm") and (target.is_file() or not target.exists()):
+        raise ValueError(
+            f"{target} does not end with .html; first comes the page to write, then the model"
+        )
     with load(arguments) as llama:
         html = page_file(llama)
-    with whole_file(Path(arguments.target)) as file:
+    with whole_file(target) as file:
         file.write(html)
-    say(f"{arguments.target}: {len(html):,} bytes")  # the target may be standard output
+    say(f"{target}: {len(html):,} bytes")  # the target may be standard output
     return 0

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-_AddModel = Callable[..., None]
+from pyllama2c.cli.model_flags import add_file, add_model
 
 
 def _above(least: float, kind: type[float] = float) -> Callable[[str], float]:
@@ -22,7 +22,7 @@ def _above(least: float, kind: type[float] = float) -> Callable[[str], float]:
     return number
 
 
-def add_serve(commands: Any, add_model: _AddModel) -> None:
+def add_serve(commands: Any) -> None:
     serve: argparse.ArgumentParser = commands.add_parser(
         "serve", help="answer HTTP requests, as OpenAI's API does"
     )
@@ -64,7 +64,7 @@ def add_serve(commands: Any, add_model: _AddModel) -> None:
     )
 
 
-def add_verify(commands: Any, add_model: _AddModel) -> None:
+def add_verify(commands: Any) -> None:
     verify: argparse.ArgumentParser = commands.add_parser(
         "verify", help="tell a receipt's story again"
     )
@@ -72,7 +72,7 @@ def add_verify(commands: Any, add_model: _AddModel) -> None:
     add_model(verify)
 
 
-def add_page(commands: Any, add_file: _AddModel) -> None:
+def add_page(commands: Any) -> None:
     page: argparse.ArgumentParser = commands.add_parser(
         "page", help="write a web page that tells stories by itself"
     )

@@ -51,7 +51,7 @@ def page_file(llama: Llama) -> bytes:
         )
     how, tokenizer = tokenizer_parts(llama.tokenizer, llama.path)
     facts = {
-        "name": os.path.basename(llama.path),
+        "name": os.fsencode(os.path.basename(llama.path)).decode(errors="replace"),
         "dtype": DTYPES[options.dtype],
         "kv_dtype": KV_DTYPES[options.kv_dtype],
         "context": llama.config.seq_len,

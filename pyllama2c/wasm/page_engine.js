@@ -6,18 +6,27 @@ class WasmEngine {
   #waiting = new Map(); // by number: {resolve, reject, told}
   #asked = 0;
   #open;
+  #failure = null; // of the Worker itself, after which it answers nothing
 
   constructor() {
+    this.#open = this.#start();
+    this.#open.catch(() => {}); // about() tells
+  }
+
+  async #start() {
     const source = WasmEngine.#part("worker");
     this.#worker = new Worker(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
     this.#worker.onmessage = ({ data }) => this.#hear(data);
-    this.#worker.onerror = (event) => {
-      for (const { reject } of this.#waiting.values()) reject(new Error(event.message || "The engine's worker has failed."));
-    };
+    this.#worker.onerror = (event) => this.#fail(new Error(event.message || "The engine's Worker has failed."));
     const [module, model, tokenizer] = ["module", "model-file", "tokenizer-file"].map(WasmEngine.#bytes);
     const facts = JSON.parse(WasmEngine.#part("facts"));
-    this.#open = this.#ask("open", { module, model, tokenizer, facts }, null, [module.buffer, model.buffer, tokenizer.buffer]);
-    this.#open.catch(() => {}); // about() tells
+    return this.#ask("open", { module, model, tokenizer, facts }, null, [module.buffer, model.buffer, tokenizer.buffer]);
+  }
+
+  #fail(error) {
+    this.#failure = error;
+    for (const { reject } of this.#waiting.values()) reject(error);
+    this.#waiting.clear();
   }
 
   /* A part's text, which the page then no longer holds. */
@@ -36,6 +45,7 @@ class WasmEngine {
 
   #ask(ask, given, told = null, transfer = []) {
     return new Promise((resolve, reject) => {
+      if (this.#failure) return reject(this.#failure);
       const id = this.#asked++;
       this.#waiting.set(id, { resolve, reject, told });
       this.#worker.postMessage({ id, ask, given }, transfer);

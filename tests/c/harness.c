@@ -46,8 +46,10 @@ typedef struct {
 static const test tests[] = {
     {"truncated and extended files", test_truncated_files, 0},
     {"hostile header fields", test_header_fields, 0},
+#if !defined(__wasm__) /* which has no files */
     {"files by path", test_paths, 0},
     {"names and lengths of paths", test_names_of_paths, 0},
+#endif
     {"headers alone", test_headers_alone, 0},
     {"hostile tokenizers", test_hostile_tokenizers, 0},
     {"encoding", test_encoding, 0},
@@ -73,18 +75,22 @@ static const test tests[] = {
     {"kernels at a guard page", test_kernels_at_guard_page, 0},
     {"kernels on special values", test_kernels_special_values, 0},
     {"fused multiply-add", test_fused, 0},
+#if !defined(__wasm__) /* nor threads */
     {"pool: made and freed 100 times", test_pool_life, 1},
     {"pool: shared by two sessions", test_pool_shared_by_sessions, 1},
     {"session: used by two threads", test_session_used_by_two_threads, 1},
     {"session: cancelled from another thread", test_cancel, 1},
     {"session: cancelled while it speculates", test_cancel_while_speculating, 1},
+#endif
     {"a second backend", test_second_backend, 1},
     {"batch: random loads, as each story alone", test_batch_loads, 0},
     {"batch: prompts that begin alike", test_batch_prompts, 0},
     {"batch: long prompts delay nobody", test_batch_fairness, 0},
     {"batch: refusals", test_batch_refusals, 0},
+#if !defined(__wasm__)
     {"batch: stories dropped from another thread", test_batch_dropped_from_a_thread, 1},
-#if !defined(__SANITIZE_THREAD__) /* which does not follow threads into a forked child */
+#endif
+#if !defined(__wasm__) && !defined(__SANITIZE_THREAD__) /* which does not follow threads into a forked child */
     {"pool: after fork", test_fork, 1},
     {"pool: after fork into the same process number", test_fork_of_the_same_number, 1},
 #endif

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,7 +16,14 @@ import pytest
 from environment import run_python
 from gguf_files import BOOL, INT32, STRING, Key
 from tiny import Shape, TinyLlama, tokenizer_file
-from tokenizer_keys import byte_level_keys, chat_model, sentencepiece_keys
+from tokenizer_keys import (
+    CONTROL,
+    NORMAL,
+    USER_DEFINED,
+    byte_level_keys,
+    chat_model,
+    sentencepiece_keys,
+)
 
 from pyllama2c import Llama, UnsupportedError, wasm
 from pyllama2c.serve import explain, page_file
@@ -279,12 +287,61 @@ def test_what_a_page_cannot_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         page_file.page_file(llama)
 
 
+def test_names_and_pieces_that_html_would_take_for_its_own(tmp_path: Path) -> None:
+    """Nor does a file's name have to be Unicode."""
+    signs = ("</script><script>alert(1)</script>", "<!--", '"', "'", "\u2028", "&lt;", "`${0}\\")
+    keys = sentencepiece_keys()
+    (tokens,) = (key for key in keys if key.name.endswith(".tokens"))
+    (kinds,) = (key for key in keys if key.name.endswith(".token_type"))
+    tokens.value[-len(signs) :] = signs
+    kinds.value[-len(signs) :] = [
+        NORMAL,
+        USER_DEFINED,
+        CONTROL,
+        NORMAL,
+        NORMAL,
+        USER_DEFINED,
+        NORMAL,
+    ]
+    html, path = tmp_path / "page.html", tmp_path / os.fsdecode(b"<!--\xff<\xc3\xa9.gguf")
+    path.write_bytes(chat_model(keys).build())
+    with Llama(path) as llama:
+        html.write_bytes(page_file.page_file(llama))
+        assert html.read_text(encoding="utf-8").count("<script") == 7
+        assert ask(html, ("about", {}))[0]["name"] == "<!--\ufffd<\u00e9.gguf"
+        begins_alike(llama, html)
+        ids = [*range(len(tokens.value) - len(signs), len(tokens.value))]
+        served = explain.tokens(llama, Nodes(), {"ids": ids})["tokens"]
+        assert ask(html, ("begin", {"from": ids})) == [served]
+        text = "".join(signs)
+        served = explain.tokens(llama, Nodes(), {"text": text})["tokens"]
+        assert ask(html, ("begin", {"from": text})) == [served]
+
+
 def test_the_command(story: Path, tmp_path: Path) -> None:
     target = tmp_path / "here.html"
-    done = run_python("-m", "pyllama2c", "page", str(target))
+
+    def page(*words: object) -> subprocess.CompletedProcess[str]:
+        return run_python("-m", "pyllama2c", "page", *map(str, words))
+
+    done = page(target)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert target.read_bytes() == story.read_bytes()
-    (tmp_path / "bad.gguf").write_bytes(chat_model(byte_level_keys()).build())
-    done = run_python("-m", "pyllama2c", "page", str(target), str(tmp_path / "bad.gguf"))
-    assert done.returncode == 1 and "bad.gguf" in done.stderr
+    assert page(target).returncode == 0  # once more, over the first
+    bad, cut = tmp_path / "bad.gguf", tmp_path / "cut.gguf"
+    bad.write_bytes(chat_model(byte_level_keys()).build())
+    cut.write_bytes(chat_model(sentencepiece_keys()).build()[:-100])
+    (tmp_path / "folder.html").mkdir()
+    for words, message in (
+        ((target, bad), "bad.gguf: a page has no byte-level tokenizer"),
+        ((target, cut), "cut.gguf"),
+        ((tmp_path / "folder.html",), "folder.html: is a folder"),
+        ((tmp_path / "none" / "here.html",), "here.html: No such file"),
+        ((cut,), "cut.gguf does not end with .html; first comes the page to write"),
+        ((tmp_path / "new.gguf",), "new.gguf does not end with .html"),
+    ):
+        done = page(*words)
+        assert done.returncode == 1 and message in done.stderr, done.stderr
+        assert len(done.stderr.splitlines()) == 1
     assert target.read_bytes() == story.read_bytes()
+    assert len(cut.read_bytes()) == len(chat_model(sentencepiece_keys()).build()) - 100
