@@ -81,7 +81,7 @@ class _Story:
         self._decodes = streamed or bool(request.stop)
         self._matched = False
         self.is_plain = streamed and not (
-            request.stop or request.logprobs is not None or self.guide
+            request.stop or request.logprobs is not None or request.grammar is not None
         )
         """whether a token is told, and nothing more comes of it"""
 
