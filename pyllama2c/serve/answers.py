@@ -68,9 +68,7 @@ class Answer:
         before, index, rest = whole.partition(b"2147483646")
         between, mark, after = rest.partition(b'"\\u0000"')
         assert index and mark
-        self._parts = b"data: " + before, between, after + b"\n\n"
-        self._openings: dict[int, bytes] = {}
-        """of chunks, by index"""
+        self._parts = b"data: %b%%d%b" % (before.replace(b"%", b"%%"), between), after + b"\n\n"
 
     def _base(self, kind: str) -> dict[str, Any]:
         service = self._service
@@ -104,10 +102,7 @@ class Answer:
         if not texts:
             return b""
         story.sent += sum(map(len, texts))
-        before, between, after = self._parts
-        opening = self._openings.get(story.index)
-        if opening is None:
-            opening = self._openings[story.index] = b"%b%d%b" % (before, story.index, between)
+        opening, after = self._parts[0] % story.index, self._parts[1]
         return opening + (after + opening).join(map(encode, texts)) + after
 
     def _detailed(self, story: Story, piece: Piece) -> bytes:
