@@ -1,22 +1,25 @@
-"""What the server costs: tokens per second through HTTP, beside generate_batch on the same engine.
+"""What the server costs, beside the library on the same engine.
 
     python benchmarks/serve.py [--rounds 5] [--slots 64] [--tokens 200] [--model MODEL]
+        [--peer NAME=PORT ...]
 
-The client is another process, on the same machine. Medians over interleaved rounds.
+Medians over interleaved rounds: tokens per second with all slots busy; processor time; what one
+request takes alone; sweeps of the engine until a request's first token. A peer is a server that
+runs already, on this machine and with the same model. The client is another process.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import multiprocessing
+import math
 import statistics
 import sys
 import threading
 import time
-from functools import partial
-from typing import Any
+from collections.abc import Callable
+
+from serve_client import Body, Client, Load
 
 from pyllama2c import Llama
 from pyllama2c.serve.app import App
@@ -25,34 +28,15 @@ from pyllama2c.serve.security import Guard
 from pyllama2c.serve.service import Limits, Service
 
 PROMPT = "Once upon a time"
+BURST = 24
+PROMPT_TOKENS_A_SWEEP = 64
+JOIN_SECONDS = 0.025
 
 
-async def ask(port: int, body: dict[str, Any]) -> int:
-    """A whole request over a bare socket; the bytes of its answer."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    data = json.dumps(body).encode()
-    head = (
-        f"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-        f"connection: close\r\ncontent-length: {len(data)}\r\n\r\n"
-    )
-    writer.write(head.encode() + data)
-    size = 0
-    while part := await reader.read(1 << 16):
-        size += len(part)
-    writer.close()
-    return size
+class Sweeps(list[float]):
+    """In the place of the server's histogram: every value."""
 
-
-def client(requests: Any, answers: Any) -> None:
-    """Runs in a process of its own: rounds of (port, bodies) to seconds."""
-
-    async def round_of(port: int, bodies: list[dict[str, Any]]) -> float:
-        started = time.perf_counter()
-        await asyncio.gather(*(ask(port, body) for body in bodies))
-        return time.perf_counter() - started
-
-    while (work := requests.get()) is not None:
-        answers.put(asyncio.run(round_of(*work)))
+    observe = list.append
 
 
 class Background:
@@ -60,8 +44,10 @@ class Background:
 
     def __init__(self, llama: Llama, slots: int, join_seconds: float):
         self.service = Service(llama, slots=slots, limits=Limits(join_seconds=join_seconds))
+        self.sweeps = Sweeps()
+        self.service.metrics.first_token_sweeps = self.sweeps  # type: ignore[assignment]
         self._listener = listen("127.0.0.1", 0)
-        self.port = self._listener.getsockname()[1]
+        self.port: int = self._listener.getsockname()[1]
         ready = threading.Event()
 
         async def run() -> None:
@@ -77,69 +63,176 @@ class Background:
         self._thread.join()
 
 
+def body_of(tokens: int, stream: bool, seed: int, prompt: str = PROMPT) -> Body:
+    return {
+        "prompt": prompt,
+        "max_tokens": tokens,
+        "ignore_eos": True,
+        "stream": stream,
+        "temperature": 1,
+        "top_p": 1,
+        "seed": seed,
+    }
+
+
+class Throughput:
+    """All slots busy."""
+
+    def __init__(self, n: int, tokens: int):
+        self._n, self._tokens = n, tokens
+        self._speeds: dict[str, list[float]] = {}
+        self._work: dict[str, list[float]] = {}
+
+    def library(self, llama: Llama, seed: int) -> None:
+        def told() -> Load:
+            started = time.perf_counter()
+            stories = llama.generate_batch(
+                [PROMPT] * self._n, seed=seed, max_tokens=self._tokens, stop_tokens=[], top_p=1.0
+            )
+            tokens = sum(len(story.tokens) for story in stories)
+            return Load(time.perf_counter() - started, tokens)
+
+        self._measure("generate_batch", told)
+
+    def served(self, name: str, client: Client, port: int, seed: int, stream: bool) -> None:
+        bodies = [body_of(self._tokens, stream, seed + i) for i in range(self._n)]
+        self._measure(name, lambda: client.call("load", port, bodies))
+
+    def _measure(self, name: str, call: Callable[[], Load]) -> None:
+        before = time.process_time()
+        done = call()
+        work = time.process_time() - before
+        self._speeds.setdefault(name, []).append(done.tokens / done.seconds)
+        self._work.setdefault(name, []).append(1e6 * work / done.tokens)
+
+    def print(self) -> None:
+        print(
+            f"| {self._n} requests of {self._tokens} tokens | tok/s | share | server's us a token |"
+        )
+        print("|---|---|---|---|")
+        base = self._speeds["generate_batch"], self._work["generate_batch"]
+        for name, speeds in self._speeds.items():
+            share = statistics.median(a / b for a, b in zip(speeds, base[0], strict=True))
+            more = statistics.median(a - b for a, b in zip(self._work[name], base[1], strict=True))
+            own = f"{more:.1f}" if more > 0 else ""  # of a peer, nothing is known
+            print(f"| {name} | {statistics.median(speeds):,.0f} | {share:.1%} | {own} |")
+
+
+class Alone:
+    """One request at a time, over a connection that stays open, against Llama.generate."""
+
+    def __init__(self, tokens: int, n: int = 30):
+        self._tokens, self._n = tokens, n
+        self._ms: dict[str, list[float]] = {}
+
+    def run(self, llama: Llama, client: Client, servers: dict[str, int]) -> None:
+        for tokens, stream in ((1, False), (self._tokens, True)):
+            times = [self._library(llama, tokens, seed) for seed in range(self._n)]
+            self._keep("generate", tokens, times)
+            bodies = [body_of(tokens, stream, seed) for seed in range(self._n)]
+            for name, port in servers.items():
+                self._keep(name, tokens, client.call("alone", port, bodies))
+
+    def _library(self, llama: Llama, tokens: int, seed: int) -> float:
+        started = time.perf_counter()
+        llama.generate(PROMPT, max_tokens=tokens, seed=seed, top_p=1.0, stop_tokens=[]).read()
+        return time.perf_counter() - started
+
+    def _keep(self, name: str, tokens: int, times: list[float]) -> None:
+        self._ms.setdefault(f"{name} {tokens}", []).append(1e3 * statistics.median(times))
+
+    def print(self) -> None:
+        k = self._tokens
+        print(f"| alone | 1 token, ms | more | {k} tokens streamed, ms | more a token |")
+        print("|---|---|---|---|---|")
+        for name in dict.fromkeys(key.rpartition(" ")[0] for key in self._ms):
+            one, all_of_them = self._ms[f"{name} 1"], self._ms[f"{name} {k}"]
+            more = self._more(one, "generate 1")
+            a_token = self._more(all_of_them, f"generate {k}") / k
+            row = f"{statistics.median(one):.2f} | {more:.2f} | "
+            print(f"| {name} | {row}{statistics.median(all_of_them):.1f} | {a_token:.3f} |")
+
+    def _more(self, times: list[float], library: str) -> float:
+        pairs = zip(times, self._ms[library], strict=True)
+        return statistics.median(a - b for a, b in pairs)
+
+
+class FirstToken:
+    """Sweeps from the engine's inbox to a request's first token."""
+
+    def __init__(self, slots: int):
+        self._slots = slots
+        self._arrived: list[float] = []
+        self._bursts: list[tuple[float, float]] = []
+
+    def run(self, llama: Llama, client: Client, server: Background, seed: int) -> None:
+        """Short requests that arrive while three of four slots are busy; then a burst of different
+        prompts."""
+        n_busy = self._slots * 3 // 4
+        other = Client()
+        busy = [body_of(400, True, seed + i) for i in range(n_busy)]
+        server.sweeps.clear()
+        other.begin("load", server.port, busy)
+        while len(server.sweeps) < n_busy:
+            time.sleep(0.01)
+        short = [body_of(4, True, seed + i, "A cat sat") for i in range(40)]
+        client.call("arrive", server.port, short, 0.013)
+        self._arrived += server.sweeps[n_busy:]
+        other.result()
+        other.close()
+        words = "The lion and the rabbit went to the park with a big red ball and saw a bird. " * 2
+        prompts = [f"{i} {words}" for i in range(BURST)]
+        waiting = sum(len(llama.tokenizer.encode_prompt(prompt)) for prompt in prompts)
+        server.sweeps.clear()
+        client.call("load", server.port, [body_of(8, True, seed, prompt) for prompt in prompts])
+        limit = 2 + math.ceil(waiting / PROMPT_TOKENS_A_SWEEP)
+        self._bursts.append((max(server.sweeps), limit))
+
+    def print(self) -> None:
+        print("| sweeps until the first token | | limit |")
+        print("|---|---|---|")
+        values = sorted(self._arrived)
+        p95 = values[math.ceil(0.95 * len(values)) - 1]
+        print(f"| a free slot, prompts of up to 8 tokens: p95 of {len(values)} | {p95} | 5 |")
+        most, limit = max(self._bursts)
+        print(f"| {BURST} prompts at once: the last | {most} | {limit} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--slots", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PORT")
     arguments = parser.parse_args()
     n, tokens = arguments.slots, arguments.tokens
-    requests: Any = multiprocessing.Queue()
-    answers: Any = multiprocessing.Queue()
-    process = multiprocessing.Process(target=client, args=(requests, answers))
-    process.start()
-    sys.setswitchinterval(0.0005)
-    figures: dict[str, list[float]] = {}
-    cpu: dict[str, list[float]] = {}
-    with Llama(arguments.model) as llama:
-
-        def library(seed: int) -> float:
-            started = time.perf_counter()
-            stories = llama.generate_batch(
-                [PROMPT] * n, seed=seed, max_tokens=tokens, stop_tokens=[], top_p=1.0
-            )
-            list(stories)
-            return time.perf_counter() - started
-
-        servers = {"one event a token": 0.0, "joined within 25 ms": 0.025}
-        running = {name: Background(llama, n, seconds) for name, seconds in servers.items()}
-
-        def served(name: str, seed: int, stream: bool) -> float:
-            body = {
-                "prompt": PROMPT,
-                "max_tokens": tokens,
-                "ignore_eos": True,
-                "stream": stream,
-                "temperature": 1,
-            }
-            bodies = [body | {"seed": seed + i} for i in range(n)]
-            requests.put((running[name].port, bodies))
-            return float(answers.get())
-
-        def measured(name: str, seconds_of: Any) -> None:
-            before = time.process_time()
-            seconds = seconds_of()
-            figures.setdefault(name, []).append(n * tokens / seconds)
-            cpu.setdefault(name, []).append(1e6 * (time.process_time() - before) / (n * tokens))
-
-        plain, joined = servers
-        library(0)
-        for i in range(arguments.rounds):
-            seed = 1 + i * n
-            measured("generate_batch", partial(library, seed))
-            measured("not streamed", partial(served, plain, seed, False))
-            measured(plain, partial(served, plain, seed, True))
-            measured(joined, partial(served, joined, seed, True))
-        for each in running.values():
-            each.close()
-    requests.put(None)
-    process.join()
-    base = statistics.median(figures["generate_batch"])
-    for name, values in figures.items():
-        speed, work = statistics.median(values), statistics.median(cpu[name])
-        print(f"{name:<22} {speed:9,.0f} tok/s {speed / base:6.1%}", end=" ")
-        print(f"{work:6.1f} us of processor a token")
+    peers = {name: int(port) for name, _, port in (p.rpartition("=") for p in arguments.peer)}
+    client = Client()
+    sys.setswitchinterval(0.0005)  # as `pyllama2c serve` does
+    throughput, alone, first = Throughput(n, tokens), Alone(tokens), FirstToken(n)
+    with Llama(arguments.model, speculative=False) as llama:
+        plain, joined = Background(llama, n, 0.0), Background(llama, n, JOIN_SECONDS)
+        for i in range(-1, arguments.rounds):  # the first warms up
+            if i == 0:
+                throughput = Throughput(n, tokens)
+                alone, first = Alone(tokens), FirstToken(n)
+            seed = 1 + (i + 1) * n
+            throughput.library(llama, seed)
+            throughput.served("not streamed", client, plain.port, seed, False)
+            throughput.served("one event a token", client, plain.port, seed, True)
+            throughput.served("joined within 25 ms", client, joined.port, seed, True)
+            for name, port in peers.items():
+                throughput.served(f"{name}, not streamed", client, port, seed, False)
+                throughput.served(f"{name}, streamed", client, port, seed, True)
+            alone.run(llama, client, {"pyllama2c serve": plain.port, **peers})
+            first.run(llama, client, plain, seed)
+        plain.close()
+        joined.close()
+    client.close()
+    for figures in (throughput, alone, first):
+        figures.print()
+        print()
 
 
 if __name__ == "__main__":

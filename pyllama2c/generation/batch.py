@@ -6,6 +6,7 @@ row's logits do not depend on the other rows of a call, so a story is the same b
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +20,10 @@ from pyllama2c.tokenizers.base import BaseTokenizer
 
 BatchReason = Literal["stop", "length", "error"]
 """why a story of a batch ended"""
+
+_TOKEN: int = lib.L2C_EVENT_TOKEN
+_EVENT = struct.Struct(f"@qi4xi{ffi.sizeof('l2c_event') - 20}x")
+"""of an l2c_event: the story, the kind, and the token that was chosen"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +89,21 @@ class _Story:
         self._logprobs: list[TokenLogprob] | None = None if request.logprobs is None else []
         self._decodes = streamed or bool(request.stop)
         self._matched = False
+        self.is_plain = streamed and not (
+            request.stop or request.logprobs is not None or request.grammar is not None
+        )
+        """whether a token is told, and nothing more comes of it"""
 
     @property
     def stopped(self) -> bool:
         """Whether a stop string is complete, or what the grammar wants."""
         return self._matched or self._decoder.stopped
+
+    def hear_plain(self, token: int) -> Piece:
+        """`hear` for a story that `is_plain`."""
+        text = self._decoder.feed(token)
+        self._text += text
+        return Piece(self.prompt_index, self.choice, token, text)
 
     def hear(self, event: Any) -> Piece:
         """Takes a token."""
@@ -230,18 +245,29 @@ class Batch:
         if self._cancelled:
             raise CancelledError
         out, n, error = self._events, self._n_events, self._error
-        self.pieces, self.read = [], []
+        self.read = []
+        self.pieces = pieces = []
         status = lib.l2c_batch_step(self._handle, out, n, error)
         check(status, error)
-        ended = (self._on_event(out[0][i]) for i in range(n[0]))
-        return [completion for completion in ended if completion is not None]
+        ended = []
+        # Most events are tokens of plain stories. Reading each field through cffi takes longer than
+        # all that is done with them.
+        events = _EVENT.iter_unpack(ffi.buffer(out[0], n[0] * _EVENT.size))
+        for i, (number, kind, token) in enumerate(events):
+            story = self._stories.get(number)
+            if story is None:  # an event from before it was dropped
+                continue
+            if story.is_plain and kind == _TOKEN:
+                pieces.append(story.hear_plain(token))
+            else:
+                completion = self._on_event(story, out[0][i])
+                if completion is not None:
+                    ended.append(completion)
+        return ended
 
-    def _on_event(self, event: Any) -> Completion | None:
+    def _on_event(self, story: _Story, event: Any) -> Completion | None:
         """The story, where the event ends it."""
-        story = self._stories.get(event.story)
-        if story is None:  # an event from before it was dropped
-            return None
-        if event.kind == lib.L2C_EVENT_TOKEN:
+        if event.kind == _TOKEN:
             try:
                 piece = story.hear(event)
                 if story.streamed:

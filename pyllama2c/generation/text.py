@@ -64,11 +64,12 @@ class StoryText:
         begins_anew: bool = False,
     ):
         """`begins_anew`: half a character at the end of the prompt is not the story's."""
-        self._tokenizer = tokenizer
+        self._tokenizer, self._text_of = tokenizer, tokenizer.text_of
         self._strip_space = strips_space(tokenizer, prompt_tokens)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         if not begins_anew:
             self._decoder.decode(_last_bytes(tokenizer, prompt_tokens))  # keeps half a character
+        self._in_character = bool(self._decoder.getstate()[0])
         self._finder = StopFinder(stop)
 
     @property
@@ -78,16 +79,19 @@ class StoryText:
 
     def feed(self, token: int) -> str:
         """The text that is certain with this token; half a character, half a stop is held back."""
-        if self._strip_space:
+        if self._strip_space or self._in_character:
             return self.feed_all((token,))
-        return self._finder.feed(self._decoder.decode(self._tokenizer.piece(token)))
+        text = self._text_of(token)
+        return self.feed_all((token,)) if text is None else self._finder.feed(text)
 
     def feed_all(self, tokens: Sequence[int]) -> str:
         """The same for several tokens."""
         pieces = list(map(self._tokenizer.piece, tokens))
         if self._strip_space and pieces:
             pieces[0], self._strip_space = self._tokenizer.opening(tokens[0]), False
-        return self._finder.feed(self._decoder.decode(b"".join(pieces)))
+        text = self._decoder.decode(b"".join(pieces))
+        self._in_character = bool(self._decoder.getstate()[0])
+        return self._finder.feed(text)
 
     def rest(self) -> str:
         """What is still held back when the story ends, half a character excepted."""

@@ -68,7 +68,7 @@ class Answer:
         before, index, rest = whole.partition(b"2147483646")
         between, mark, after = rest.partition(b'"\\u0000"')
         assert index and mark
-        self._parts = b"data: " + before, between, after + b"\n\n"
+        self._parts = b"data: %b%%d%b" % (before.replace(b"%", b"%%"), between), after + b"\n\n"
 
     def _base(self, kind: str) -> dict[str, Any]:
         service = self._service
@@ -95,16 +95,18 @@ class Answer:
     def scored(self, job: Job, prompt: int) -> bytes:
         return b""
 
-    def chunk(self, job: Job, story: Story, piece: Piece) -> bytes:
-        story.sent += len(piece.text)
+    def chunks(self, story: Story, pieces: list[Piece]) -> bytes:
         if self._in_detail:
-            return self._detailed(story, piece)
-        if not piece.text:
+            return b"".join([self._detailed(story, piece) for piece in pieces])
+        texts = [piece.text for piece in pieces if piece.text]
+        if not texts:
             return b""
-        before, between, after = self._parts
-        return b"%b%d%b%b%b" % (before, story.index, between, encode(piece.text), after)
+        story.sent += sum(map(len, texts))
+        opening, after = self._parts[0] % story.index, self._parts[1]
+        return opening + (after + opening).join(map(encode, texts)) + after
 
     def _detailed(self, story: Story, piece: Piece) -> bytes:
+        story.sent += len(piece.text)
         logprobs = None
         if self.wanted.logprobs:
             streamed = self._streamed.get(story.number)

@@ -79,7 +79,7 @@ class Endpoints:
     def _job(
         self, stories: list[Story], answer: Format, streamed: bool, scorings: list[Scoring]
     ) -> Job:
-        return Job(stories, answer, streamed, scorings, self._service.limits.join_seconds)
+        return Job(stories, answer, streamed, scorings)
 
     # ---- Generating ----
 

@@ -32,7 +32,7 @@ class Started(NamedTuple):
     """of which the request waited for so many"""
 
 
-Event = Started | Piece | Completion | PromptScores | Exception
+Event = Started | list[Piece] | Completion | PromptScores | Exception
 
 _numbers = itertools.count()
 
@@ -53,7 +53,7 @@ class Story:
     sent: int = 0
     """characters of its text that were streamed"""
     n_told: int = 0
-    """tokens that were streamed"""
+    """tokens that were streamed; counted where an answer says it"""
     is_told: bool = False
     """whether the engine has told a token of it"""
     first_token_at: float = 0.0
@@ -94,7 +94,8 @@ class Format(Protocol):
     def scored(self, job: Job, prompt: int) -> bytes:
         """Events of a prompt whose scores are there."""
 
-    def chunk(self, job: Job, story: Story, piece: Piece) -> bytes: ...
+    def chunks(self, story: Story, pieces: list[Piece]) -> bytes:
+        """Events of new tokens, each of its own."""
 
     def last(self, job: Job, story: Story) -> bytes:
         """Events that end a story, with what of its text has not been streamed."""
@@ -116,7 +117,6 @@ class Job:
         answer_format: Format,
         streamed: bool,
         scorings: Sequence[Scoring] = (),
-        join_seconds: float = 0.0,
     ):
         self.stories, self.format, self.streamed = list(stories), answer_format, streamed
         self.waiting, self.scorings = deque(stories), deque(scorings)
@@ -139,8 +139,6 @@ class Job:
         self._events: list[bytes] = []
         self._unread = 0
         self._waiter: asyncio.Future[None] | None = None
-        self._join_seconds, self._sent_at = join_seconds, 0.0
-        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def finished(self) -> bool:
@@ -148,13 +146,8 @@ class Job:
         return self._left == 0
 
     def take(self, story: Story | Scoring | None, event: Event) -> None:
-        """What the engine has to tell."""
+        """What the engine has to tell, tokens excepted. `send` must follow."""
         if self.over:
-            return
-        if type(event) is Piece:
-            assert isinstance(story, Story)
-            story.n_told += 1
-            self.put(self.format.chunk(self, story, event))
             return
         if isinstance(event, Completion) and event.error is None:
             assert isinstance(story, Story)
@@ -177,6 +170,11 @@ class Job:
                 self.put(self.format.end(self))
             self.close()
 
+    def take_pieces(self, story: Story, pieces: list[Piece]) -> None:
+        """Tokens that the engine has to tell. `send` must follow."""
+        if not self.over:
+            self.put(self.format.chunks(story, pieces))
+
     def put(self, event: bytes) -> None:
         """Events to be sent."""
         if not event:
@@ -187,10 +185,6 @@ class Job:
         self.n_events += 1
         self._events.append(event)
         self._unread += len(event)
-        if self._join_seconds:
-            self._send_later()
-        else:
-            self._send()
 
     def cut_off(self) -> None:
         """Ends it and its client's connection."""
@@ -213,29 +207,16 @@ class Job:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _send(self) -> None:
+    def send(self) -> None:
+        """Sends at once all that was put."""
+        if not self._events:
+            return  # an empty chunk would end the answer
         if self.writer is None or self.over:
             self._wake()
-        elif not self._events:
-            return  # an empty chunk would end the answer
         elif self.writer.unread > MAX_UNREAD:
             self.cut_off()
         else:
             self.writer.write(self._taken())
-
-    def _send_later(self) -> None:
-        if self._timer is not None:
-            return
-        loop = asyncio.get_running_loop()
-        due = self._sent_at + self._join_seconds - loop.time()
-        if due <= 0:
-            self._send_joined()
-        else:
-            self._timer = loop.call_later(due, self._send_joined)
-
-    def _send_joined(self) -> None:
-        self._timer, self._sent_at = None, asyncio.get_running_loop().time()
-        self._send()
 
     def _taken(self) -> bytes:
         events, self._events, self._unread = self._events, [], 0

@@ -55,8 +55,12 @@ class LlamaCppAnswer:
     def scored(self, job: Job, prompt: int) -> bytes:
         return b""
 
-    def chunk(self, job: Job, story: Story, piece: Piece) -> bytes:
+    def chunks(self, story: Story, pieces: list[Piece]) -> bytes:
+        return b"".join([self._chunk(story, piece) for piece in pieces])
+
+    def _chunk(self, story: Story, piece: Piece) -> bytes:
         story.sent += len(piece.text)
+        story.n_told += 1
         out: dict[str, Any] = {
             "index": story.index,
             "content": piece.text,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyllama2c.errors import in_words
-from pyllama2c.generation.batch import Completion, Piece
+from pyllama2c.generation.batch import Completion
 from pyllama2c.serve.engine import EngineThread, Told
 from pyllama2c.serve.errors import ApiError, busy, draining
 from pyllama2c.serve.job import Job, Started
@@ -67,7 +68,9 @@ class Service:
         self.identity = identify(llama, self.model_name)
         self.fingerprint = f"fp_{self.identity.weights}"
         self.metrics = Metrics()
-        self.engine = EngineThread(llama, slots, self.metrics, self._post)
+        self._told: deque[list[Told]] = deque()
+        self._is_due = False
+        self.engine = EngineThread(llama, slots, self.metrics, self._post, self.limits.join_seconds)
         self.jobs: set[Job] = set()
         self.draining = False
         self._turns = asyncio.Semaphore(_AT_ONCE)
@@ -182,20 +185,34 @@ class Service:
     def _post(self, told: list[Told]) -> None:
         """In the engine's thread."""
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._deliver, told)
+        self._told.append(told)
+        if not self._is_due:  # else the loop is behind, and will take several sweeps at once
+            self._is_due = True
+            self._loop.call_soon_threadsafe(self._deliver)
 
-    def _deliver(self, told: list[Told]) -> None:
+    def _deliver(self) -> None:
+        self._is_due = False
+        jobs: set[Job] = set()
+        while self._told:
+            self._take(self._told.popleft(), jobs)
+        for job in jobs:
+            job.send()
+
+    def _take(self, told: list[Told], jobs: set[Job]) -> None:
         metrics, now = self.metrics, perf_counter()
         for job, story, event in told:
+            jobs.add(job)
+            if type(event) is list:
+                if not story.first_token_at:  # type: ignore[union-attr]
+                    story.first_token_at = now  # type: ignore[union-attr]
+                    metrics.time_to_first_token_seconds.observe(now - job.submitted_at)
+                job.take_pieces(story, event)  # type: ignore[arg-type]
+                continue
             if type(event) is Started:
                 job.started_at = now
                 metrics.queue_seconds.observe(now - job.submitted_at)
                 continue
-            if type(event) is Piece:
-                if not story.first_token_at:  # type: ignore[union-attr]
-                    story.first_token_at = now  # type: ignore[union-attr]
-                    metrics.time_to_first_token_seconds.observe(now - job.submitted_at)
-            elif type(event) is Completion and job.streamed and len(event.tokens) > 1:
+            if type(event) is Completion and job.streamed and len(event.tokens) > 1:
                 seconds = now - story.first_token_at  # type: ignore[union-attr]
                 metrics.time_per_output_token_seconds.observe(seconds / (len(event.tokens) - 1))
             job.take(story, event)

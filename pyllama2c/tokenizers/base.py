@@ -62,6 +62,7 @@ class BaseTokenizer(SuggestsNames, ClosableHandle):
         self._special = _TokenFinder((token for token in special if len(token[0]) > 1), strips)
         self._user_defined = _TokenFinder(user_defined, strips)
         self._pieces: dict[int, bytes] = {}  # a cache
+        self._text_cache: dict[int, str | None] = {}  # another
         self._closed = False
 
     @abstractmethod
@@ -128,6 +129,18 @@ class BaseTokenizer(SuggestsNames, ClosableHandle):
             raise TokenizerError(f"token {token} is outside the vocabulary of {self.vocab_size}")
         self._pieces[token] = piece = self._piece(token)
         return piece
+
+    def text_of(self, token: int) -> str | None:
+        """What one token of the vocabulary spells; None where it is no text by itself: part of a
+        character."""
+        if token in self._text_cache:
+            return self._text_cache[token]
+        try:
+            text: str | None = self.piece(token).decode()
+        except UnicodeDecodeError:
+            text = None
+        self._text_cache[token] = text
+        return text
 
     def decode_bytes(self, tokens: Sequence[int]) -> bytes:
         """The bytes of `tokens`, without the space that `encode` prepended."""
