@@ -98,6 +98,7 @@ class Engine {
   attention(ids, position) {
     const { n_layers, n_heads } = this.#config;
     this.#check(ids);
+    if (!(ids[position] >= 0)) throw new Error(`position is ${position}; it must be 0 to ${ids.length - 1}`);
     this.#feed(ids.slice(0, position));
     const [row] = this.#rows([ids[position]], position);
     const n = n_layers * n_heads * (position + 1);

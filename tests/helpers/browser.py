@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +20,11 @@ needs_browser = pytest.mark.skipif(
 )
 
 
+_LOCAL = ("file:", "blob:", "data:", "about:")
+_TELL_VIOLATIONS = """addEventListener("securitypolicyviolation", (event) =>
+    console.error(`${event.violatedDirective}: ${event.blockedURI}`))"""
+
+
 @contextmanager
 def chromium() -> Iterator[Any]:
     from playwright.sync_api import expect, sync_playwright
@@ -32,8 +37,18 @@ def chromium() -> Iterator[Any]:
 
 
 @contextmanager
-def page_at(browser: Any, url: str, **options: Any) -> Iterator[Any]:
-    """The page after its start; nothing may be logged as an error, nor be refused."""
+def page_at(
+    browser: Any,
+    url: str,
+    *,
+    begins: bool = True,
+    scripts: Sequence[str] = (),
+    expected: str | None = None,
+    **options: Any,
+) -> Iterator[Any]:
+    """The page after its start, where it begins; nothing may be logged as an error, be refused by
+    its policy, or be asked of a network. `scripts` run before its own.
+    `expected`: what errors that may be logged have in them."""
     context = browser.new_context(
         viewport={"width": 1300, "height": 900}, color_scheme="dark", **options
     )
@@ -41,14 +56,23 @@ def page_at(browser: Any, url: str, **options: Any) -> Iterator[Any]:
     page, wrong = context.new_page(), []
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda line: wrong.append(line.text) if line.type == "error" else None)
+    page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+    if url.startswith("file:"):
+        context.on(
+            "request",
+            lambda asked: None if asked.url.startswith(_LOCAL) else wrong.append(asked.url),
+        )
     package = find_spec("axe_playwright_python")
     assert package is not None and package.origin is not None
     page.add_init_script(Path(package.origin).with_name("axe.min.js").read_text(encoding="utf-8"))
+    for script in (_TELL_VIOLATIONS, *scripts):
+        page.add_init_script(script)
     page.goto(url)
-    saying(page, "begins with")
+    if begins:
+        saying(page, "begins with")
     yield page
     context.close()
-    assert wrong == []
+    assert [text for text in wrong if expected is None or expected not in text] == []
 
 
 def saying(page: Any, text: str) -> str:

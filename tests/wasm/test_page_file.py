@@ -244,6 +244,8 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
         {"ids": [1], "how": {"seed": str(2**64), "sampling": KNOBS}},
         "seed is 18446744073709551616",
     ),
+    ("attention", {"ids": [1, 5], "position": 2}, "position is 2; it must be 0 to 1"),
+    ("attention", {"ids": [1, 5], "position": -1}, "position is -1"),
     ("next", {"ids": [1], "how": {"state": "0", "sampling": KNOBS}}, "rng_state is 0"),
     ("next", {"ids": [1], "how": {"seed": "1", "sampling": KNOBS | {"top_p": 2}}}, "top_p is 2"),
 ]

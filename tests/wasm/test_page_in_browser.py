@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from browser import check_accessible, chromium, needs_browser, page_at, saying, story_of, tell
 from environment import real_file
+from tokenizer_keys import NORMAL, USER_DEFINED, chat_model, sentencepiece_keys
 
 from pyllama2c import Llama
 from pyllama2c.serve.page_file import page_file
@@ -25,9 +26,7 @@ def browser() -> Iterator[Any]:
 
 @needs_browser
 def test_a_story_from_the_disk(browser: Any, story: Path, storyteller: Llama) -> None:
-    asked: list[str] = []
     with page_at(browser, story.as_uri(), offline=True) as page:
-        page.on("request", lambda request: asked.append(request.url))
         tell(page)
         assert story_of(page) == PROMPT + storyteller.generate(PROMPT, seed=7).read()
         page.locator("#story .token").nth(15).click()
@@ -46,7 +45,79 @@ def test_a_story_from_the_disk(browser: Any, story: Path, storyteller: Llama) ->
         page.goto("about:blank")
         page.goto(link)
         saying(page, "Replayed: identical.")
-    assert all(url.startswith(("file:", "blob:null/", "about:")) for url in asked)
+
+
+@needs_browser
+def test_two_pages_at_once_and_seeds_that_no_double_holds(
+    browser: Any, story: Path, storyteller: Llama
+) -> None:
+    seeds = (2**53 + 1, 2**64 - 1)
+    with (
+        page_at(browser, story.as_uri(), offline=True) as one,
+        page_at(browser, story.as_uri(), offline=True) as other,
+    ):
+        pages = (one, other)
+        for page, seed in zip(pages, seeds, strict=True):
+            page.fill("#seed", str(seed))
+            page.click("text=Begin anew")
+            page.click("#tell")
+        for page, seed in zip(pages, seeds, strict=True):
+            saying(page, "on. The model's odds")
+            assert story_of(page) == PROMPT + storyteller.generate(PROMPT, seed=seed).read()
+        one.click("#copy")
+        saying(one, "link")
+        other.goto(one.url)
+        saying(other, "Replayed: identical.")
+        one.fill("#seed", str(2**64))
+        one.click("text=Begin anew")
+        one.click("#next")
+        one.locator("#alert", has_text="seed is 18446744073709551616").wait_for()
+
+
+@needs_browser
+def test_a_name_and_pieces_that_html_would_take_for_its_own(browser: Any, tmp_path: Path) -> None:
+    keys = sentencepiece_keys()
+    (tokens,) = (key for key in keys if key.name == "tokenizer.ggml.tokens")
+    (kinds,) = (key for key in keys if key.name == "tokenizer.ggml.token_type")
+    signs = ("</script><script>alert(1)</script>", "<!--", "\u2028", "<img src=x onerror=alert(1)>")
+    tokens.value[-len(signs) :] = signs
+    kinds.value[-len(signs) :] = [NORMAL, USER_DEFINED, NORMAL, USER_DEFINED]
+    path = tmp_path / "<!--\u00e9&lt;\u2028'.gguf"
+    path.write_bytes(chat_model(keys).build())
+    html = tmp_path / "#100%?<b>.html"
+    with Llama(path) as llama:
+        html.write_bytes(page_file(llama))
+    with page_at(browser, html.as_uri(), offline=True) as page:
+        assert path.name in page.inner_text("#model").replace("\n", "\u2028")
+        page.fill("#prompt", "".join(signs))
+        page.click("text=Begin anew")
+        page.click("#next")
+        page.locator("#why", has_text="That is why.").wait_for()
+        assert "".join(signs) in story_of(page)
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ("globalThis.Worker = class { constructor() { throw new Error('no workers'); } }", "no wo"),
+        (
+            "const Real = Worker; globalThis.Worker = class extends Real { constructor() {"
+            "super(URL.createObjectURL(new Blob(['throw new Error(`cannot start`)']))); } }",
+            "cannot start",
+        ),
+        ("globalThis.atob = () => 'no module';", "WebAssembly"),
+    ],
+    ids=["no Worker", "its script fails", "its module is damaged"],
+)
+def test_an_engine_that_does_not_start(
+    browser: Any, story: Path, broken: str, message: str
+) -> None:
+    with page_at(
+        browser, story.as_uri(), begins=False, scripts=[broken], expected=message, offline=True
+    ) as page:
+        page.locator("#alert", has_text=message).wait_for()
+        assert page.locator("#tell").is_disabled() and page.locator("#next").is_disabled()
 
 
 @needs_browser
