@@ -4,11 +4,7 @@
     python benchmarks/wasm.py MODEL --program engine.wasm
 
 One thread everywhere, and the same stories: temperature 1, top-p 0.9. With --program, also the last
-<<<<<<< HEAD
-that a program compiled to wasm32-wasi prints as "N tok/s" when it is started with the model's path.
-=======
 "N tok/s" that a program compiled to wasm32-wasi prints when it is started with the model's path.
->>>>>>> pagewasm
 """
 
 from __future__ import annotations
