@@ -1,5 +1,6 @@
-// Runs a program that was compiled to wasm32-wasi: node --single-threaded run_wasi.mjs PROGRAM FOLDER ARGUMENT...; the folder is its /tmp,
-// or / all of its files. With --single-threaded: Node 20 may end with a segmentation fault after the program otherwise.
+// Runs a program that was compiled to wasm32-wasi: node --single-threaded run_wasi.mjs PROGRAM FOLDER ARGUMENT...
+// The folder is its /tmp, or / all of its files. With more threads Node 20 may end with a segmentation fault, after the
+// program has ended well.
 import { readFileSync } from "node:fs";
 import { WASI } from "node:wasi";
 
