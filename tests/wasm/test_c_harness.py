@@ -43,7 +43,14 @@ def test_the_c_harness(tmp_path: Path) -> None:
     compile(*build_wasm.sources(), *objects, "-o", program)
     (tmp_path / "tmp").mkdir()
     done = subprocess.run(
-        [node, "--no-warnings", HERE / "run_wasi.mjs", program, tmp_path / "tmp"],
+        [
+            node,
+            "--no-warnings",
+            "--single-threaded",
+            HERE / "run_wasi.mjs",
+            program,
+            tmp_path / "tmp",
+        ],
         capture_output=True,
         text=True,
     )
