@@ -189,14 +189,14 @@ class EngineThread:
         if done is not None:
             self._outbox.tell(job, story, done)
             return
+        story.begun_at = perf_counter()
+        self._stories[story.number] = job, story  # `_fail` tells those, of other errors
         try:
-            story.begun_at = perf_counter()
             batch.add(story.number, 0, request, job.streamed, watched=True)
         except ValueError as error:
             batch.drop(story.number, 0)  # which may have begun, as grammars fail after that
+            del self._stories[story.number]
             self._outbox.tell(job, story, error)
-            return
-        self._stories[story.number] = job, story
 
     def _tell_start(self, job: Job) -> None:
         if not job.has_begun:
