@@ -246,6 +246,8 @@ class EngineThread:
     def _scored(self, job: Job, scoring: Scoring, result: PromptScores | Exception) -> None:
         if isinstance(result, DeviceError):
             self._fault = result
+        elif not isinstance(result, Exception):
+            self._fault = None
         self._outbox.tell(job, scoring, result)
         self._to_score.remove(job)
         job.scorings.popleft()

@@ -278,6 +278,8 @@ def test_health_after_a_card_is_lost(storyteller: Llama, monkeypatch: pytest.Mon
             patch.setattr("pyllama2c.engine.session.Session.feed", fails(lost))
             assert post(server, prompt=PROMPT, **scored).status_code == 500
             assert health()[0] == 503
+        assert post(server, prompt=PROMPT, **scored).status_code == 200
+        assert health() == (200, "")
         server.service.engine.stop()
         assert health() == (503, "the engine cannot compute: its thread has ended")
 
