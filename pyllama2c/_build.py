@@ -37,7 +37,8 @@ ORIGIN = f"""
 CFLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno"]
 if sys.platform == "win32":  # clang-cl (setup.py), which reads MSVC's flags and, marked, its own
     CFLAGS = ["/O2", *(f"/clang:{flag}" for flag in CFLAGS), "-Wno-unused-command-line-argument"]
-    LDFLAGS, LIBRARIES = [], []
+    LDFLAGS: list[str] = []
+    LIBRARIES: list[str] = []
 else:
     CFLAGS += ["-g0", "-fvisibility=hidden", "-pthread"]
     LDFLAGS, LIBRARIES = ["-pthread"], ["m"]
