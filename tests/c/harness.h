@@ -64,6 +64,10 @@ l2c_row truth_row(const truth *t, int32_t sequence, int32_t position);
 /* Whether logits are, bit for bit, those of this position. */
 int truth_equals(const truth *t, int32_t sequence, int32_t position, const float *logits);
 
+/* What computes all sequences, in float32 and with the fastest kernels. */
+l2c_pool *truth_pool(int32_t n_threads);
+l2c_session *truth_session(const truth *t, l2c_pool *pool);
+
 /* Feeds all sequences in calls of random rows and CHECKs every logit. */
 void truth_check_session(const truth *t, l2c_session *session, uint64_t seed);
 

@@ -17,18 +17,6 @@ void test_fork_of_the_same_number(void) { test_fork(); }
 
 static const shape *const SHAPE = &shapes[2];
 
-static l2c_pool *make_pool(int32_t n_threads) {
-    l2c_pool *pool;
-    CHECK(l2c_pool_create(n_threads, &pool, NULL) == L2C_OK);
-    return pool;
-}
-
-static l2c_session *make_session(const truth *t, l2c_pool *pool) {
-    l2c_session *session;
-    CHECK(l2c_session_create(t->model, pool, TRUTH_SEQUENCES, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, NULL) == L2C_OK);
-    return session;
-}
-
 /* In a child: computes, maybe in a child of its own as well; frees everything. */
 static void run_in_child(truth *t, l2c_session *session, l2c_pool *pool, int generations) {
     pid_t child = fork();
@@ -51,8 +39,8 @@ static void run_in_child(truth *t, l2c_session *session, l2c_pool *pool, int gen
 void test_fork(void) {
     truth t = truth_make(SHAPE);
     for (int32_t n_threads = 1; n_threads <= 3; n_threads++) {
-        l2c_pool *pool = make_pool(n_threads);
-        l2c_session *session = make_session(&t, pool);
+        l2c_pool *pool = truth_pool(n_threads);
+        l2c_session *session = truth_session(&t, pool);
         run_in_child(&t, session, pool, 1); /* before the pool ever ran */
         truth_check_session(&t, session, 90);
         run_in_child(&t, session, pool, 2);
@@ -85,8 +73,8 @@ void test_fork_of_the_same_number(void) {
         if (parent == 0) {
             alarm(60);
             truth t = truth_make(SHAPE);
-            l2c_pool *pool = make_pool(2);
-            l2c_session *session = make_session(&t, pool);
+            l2c_pool *pool = truth_pool(2);
+            l2c_session *session = truth_session(&t, pool);
             truth_check_session(&t, session, 95);
             CHECK(getpid() == 1);
             if (unshare(CLONE_NEWPID) != 0) _exit(77);

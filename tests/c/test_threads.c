@@ -11,18 +11,6 @@
 
 static const shape *const SHAPE = &shapes[2];
 
-static l2c_pool *make_pool(int32_t n_threads) {
-    l2c_pool *pool;
-    CHECK(l2c_pool_create(n_threads, &pool, NULL) == L2C_OK);
-    return pool;
-}
-
-static l2c_session *make_session(const truth *t, l2c_pool *pool) {
-    l2c_session *session;
-    CHECK(l2c_session_create(t->model, pool, TRUTH_SEQUENCES, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, NULL) == L2C_OK);
-    return session;
-}
-
 /* ---- Pools ------------------------------------------------------------------------------------- */
 
 static void count_threads(void *arg, int thread, int n_threads) {
@@ -34,7 +22,7 @@ static void count_threads(void *arg, int thread, int n_threads) {
 void test_pool_life(void) {
     for (int32_t i = 0; i < 100; i++) {
         int32_t n_threads = 1 + i % 6;
-        l2c_pool *pool = make_pool(n_threads);
+        l2c_pool *pool = truth_pool(n_threads);
         CHECK(l2c_pool_size(pool) == n_threads);
         atomic_int count = 0;
         for (int32_t job = 0; job < i % 4; job++) l2c_pool_run(pool, count_threads, &count);
@@ -52,7 +40,7 @@ typedef struct {
     l2c_session *session;
     int32_t sequence;
     uint64_t seed;
-    atomic_int *flag; /* what it says is told at its use */
+    atomic_int *flag; /* each test says what it means */
     int ran, refused;
 } job;
 
@@ -64,11 +52,11 @@ static void check_session(void *arg) {
 void test_pool_shared_by_sessions(void) {
     truth t = truth_make(SHAPE);
     for (int32_t n_threads = 1; n_threads <= 3; n_threads++) {
-        l2c_pool *pool = make_pool(n_threads);
+        l2c_pool *pool = truth_pool(n_threads);
         job jobs[2];
         l2c_thread threads[2];
         for (int i = 0; i < 2; i++) {
-            jobs[i] = (job){.t = &t, .session = make_session(&t, pool), .seed = 50 + 10 * (uint64_t)i};
+            jobs[i] = (job){.t = &t, .session = truth_session(&t, pool), .seed = 50 + 10 * (uint64_t)i};
             CHECK(l2c_thread_start(&threads[i], check_session, &jobs[i]));
         }
         for (int i = 0; i < 2; i++) {
@@ -103,8 +91,8 @@ static void feed_sequence(void *arg) {
 
 void test_session_used_by_two_threads(void) {
     truth t = truth_make(SHAPE);
-    l2c_pool *pool = make_pool(2);
-    l2c_session *session = make_session(&t, pool);
+    l2c_pool *pool = truth_pool(2);
+    l2c_session *session = truth_session(&t, pool);
     atomic_int done = 0;
     job jobs[2];
     l2c_thread threads[2];
@@ -138,8 +126,8 @@ static void cancel_until(void *arg) {
 void test_cancel(void) {
     truth t = truth_make(SHAPE);
     for (int32_t n_threads = 1; n_threads <= 3; n_threads++) {
-        l2c_pool *pool = make_pool(n_threads);
-        l2c_session *session = make_session(&t, pool);
+        l2c_pool *pool = truth_pool(n_threads);
+        l2c_session *session = truth_session(&t, pool);
         l2c_row rows[L2C_MAX_ROWS];
         size_t n = 0;
         for (int32_t i = 0; i < SHAPE->seq_len && n < L2C_MAX_ROWS; i++) rows[n++] = truth_row(&t, 1, i);
@@ -201,8 +189,8 @@ static l2c_status speculate_once(l2c_session *target, l2c_session *draft, int32_
 void test_cancel_while_speculating(void) {
     truth t = truth_make(SHAPE);
     for (int32_t n_threads = 1; n_threads <= 2; n_threads++) {
-        l2c_pool *pool = make_pool(n_threads);
-        l2c_session *target = make_session(&t, pool), *draft = make_session(&t, pool);
+        l2c_pool *pool = truth_pool(n_threads);
+        l2c_session *target = truth_session(&t, pool), *draft = truth_session(&t, pool);
         int32_t tokens[64] = {1};
         size_t n = 1;
         /* Asked before: of either, and whatever the draft does first. */

@@ -66,6 +66,18 @@ int truth_equals(const truth *t, int32_t sequence, int32_t position, const float
     return memcmp(logits, t->logits + index_of(t, sequence, position) * vocab, vocab * sizeof *logits) == 0;
 }
 
+l2c_pool *truth_pool(int32_t n_threads) {
+    l2c_pool *pool;
+    CHECK(l2c_pool_create(n_threads, &pool, NULL) == L2C_OK);
+    return pool;
+}
+
+l2c_session *truth_session(const truth *t, l2c_pool *pool) {
+    l2c_session *session;
+    CHECK(l2c_session_create(t->model, pool, TRUTH_SEQUENCES, 0, L2C_KV_FLOAT32, L2C_ISA_AUTO, &session, NULL) == L2C_OK);
+    return session;
+}
+
 void truth_check_session(const truth *t, l2c_session *session, uint64_t seed) {
     int32_t seq_len = l2c_model_config(t->model)->seq_len, next[TRUTH_SEQUENCES] = {0};
     int32_t left = TRUTH_SEQUENCES * seq_len;

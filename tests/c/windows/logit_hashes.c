@@ -12,7 +12,11 @@
 
 static const char *const dtypes[] = {"auto", "float32", "int8", "int4"};
 static const char *const caches[] = {"float32", "float16"};
-static const char *const isas[] = {"auto", "scalar", "avx2", "avx512", "neon"};
+static const char *const isas[] = {
+    [L2C_ISA_SCALAR] = "scalar", [L2C_ISA_AVX2] = "avx2", [L2C_ISA_AVX512] = "avx512", [L2C_ISA_AVXVNNI] = "avxvnni",
+    [L2C_ISA_NEON] = "neon", [L2C_ISA_DOTPROD] = "dotprod", [L2C_ISA_I8MM] = "i8mm",
+};
+enum { N_ISAS = sizeof isas / sizeof *isas };
 
 static uint64_t fnv(uint64_t hash, const void *data, size_t size) {
     for (size_t i = 0; i < size; i++) hash = (hash ^ ((const unsigned char *)data)[i]) * 0x100000001B3u;
@@ -57,8 +61,9 @@ int main(int argc, char **argv) {
         const l2c_config *c = l2c_model_config(model);
         int32_t n = atoi(argv[2]) < c->seq_len ? atoi(argv[2]) : c->seq_len;
         for (int kv = 0; kv < 2; kv++)
-            for (int isa = 1; isa < 5; isa++) {
+            for (int isa = 0; isa < N_ISAS; isa++) {
                 l2c_session *session;
+                if (isas[isa] == NULL) continue; /* automatic, or with other arithmetic */
                 status = l2c_session_create(model, pool, 1, n, kv == 0 ? L2C_KV_FLOAT32 : L2C_KV_FLOAT16, (l2c_isa)isa,
                                             &session, &err);
                 if (status == L2C_UNSUPPORTED) continue; /* this machine does not run it */
