@@ -74,7 +74,8 @@ class TemplateProcess:
         timer.start()
         line = b""
         try:
-            with contextlib.suppress(BrokenPipeError):
+            # Of a worker that has ended: a broken pipe, or on Windows EINVAL as well.
+            with contextlib.suppress(OSError):
                 process.stdin.write(json.dumps(request).encode() + b"\n")
                 process.stdin.flush()
                 line = process.stdout.readline()
