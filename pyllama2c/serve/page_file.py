@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyllama2c import wasm
-from pyllama2c._ffi import DTYPES, KV_DTYPES, ffi
+from pyllama2c._ffi import DTYPES, KV_DTYPES, ffi, lib
 from pyllama2c.errors import UnsupportedError
 from pyllama2c.files.gguf import Gguf
 from pyllama2c.serve.explain import sums_in_turn
@@ -29,12 +29,16 @@ if TYPE_CHECKING:
 MAX_MODEL_BYTES = 256 << 20
 """as base64 it is one string, and browsers end those at 512 MiB"""
 
+MAX_MEMORY_BYTES = 2 << 30
+"""of file, weights and a story's context: more than the engine takes in one piece of a memory whose
+addresses have 32 bits"""
+
 
 def page_file(llama: Llama) -> bytes:
     """The page of a model that was opened from a file, as UTF-8: computed as it was opened.
 
-    UnsupportedError for a model that is too large, for one that is computed as runq.c does, and for
-    a tokenizer that is not in the engine.
+    UnsupportedError for a model that is too large or takes too much memory, for one that is
+    computed as runq.c does, and for a tokenizer that is not in the engine.
     """
     if llama._arguments is None:
         raise UnsupportedError("a page is written of a model's file; this one is from memory")
@@ -43,6 +47,12 @@ def page_file(llama: Llama) -> bytes:
     if size > MAX_MODEL_BYTES:
         raise UnsupportedError(
             f"{llama.path} has {size:,} bytes; a page holds {MAX_MODEL_BYTES:,} at most"
+        )
+    needed, context = _memory(llama), llama.config.seq_len
+    if needed > MAX_MEMORY_BYTES:
+        raise UnsupportedError(
+            f"{llama.path} with a context of {context:,} takes {needed:,} bytes of memory; a page "
+            f"has {MAX_MEMORY_BYTES:,} at most (a shorter context or a smaller dtype takes less)"
         )
     if sums_in_turn(llama):
         raise UnsupportedError(
@@ -89,6 +99,14 @@ def page_file(llama: Llama) -> bytes:
             raise ValueError(f"index.html has lost {old}")
         html = before + new + after
     return html.encode()
+
+
+def _memory(llama: Llama) -> int:
+    """Bytes that a page's engine takes: file, weights (unless they stay in it), one story."""
+    model, options = llama._engine.model, llama._engine.session_options
+    file, weights = lib.l2c_model_file_bytes(model), lib.l2c_model_bytes(model)
+    story = lib.l2c_session_bytes(model, 1, options.context, options.kv, 1)
+    return int(file + (weights if weights != file else 0) + story)
 
 
 def tokenizer_parts(tokenizer: BaseTokenizer, path: str) -> tuple[dict[str, Any], bytes]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from browser import check_accessible, chromium, needs_browser, page_at, saying, story_of, tell
 from environment import real_file
+from goldens import cases
 from tokenizer_keys import NORMAL, USER_DEFINED, chat_model, sentencepiece_keys
 
 from pyllama2c import Llama
@@ -159,3 +160,28 @@ def test_logits_in_a_browser(
         for n in (1, 70, 200, 65):
             answer = page.evaluate(ask_for_logits, [tokens[:n], KNOBS])
             assert bytes(answer) == logits[n - 1].tobytes()
+
+
+@needs_browser
+def test_run_c_stories_in_a_browser(browser: Any, tmp_path: Path) -> None:
+    """run.c's 60 stories on stories260K."""
+    html, asked, expected = tmp_path / "page.html", [], []
+    with Llama(real_file("stories260K.bin"), real_file("tok512.bin")) as llama:
+        html.write_bytes(page_file(llama))
+        for case in cases("stories260K_fp32.json"):
+            ids = llama.tokenizer.encode(case["prompt"], bos=True)
+            knobs = {name: case[name] for name in ("temperature", "top_p")}
+            how = {"seed": str(case["seed"]), "sampling": KNOBS | knobs}
+            asked.append([ids, how | {"length": case["steps"] - len(ids) + 1}])
+            expected.append(case["tokens"][len(ids) - 1 :])
+    tell_all = """async (asked) => {
+        const stories = [];
+        for (const [ids, how] of asked) {
+            const told = [];
+            await storyEngine.crowd({ ids }, how, 1, 0, (_, more) => told.push(...more));
+            stories.push(told);
+        }
+        return stories;
+    }"""
+    with page_at(browser, html.as_uri(), offline=True) as page:
+        assert page.evaluate(tell_all, asked) == expected
