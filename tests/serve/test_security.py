@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import httpx
 import pytest
 from environment import run_python
@@ -80,6 +83,20 @@ def test_keys(storyteller: Llama) -> None:
             assert answer.status_code == 401, path
             assert answer.headers["www-authenticate"] == "Bearer"
             assert answer.json()["error"]["type"] == "authentication_error"
+
+
+def test_a_key_is_any_bytes(tmp_path: Path) -> None:
+    """Also where the last of them, as Latin-1, would be white space: the two bytes of an à."""
+    for key in ("voilà".encode(), b"\xff\xfe"):
+        (tmp_path / "key").write_bytes(key + b"\n")
+        for words, environment in (
+            (("--api-key-file", tmp_path / "key"), {}),
+            ((), {"PYLLAMA2C_API_KEY": os.fsdecode(key)}),
+        ):
+            with served_by_command("--slots", "2", *words, **environment) as (_, url, _lines):
+                for headers in ({"X-Api-Key": key}, {"Authorization": b"Bearer " + key}):
+                    assert httpx.get(f"{url}/metrics", headers=headers).status_code == 200
+                assert httpx.get(f"{url}/metrics").status_code == 401
 
 
 def test_only_json_is_taken(server: Running) -> None:
