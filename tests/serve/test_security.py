@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from pathlib import Path
 
 import httpx
@@ -11,6 +13,7 @@ from environment import run_python
 from http_server import Running, served_by_command, serving
 
 from pyllama2c import Llama
+from pyllama2c.serve.run import _Escaped
 
 BODY = {"prompt": "x", "max_tokens": 1}
 
@@ -97,6 +100,18 @@ def test_a_key_is_any_bytes(tmp_path: Path) -> None:
                 for headers in ({"X-Api-Key": key}, {"Authorization": b"Bearer " + key}):
                     assert httpx.get(f"{url}/metrics", headers=headers).status_code == 200
                 assert httpx.get(f"{url}/metrics").status_code == 401
+
+
+def test_no_line_of_the_log_can_be_faked() -> None:
+    """Neither by what is logged nor by an exception's text."""
+    try:
+        raise ValueError("\x1b[31m\n2026-01-01 ERROR faked")
+    except ValueError:
+        text = "\x1b[2J\r\n2026-01-01 ERROR faked"
+        record = logging.LogRecord("x", logging.ERROR, "x", 1, text, (), sys.exc_info())
+    lines = _Escaped("at %(levelname)s %(message)s").format(record).splitlines()
+    assert lines[0].startswith("at ERROR ") and all(line.startswith("  ") for line in lines[1:])
+    assert "\\x1b[31m" in lines[-2] and all(map(str.isprintable, lines))
 
 
 def test_only_json_is_taken(server: Running) -> None:
