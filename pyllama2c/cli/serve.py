@@ -56,7 +56,7 @@ def _key(arguments: argparse.Namespace) -> str | None:
     if arguments.api_key_file is None:
         key = os.environ.get(KEY_VARIABLE, "").strip()
         return key or None
-    key = Path(arguments.api_key_file).read_text(encoding="utf-8").strip()
+    key = Path(arguments.api_key_file).read_text("utf-8", "surrogateescape").strip()
     if not key:
         raise ValueError(f"{arguments.api_key_file} is empty; it must hold a key")
     return key

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from pyllama2c.errors import GrammarError, in_words
+from pyllama2c.errors import GrammarError, NonFiniteLogitsError, in_words
 
 _TYPES = {
     401: "authentication_error",
@@ -57,13 +57,16 @@ def draining() -> ApiError:
     return ApiError(503, "the server is shutting down", code="shutting_down", headers=headers)
 
 
-def as_api_error(error: BaseException) -> ApiError:
-    """What the engine raised in the middle of a request."""
+def as_api_error(error: BaseException, changes_logits: bool = False) -> ApiError:
+    """What the engine raised in the middle of a request. `changes_logits`: the request has
+    penalties or biases, which can take any model's logits beyond float32."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, GrammarError):  # one that is too much work only in the middle of a story
         name = str(error).partition(":")[0]
         return ApiError(400, str(error), param=name, code="invalid_value")
+    if isinstance(error, NonFiniteLogitsError) and changes_logits:
+        return ApiError(400, str(error), code="non_finite_logits")
     return ApiError(500, f"{type(error).__name__}: {in_words(error)}", code="engine_error")
 
 

@@ -65,6 +65,13 @@ class Story:
     n_cached: int = 0
     """tokens of its prompt that needed no reading: they were in the cache"""
 
+    @property
+    def changes_logits(self) -> bool:
+        """Whether penalties or biases do, before one is drawn."""
+        s = self.request.sampler
+        penalties = s.repetition_penalty, s.presence_penalty, s.frequency_penalty
+        return s.n_biases > 0 or penalties != (1, 0, 0)
+
 
 @dataclass
 class Scoring:
@@ -162,7 +169,7 @@ class Job:
         else:
             error = event.error if isinstance(event, Completion) else event
             assert isinstance(error, Exception)
-            self.fail(as_api_error(error))
+            self.fail(as_api_error(error, isinstance(story, Story) and story.changes_logits))
             return
         self._left -= 1
         if self._left == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,13 @@ def _bias_of(bias: dict[str, float], limits: Limits, vocab_size: int) -> dict[in
     return {int(key): value for key, value in bias.items()}
 
 
+def _more_ends(ids: list[int] | None, service: Service) -> list[int]:
+    try:
+        return token_ids("stop_token_ids", ids or [], service.tokenizer.vocab_size)
+    except ValueError as error:
+        raise wrong("stop_token_ids", f"stop_token_ids: {error}") from None
+
+
 def nucleus(top_p: float, top_k: int) -> dict[str, Any]:
     """OpenAI's top_p of 0 keeps the likeliest token; generate's 0 is off."""
     return {"top_p": 1.0, "top_k": 1} if top_p == 0 else {"top_p": top_p, "top_k": max(0, top_k)}
@@ -103,7 +111,7 @@ def generation(request: Common, service: Service) -> dict[str, Any]:
     return {
         **{name: value for name, value in given.items() if value is not None},
         **nucleus(top_p, request.top_k or 0),
-        "more_ends": request.stop_token_ids or (),
+        "more_ends": _more_ends(request.stop_token_ids, service),
         "stop": check_stop(request.stop, service.limits),
     }
 
@@ -235,5 +243,5 @@ def _make(
     try:
         return make_request(tokens, *shape, seed=seed, **parameters)
     except (Llama2cError, TypeError, ValueError) as error:
-        name = next((word for word in str(error).split() if word in parameters), None)
+        name = next((w for w in re.findall(r"\w+", str(error)) if w in parameters), None)
         raise ApiError(400, str(error), param=name, code="invalid_value") from None

@@ -183,8 +183,17 @@ class _Escaped(logging.Formatter):
     """What a client sent cannot control the terminal, nor fake a line of the log."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        record.message = record.message.encode("unicode_escape").decode()
+        record.message = _escaped(record.message)
         return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        """Indented, so that none of its lines looks like one of the log."""
+        lines = super().formatException(ei).split("\n")
+        return "\n".join(f"  {_escaped(line)}" for line in lines)
+
+
+def _escaped(text: str) -> str:
+    return text.encode("unicode_escape").decode()
 
 
 def log_to_stderr() -> None:

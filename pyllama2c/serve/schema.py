@@ -8,9 +8,11 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 Tokens = list[Annotated[int, Meta(ge=0)]]
-Count = Annotated[int, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+_Most = Annotated[int, Meta(ge=-1, le=2**63 - 1)]
 _TOP = Annotated[int, Meta(ge=0, le=20)]
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
+_Repetition = Annotated[float, Meta(ge=1.2e-38, le=3.4e38)]
 
 Seed = int | str
 """0 to 2**64 - 1, above 2**53 as decimal text, too; -1: a fresh one"""
@@ -38,7 +40,7 @@ class Common(Struct, forbid_unknown_fields=True, kw_only=True):
     # Not OpenAI's.
     top_k: Annotated[int, Meta(ge=-1, lt=2**31)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0)] | None = None
+    repetition_penalty: _Repetition | None = None
     stop_token_ids: Tokens | None = None
     ignore_eos: bool = False
     return_token_ids: bool = False
@@ -126,13 +128,13 @@ class LlamaCppRequest(Struct, forbid_unknown_fields=True, kw_only=True):
 
     prompt: str | list[str | int | Tokens]
     model: str | None = None
-    n_predict: Annotated[int, Meta(ge=-1)] = -1
-    max_tokens: Annotated[int, Meta(ge=-1)] | None = None
+    n_predict: _Most = -1
+    max_tokens: _Most | None = None
     temperature: Annotated[float, Meta(ge=0)] = 0.8
     top_k: Annotated[int, Meta(ge=-1, lt=2**31)] = 40
     top_p: Annotated[float, Meta(ge=0, le=1)] = 0.95
     min_p: Annotated[float, Meta(ge=0, le=1)] = 0.05
-    repeat_penalty: Annotated[float, Meta(gt=0)] = 1.0
+    repeat_penalty: _Repetition = 1.0
     presence_penalty: _Penalty = 0.0
     frequency_penalty: _Penalty = 0.0
     seed: Seed = -1

@@ -47,7 +47,7 @@ class Guard:
     ):
         self._hosts = {"localhost", *(host.lower() for host in hosts)}
         self.origins, self._public = tuple(origins), public
-        self._key = None if key is None else key.encode()
+        self._key = None if key is None else key.encode("utf-8", "surrogateescape")
 
     def check_source(self, scope: Any) -> None:
         """ApiError (403) for a host or an origin that is not ours."""
@@ -92,7 +92,7 @@ class Guard:
         scheme, _, given = (header(scope, b"authorization") or "").partition(" ")
         if scheme.lower() != "bearer":
             given = header(scope, b"x-api-key") or ""
-        if not hmac.compare_digest(given.strip().encode("latin-1"), self._key):
+        if not hmac.compare_digest(given.strip(" \t").encode("latin-1"), self._key):
             why = "a key is needed: Authorization: Bearer KEY, or X-Api-Key: KEY"
             headers = {"www-authenticate": "Bearer"}
             raise ApiError(401, why, code="invalid_api_key", headers=headers)

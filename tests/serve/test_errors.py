@@ -48,13 +48,14 @@ WRONG_FIELDS = {
     "logprobs": [21, -1, True, "5"],
     "stream": [1, "yes"],
     "stream_options": [5, {"include_usage": 1}, {"x": 1}, {"include_usage": True}],
-    "logit_bias": [5, [], {"x": 1}, {"-1": 1}, {"99999999": 1}, {"5": 101}, {"5": True}],
+    "logit_bias": [5, [], {"x": 1}, {"-1": 1}, {"99999999": 1}, {"5": 101}, {"5": True}]
+    + [{str(i): 1 for i in range(301)}],
     "presence_penalty": [2.1, -2.1, True, "1"],
     "frequency_penalty": [2.1, -2.1, True],
     "top_k": [-2, 2**31, True, 1.5],
     "min_p": [-1, 2, True],
     "repetition_penalty": [0, -1, True],
-    "stop_token_ids": [[-1], [True], 5, ["x"]],
+    "stop_token_ids": [[-1], [True], 5, ["x"], [2048], [2**31], [2**70]],
     "best_of": [2, True, "1"],
     "suffix": ["x", 5],
     "model": [5, []],
@@ -70,6 +71,15 @@ def test_a_wrong_field_is_named(server: Running, field: str) -> None:
         error = refused(server.post("/v1/completions", **{"prompt": "x", field: value}))
         assert error["param"] is not None and error["param"].startswith(field), (value, error)
         assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("n_predict", 2**64), ("repeat_penalty", 1e300), ("logit_bias", [[5, 1e300]]), ("seed", -2)],
+)
+def test_llama_cpps_fields_have_llama_cpps_names(server: Running, field: str, value: Any) -> None:
+    error = refused(server.post("/completion", **{"prompt": "x", field: value}))
+    assert error["param"] == field and error["message"].startswith(field)
 
 
 CHAT = {
@@ -128,6 +138,14 @@ BODIES = [
 def test_bodies_that_are_no_request(server: Running, path: str) -> None:
     for body in BODIES:
         refused(server.http.post(path, content=body, headers=JSON))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_biases_beyond_float32(server: Running, stream: bool) -> None:
+    """What the client asked for; the model's own numbers are fine."""
+    bias = {"logit_bias": [[437, 3.4e38]], "repeat_penalty": 1e-3, "stream": stream}
+    answer = server.post("/completion", prompt=[1, 437], n_predict=3, **bias)
+    assert refused(answer)["code"] == "non_finite_logits"
 
 
 def test_a_prompt_that_is_too_long(server: Running) -> None:

@@ -135,6 +135,10 @@ def test_telling_asking_and_forking(page: Any, storyteller: Llama) -> None:
     prompt = "Once upon a time"
     story = storyteller.generate(prompt, seed=7)
     assert story_of(page) == prompt + story.read()
+    lines = page.locator("#story :is(.s1, .s2, .s3)").evaluate_all(
+        "(tokens) => tokens.map((each) => getComputedStyle(each).textDecorationStyle)"
+    )
+    assert set(lines) == {"dotted", "dashed", "solid"}  # for who does not see the tints
 
     chosen = page.locator("#story .token").nth(15)
     chosen.click()
@@ -156,6 +160,8 @@ def test_telling_asking_and_forking(page: Any, storyteller: Llama) -> None:
     page.click("#tab-branches")
     assert page.locator("#branches [role=treeitem]").count() == 2
     assert page.locator("#branches article").count() == 2
+    for path in page.locator("#branches [role=treeitem]").all_inner_texts():
+        assert re.search(r"odds for these \d+ tokens: 1 in \d", path)
     check_accessible(page)
     page.click("#back")
     saying(page, "Took back")
@@ -180,6 +186,8 @@ def test_looking_and_stepping(page: Any) -> None:
         page.locator(f"#token-{before}").wait_for()
     page.click("#tab-attention")
     page.locator("#arcs-box path").first.wait_for(state="attached")
+    page.hover("#token-4")
+    page.locator("#attention", has_text="all 5 tokens up to this one").wait_for()
     page.click("[aria-label='Layer 2, head 3']")
     page.locator("caption", has_text="head 3 of layer 2").wait_for()
     check_accessible(page)

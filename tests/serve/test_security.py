@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
+from pathlib import Path
+
 import httpx
 import pytest
 from environment import run_python
 from http_server import Running, served_by_command, serving
 
 from pyllama2c import Llama
+from pyllama2c.serve.run import _Escaped
 
 BODY = {"prompt": "x", "max_tokens": 1}
 
@@ -80,6 +86,32 @@ def test_keys(storyteller: Llama) -> None:
             assert answer.status_code == 401, path
             assert answer.headers["www-authenticate"] == "Bearer"
             assert answer.json()["error"]["type"] == "authentication_error"
+
+
+def test_a_key_is_any_bytes(tmp_path: Path) -> None:
+    """Also where the last of them, as Latin-1, would be white space: the two bytes of an à."""
+    for key in ("voilà".encode(), b"\xff\xfe"):
+        (tmp_path / "key").write_bytes(key + b"\n")
+        for words, environment in (
+            (("--api-key-file", tmp_path / "key"), {}),
+            ((), {"PYLLAMA2C_API_KEY": os.fsdecode(key)}),
+        ):
+            with served_by_command("--slots", "2", *words, **environment) as (_, url, _lines):
+                for headers in ({"X-Api-Key": key}, {"Authorization": b"Bearer " + key}):
+                    assert httpx.get(f"{url}/metrics", headers=headers).status_code == 200
+                assert httpx.get(f"{url}/metrics").status_code == 401
+
+
+def test_no_line_of_the_log_can_be_faked() -> None:
+    """Neither by what is logged nor by an exception's text."""
+    try:
+        raise ValueError("\x1b[31m\n2026-01-01 ERROR faked")
+    except ValueError:
+        text = "\x1b[2J\r\n2026-01-01 ERROR faked"
+        record = logging.LogRecord("x", logging.ERROR, "x", 1, text, (), sys.exc_info())
+    lines = _Escaped("at %(levelname)s %(message)s").format(record).splitlines()
+    assert lines[0].startswith("at ERROR ") and all(line.startswith("  ") for line in lines[1:])
+    assert "\\x1b[31m" in lines[-2] and all(map(str.isprintable, lines))
 
 
 def test_only_json_is_taken(server: Running) -> None:
