@@ -113,7 +113,9 @@ def as_run_c_pairs(words: Sequence[str]) -> list[str]:
     return joined
 
 
-def _add_story(parser: argparse._ActionsContainer, steps: int) -> argparse._MutuallyExclusiveGroup:
+def _add_story(
+    parser: argparse._ActionsContainer, steps: int, prompt: str
+) -> argparse._MutuallyExclusiveGroup:
     """The flags of a story; returns the group of those that say its prompt."""
     add = parser.add_argument
     run_c = partial(add, action=_RunC)
@@ -125,7 +127,7 @@ def _add_story(parser: argparse._ActionsContainer, steps: int) -> argparse._Mutu
     parser.set_defaults(default_steps=steps)
     add("--max-tokens", type=int, metavar="N", help="new tokens at most, not counting the prompt")
     prompts = parser.add_mutually_exclusive_group()
-    prompts.add_argument("-i", "--prompt", metavar="TEXT", help="what the story begins with")
+    prompts.add_argument("-i", "--prompt", metavar="TEXT", help=prompt)
     add(
         "-m",
         "--mode",
@@ -150,6 +152,10 @@ def _add_story(parser: argparse._ActionsContainer, steps: int) -> argparse._Mutu
     return prompts
 
 
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="pyllama2c")
     _teach(parser, *help_texts.GENERAL)
@@ -159,7 +165,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     generate = commands.add_parser("generate", help="tell a story")
     add_model(generate.add_argument_group("model"))
-    prompts = _add_story(generate.add_argument_group("story"), steps=256)
+    prompts = _add_story(
+        generate.add_argument_group("story"), steps=256, prompt="what the story begins with"
+    )
     prompts.add_argument(
         "--file",
         metavar="PATH",
@@ -197,7 +205,7 @@ def build_parser() -> argparse.ArgumentParser:
         "chat", help="talk to a chat model, in its file's template or Llama 2's"
     )
     add_model(chat.add_argument_group("model"))
-    _add_story(chat.add_argument_group("answers"), steps=0)
+    _add_story(chat.add_argument_group("answers"), steps=0, prompt="your first message")
     chat.set_defaults(file=None, special=False, json=False, logprobs=None)
     bench = commands.add_parser("bench", help="measure tokens per second")
     add_model(bench)
@@ -210,20 +218,20 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument("--tokens", type=int, default=128, metavar="N", help="new tokens [128]")
     bench.add_argument("--rounds", type=int, default=9, metavar="N", help="medians over these [9]")
     bench.add_argument("--greedy", action="store_true", help="temperature 0 instead of 1")
-    bench.add_argument("--json", action="store_true")
+    _add_json(bench)
     info = commands.add_parser("info", help="what a model file is and what it needs")
     add_model(info)
-    info.add_argument("--json", action="store_true")
+    _add_json(info)
     download = commands.add_parser("download", help="fetch a model into the cache")
     download.add_argument("name", help="a known model, or hf://owner/name[@revision][/file]")
     listing = commands.add_parser("list", help="known models and those of the hub: which are here")
-    listing.add_argument("--json", action="store_true")
+    _add_json(listing)
     remove = commands.add_parser("rm", help="remove models from the cache")
-    remove.add_argument("name", nargs="+")
+    remove.add_argument("name", nargs="+", help="a known model, or hf://owner/name[@revision]")
     quantize = commands.add_parser("quantize", help="write a float32 checkpoint as int8 (v2)")
-    quantize.add_argument("source", metavar="IN")
-    quantize.add_argument("target", metavar="OUT")
-    quantize.add_argument("--dtype", choices=("int8",), default="int8")
+    quantize.add_argument("source", metavar="IN", help="a float32 checkpoint")
+    quantize.add_argument("target", metavar="OUT", help="the int8 checkpoint to write")
+    quantize.add_argument("--dtype", choices=("int8",), default="int8", help="[int8]")
     convert = commands.add_parser("convert", help="write a Hugging Face or Meta folder as GGUF")
     convert.add_argument("source", metavar="SRC", help="folder with config.json or params.json")
     convert.add_argument("target", metavar="DST", help="the GGUF file to write")
@@ -238,14 +246,16 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("eval", help="bits per byte and perplexity of texts")
     evaluate.add_argument("text", help="a file: passages with <|endoftext|> between them, or JSON")
     add_model(evaluate, "-M", "--model")
-    evaluate.add_argument("--json", action="store_true")
+    _add_json(evaluate)
     add_serve(commands)
     add_verify(commands)
     add_page(commands)
     completion = commands.add_parser("completion", help="print a completion script for your shell")
-    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell to write for")
     helper = commands.add_parser("help", help="what a command does")
-    helper.add_argument("topic", nargs="?", choices=COMMANDS, metavar="COMMAND")
+    helper.add_argument(
+        "topic", nargs="?", choices=COMMANDS, metavar="COMMAND", help="[an overview of all]"
+    )
     return parser
 
 

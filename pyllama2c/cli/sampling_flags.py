@@ -40,7 +40,9 @@ def add_sampling(parser: argparse._ActionsContainer) -> None:
         help="the story is JSON by this JSON Schema: a file, or its text; {} is any JSON",
     )
     held.add_argument("--regex", metavar="REGEX", help="the story matches this expression")
-    held.add_argument("--grammar", metavar="PATH", help="the story matches this Lark grammar")
+    held.add_argument(
+        "--grammar", metavar="PATH", help="the story matches the grammar in this file: Lark or GBNF"
+    )
 
 
 def _bias(text: str) -> tuple[int, float]:

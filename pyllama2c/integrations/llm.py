@@ -91,7 +91,9 @@ class Options(llm.Options):
         None, description="Text that ends the answer, and is not part of it"
     )
     regex: str | None = Field(None, description="The whole answer matches it")
-    grammar: str | None = Field(None, description="The whole answer matches this Lark grammar")
+    grammar: str | None = Field(
+        None, description="The whole answer matches this grammar, in Lark's syntax or GBNF"
+    )
     chat: bool | None = Field(
         None,
         description="Answer messages (default: where the file has a chat template; without one, "

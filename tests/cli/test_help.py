@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -41,6 +42,26 @@ def test_every_command_has_help() -> None:
     for name in COMMANDS:
         assert f"\n    {name}" in shown
     assert "GGUF" in shown and "pyllama2c chat model.gguf" in shown
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_flag_says_what_it_is_for(name: str) -> None:
+    actions = subcommands(build_parser())[name]._actions
+    assert not [action.dest for action in actions if not action.help]
+
+
+@pytest.mark.parametrize("name", ["generate", "chat"])
+def test_help_names_what_the_command_takes(name: str) -> None:
+    helps = {action.dest: action.help for action in subcommands(build_parser())[name]._actions}
+    assert "Lark" in helps["grammar"] and "GBNF" in helps["grammar"]
+    assert ("message" in helps["prompt"]) == (name == "chat")
+
+
+def test_the_commands_page_lists_every_command() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "shell.md").read_text(encoding="utf-8")
+    table = page.partition("| command |")[2].partition("\n\n")[0]
+    rows = [row.split("|")[1] for row in table.splitlines()[2:]]
+    assert sorted(re.findall(r"`(\w+)`", "".join(rows))) == sorted(COMMANDS)
 
 
 def script(shell: str, folder: Path) -> Path:
