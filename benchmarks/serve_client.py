@@ -46,6 +46,12 @@ def _n_tokens(answer: bytes) -> int:
     return len(re.findall(rb'data: {.*"text": ?"[^"]', answer))
 
 
+def _is_whole(answer: bytes) -> bool:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)content-length: *(\d+)", head)
+    return len(body) == int(length[1]) if length else answer.endswith(b"\r\n0\r\n\r\n")
+
+
 def load(port: int, bodies: Sequence[Body]) -> Load:
     """Asks all at once, each over a connection of its own that is open already."""
     connections = [_connect(port) for _ in bodies]
@@ -75,10 +81,9 @@ def alone(port: int, bodies: Sequence[Body]) -> list[float]:
     with _connect(port) as connection:
         for body in bodies:
             request, answer = encoded(body, close=False), b""
-            end = b"data: [DONE]\n\n\r\n0\r\n\r\n" if body.get("stream") else b"}"
             started = time.perf_counter()
             connection.sendall(request)
-            while not answer.endswith(end):
+            while not _is_whole(answer):
                 part = connection.recv(1 << 16)
                 if not part:
                     raise RuntimeError(answer[:500].decode("utf-8", "replace"))
