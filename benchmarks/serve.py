@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 
 from serve_client import Body, Client, Load
 
@@ -224,8 +225,11 @@ def main() -> None:
     client = Client()
     sys.setswitchinterval(0.0005)  # as `pyllama2c serve` does
     throughput, alone, first = Throughput(n, tokens), Alone(tokens), FirstToken(n)
-    with Llama(arguments.model, speculative=False) as llama:
-        plain, joined = Background(llama, n, 0.0), Background(llama, n, JOIN_SECONDS)
+    with (
+        Llama(arguments.model, speculative=False) as llama,
+        closing(Background(llama, n, 0.0)) as plain,
+        closing(Background(llama, n, JOIN_SECONDS)) as joined,
+    ):
         for i in range(-1, arguments.rounds):  # the first warms up
             if i == 0:
                 throughput = Throughput(n, tokens)
@@ -240,8 +244,6 @@ def main() -> None:
                 throughput.served(f"{name}, streamed", client, port, seed, True, peer=True)
             alone.run(llama, client, plain.port, peers)
             first.run(llama, client, plain, seed)
-        plain.close()
-        joined.close()
     client.close()
     for figures in (throughput, alone, first):
         figures.print()
