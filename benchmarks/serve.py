@@ -5,7 +5,8 @@
 
 Medians over interleaved rounds: tokens per second with all slots busy; processor time; what one
 request takes alone; sweeps of the engine until a request's first token. A peer is a server that
-runs already, on this machine and with the same model. The client is another process.
+runs already, on this machine and with the same model: llama.cpp's, or llama-cpp-python's. The
+client is another process.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 
 from serve_client import Body, Client, Load
 
@@ -63,8 +65,10 @@ class Background:
         self._thread.join()
 
 
-def body_of(tokens: int, stream: bool, seed: int, prompt: str = PROMPT) -> Body:
-    return {
+def body_of(
+    tokens: int, stream: bool, seed: int, prompt: str = PROMPT, *, peer: bool = False
+) -> Body:
+    body: Body = {
         "prompt": prompt,
         "max_tokens": tokens,
         "ignore_eos": True,
@@ -73,6 +77,9 @@ def body_of(tokens: int, stream: bool, seed: int, prompt: str = PROMPT) -> Body:
         "top_p": 1,
         "seed": seed,
     }
+    if peer:  # whose defaults cut the distribution; llama-cpp-python has no ignore_eos
+        body |= {"top_k": 0, "min_p": 0, "repeat_penalty": 1, "min_tokens": tokens}
+    return body
 
 
 class Throughput:
@@ -94,8 +101,10 @@ class Throughput:
 
         self._measure("generate_batch", told)
 
-    def served(self, name: str, client: Client, port: int, seed: int, stream: bool) -> None:
-        bodies = [body_of(self._tokens, stream, seed + i) for i in range(self._n)]
+    def served(
+        self, name: str, client: Client, port: int, seed: int, stream: bool, *, peer: bool = False
+    ) -> None:
+        bodies = [body_of(self._tokens, stream, seed + i, peer=peer) for i in range(self._n)]
         self._measure(name, lambda: client.call("load", port, bodies))
 
     def _measure(self, name: str, call: Callable[[], Load]) -> None:
@@ -123,38 +132,43 @@ class Alone:
 
     def __init__(self, tokens: int, n: int = 30):
         self._tokens, self._n = tokens, n
-        self._ms: dict[str, list[float]] = {}
+        self._asked = (1, False), (tokens, False), (tokens, True)
+        self._ms: dict[str, tuple[list[float], ...]] = {}
 
-    def run(self, llama: Llama, client: Client, servers: dict[str, int]) -> None:
-        for tokens, stream in ((1, False), (self._tokens, True)):
+    def run(self, llama: Llama, client: Client, port: int, peers: dict[str, int]) -> None:
+        for kind, (tokens, stream) in enumerate(self._asked):
             times = [self._library(llama, tokens, seed) for seed in range(self._n)]
-            self._keep("generate", tokens, times)
-            bodies = [body_of(tokens, stream, seed) for seed in range(self._n)]
-            for name, port in servers.items():
-                self._keep(name, tokens, client.call("alone", port, bodies))
+            self._keep("generate", kind, times)
+            for name, to in {"pyllama2c serve": port, **peers}.items():
+                bodies = [body_of(tokens, stream, i, peer=name in peers) for i in range(self._n)]
+                self._keep(name, kind, client.call("alone", to, bodies))
 
     def _library(self, llama: Llama, tokens: int, seed: int) -> float:
         started = time.perf_counter()
         llama.generate(PROMPT, max_tokens=tokens, seed=seed, top_p=1.0, stop_tokens=[]).read()
         return time.perf_counter() - started
 
-    def _keep(self, name: str, tokens: int, times: list[float]) -> None:
-        self._ms.setdefault(f"{name} {tokens}", []).append(1e3 * statistics.median(times))
+    def _keep(self, name: str, kind: int, times: list[float]) -> None:
+        rounds = self._ms.setdefault(name, ([], [], []))
+        rounds[kind].append(1e3 * statistics.median(times))
 
     def print(self) -> None:
         k = self._tokens
-        print(f"| alone | 1 token, ms | more | {k} tokens streamed, ms | more a token |")
-        print("|---|---|---|---|---|")
-        for name in dict.fromkeys(key.rpartition(" ")[0] for key in self._ms):
-            one, all_of_them = self._ms[f"{name} 1"], self._ms[f"{name} {k}"]
-            more = self._more(one, "generate 1")
-            a_token = self._more(all_of_them, f"generate {k}") / k
-            row = f"{statistics.median(one):.2f} | {more:.2f} | "
-            print(f"| {name} | {row}{statistics.median(all_of_them):.1f} | {a_token:.3f} |")
+        print(f"| alone, ms | 1 token | more | {k} tokens | streamed | more a token |")
+        print("|---|---|---|---|---|---|")
+        library = self._ms["generate"]
+        for name, (one, whole, streamed) in self._ms.items():
+            figures = [
+                f"{statistics.median(one):.2f}",
+                f"{self._more(one, library[0]):.2f}",
+                f"{statistics.median(whole):.1f}",
+                f"{statistics.median(streamed):.1f}",
+                f"{self._more(streamed, library[2]) / k:.3f}",
+            ]
+            print(f"| {name} | {' | '.join(figures)} |")
 
-    def _more(self, times: list[float], library: str) -> float:
-        pairs = zip(times, self._ms[library], strict=True)
-        return statistics.median(a - b for a, b in pairs)
+    def _more(self, times: list[float], library: list[float]) -> float:
+        return statistics.median(a - b for a, b in zip(times, library, strict=True))
 
 
 class FirstToken:
@@ -211,8 +225,11 @@ def main() -> None:
     client = Client()
     sys.setswitchinterval(0.0005)  # as `pyllama2c serve` does
     throughput, alone, first = Throughput(n, tokens), Alone(tokens), FirstToken(n)
-    with Llama(arguments.model, speculative=False) as llama:
-        plain, joined = Background(llama, n, 0.0), Background(llama, n, JOIN_SECONDS)
+    with (
+        Llama(arguments.model, speculative=False) as llama,
+        closing(Background(llama, n, 0.0)) as plain,
+        closing(Background(llama, n, JOIN_SECONDS)) as joined,
+    ):
         for i in range(-1, arguments.rounds):  # the first warms up
             if i == 0:
                 throughput = Throughput(n, tokens)
@@ -223,12 +240,10 @@ def main() -> None:
             throughput.served("one event a token", client, plain.port, seed, True)
             throughput.served("joined within 25 ms", client, joined.port, seed, True)
             for name, port in peers.items():
-                throughput.served(f"{name}, not streamed", client, port, seed, False)
-                throughput.served(f"{name}, streamed", client, port, seed, True)
-            alone.run(llama, client, {"pyllama2c serve": plain.port, **peers})
+                throughput.served(f"{name}, not streamed", client, port, seed, False, peer=True)
+                throughput.served(f"{name}, streamed", client, port, seed, True, peer=True)
+            alone.run(llama, client, plain.port, peers)
             first.run(llama, client, plain, seed)
-        plain.close()
-        joined.close()
     client.close()
     for figures in (throughput, alone, first):
         figures.print()

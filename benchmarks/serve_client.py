@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import re
@@ -46,6 +47,12 @@ def _n_tokens(answer: bytes) -> int:
     return len(re.findall(rb'data: {.*"text": ?"[^"]', answer))
 
 
+def _is_whole(answer: bytes) -> bool:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)content-length: *(\d+)", head)
+    return len(body) == int(length[1]) if length else answer.endswith(b"\r\n0\r\n\r\n")
+
+
 def load(port: int, bodies: Sequence[Body]) -> Load:
     """Asks all at once, each over a connection of its own that is open already."""
     connections = [_connect(port) for _ in bodies]
@@ -69,22 +76,32 @@ def load(port: int, bodies: Sequence[Body]) -> Load:
     return Load(seconds, sum(_n_tokens(b"".join(parts)) for parts in answers.values()))
 
 
+def _answer(connection: socket.socket, request: bytes) -> bytes:
+    """Empty where the server has closed the connection."""
+    answer = b""
+    with contextlib.suppress(ConnectionError):
+        connection.sendall(request)
+        while not _is_whole(answer) and (part := connection.recv(1 << 16)):
+            answer += part
+    return answer
+
+
 def alone(port: int, bodies: Sequence[Body]) -> list[float]:
     """Asks one after the other over one connection; the seconds of each."""
     out = []
-    with _connect(port) as connection:
-        for body in bodies:
-            request, answer = encoded(body, close=False), b""
-            end = b"data: [DONE]\n\n\r\n0\r\n\r\n" if body.get("stream") else b"}"
-            started = time.perf_counter()
-            connection.sendall(request)
-            while not answer.endswith(end):
-                part = connection.recv(1 << 16)
-                if not part:
-                    raise RuntimeError(answer[:500].decode("utf-8", "replace"))
-                answer += part
-            out.append(time.perf_counter() - started)
-            _n_tokens(answer)
+    connection = _connect(port)
+    for body in bodies:
+        request = encoded(body, close=False)
+        started = time.perf_counter()
+        answer = _answer(connection, request)
+        if not answer:  # as llama.cpp's server does after a stream
+            connection.close()
+            connection = _connect(port)
+            answer = _answer(connection, request)
+        out.append(time.perf_counter() - started)
+        if not (_n_tokens(answer) and _is_whole(answer)):
+            raise RuntimeError(answer.decode("utf-8", "replace"))
+    connection.close()
     return out
 
 

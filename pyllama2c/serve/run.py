@@ -54,6 +54,7 @@ class _Protocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_timer()
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # which would hold a connection that was reset
 
     def _is_idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import signal
 import socket
+import struct
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,12 +19,17 @@ import numpy as np
 import pytest
 from http_server import Running, decoded, served_by_command, serving, wait
 from tiny import Shape, TinyLlama, tokenizer_file
+from uvicorn.protocols.http.h11_impl import RequestResponseCycle
 
 from pyllama2c import Llama
 from pyllama2c._ffi import lib
 from pyllama2c.engine.memory import Limit
 from pyllama2c.errors import DeviceError, OutOfMemoryError
+from pyllama2c.generation.batch import Completion
+from pyllama2c.generation.request import Request
 from pyllama2c.serve import streams
+from pyllama2c.serve.job import Job, Story
+from pyllama2c.serve.run import _Protocol
 from pyllama2c.serve.service import Limits, Service
 
 PROMPT = "Once upon a time"
@@ -409,6 +417,41 @@ def test_memory_does_not_grow(
         rounds(30)
         assert resident_kilobytes() - before < 4096
     assert not caplog.records
+
+
+def live_objects() -> Counter[type]:
+    """What a request or a connection is made of."""
+    kinds = {Job, Story, Request, Completion, _Protocol, RequestResponseCycle}
+    gc.collect()
+    return Counter(kind for kind in map(type, gc.get_objects()) if kind in kinds)
+
+
+def test_nothing_is_kept_of_requests_that_are_over(storyteller: Llama) -> None:
+    """However they end: uvicorn keeps a connection that is reset until its keep-alive ends."""
+    one = request(json.dumps({"prompt": PROMPT, "max_tokens": 1}).encode())
+    long = request(json.dumps(LONG | {"stream": True}).encode())
+    asked = (
+        (one, b"}"),
+        (long, b"data: "),
+        (request(b'{"prompt": 5}'), b"}"),
+        (request(b"{" * 99)[:-9], b""),
+    )
+    with serving(storyteller, slots=2) as server:
+        connections = server.server._uvicorn.server_state.connections
+        server.wait_until_idle()
+        before = live_objects()
+        for data, until in asked:
+            for resets in (False, True):
+                with server.raw(data) as connection:
+                    answer = b""
+                    while until not in answer:
+                        answer += connection.recv(1 << 16)
+                    if resets:
+                        lingers_for_0_s = struct.pack("ii", 1, 0)
+                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, lingers_for_0_s)
+        wait(lambda: len(connections) <= 1)  # the metrics'
+        server.wait_until_idle()
+        assert live_objects() <= before
 
 
 def test_no_packet_waits_for_an_acknowledgement(server: Running) -> None:
