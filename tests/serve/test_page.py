@@ -161,7 +161,7 @@ def test_telling_asking_and_forking(page: Any, storyteller: Llama) -> None:
     assert page.locator("#branches [role=treeitem]").count() == 2
     assert page.locator("#branches article").count() == 2
     for path in page.locator("#branches [role=treeitem]").all_inner_texts():
-        assert re.search(r"odds for these \d+ tokens: 1 in \d", path)
+        assert re.search(r"odds for these \d+ tokens: \d", path)
     check_accessible(page)
     page.click("#back")
     saying(page, "Took back")
@@ -186,8 +186,6 @@ def test_looking_and_stepping(page: Any) -> None:
         page.locator(f"#token-{before}").wait_for()
     page.click("#tab-attention")
     page.locator("#arcs-box path").first.wait_for(state="attached")
-    page.hover("#token-4")
-    page.locator("#attention", has_text="all 5 tokens up to this one").wait_for()
     page.click("[aria-label='Layer 2, head 3']")
     page.locator("caption", has_text="head 3 of layer 2").wait_for()
     check_accessible(page)
