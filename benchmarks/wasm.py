@@ -55,7 +55,7 @@ def main() -> None:
     cases = []
     for model in given.models or [None]:
         for isa in ("auto", "scalar"):
-            llama = Llama(model, isa=isa, threads=1, speculative=False)
+            llama = Llama(model and Path(model).resolve(), isa=isa, threads=1, speculative=False)
             cases.append(Case(llama, llama.isa))
         cases += [Case(llama, "WebAssembly"), *[Case(llama, "program")] * bool(given.program)]
     stories: dict[tuple[str, int], list[int]] = {}
@@ -70,7 +70,7 @@ def main() -> None:
             key = (case.llama.path, number)
             if case.kernels == "program":
                 command = ["node", "--no-warnings", WASI, given.program, "/", case.llama.path]
-                told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+                told = subprocess.run(command, capture_output=True, text=True).stdout
                 *_, speed = re.findall(r"([\d.]+) tok/s", told)
                 return float(speed)
             if case.kernels == "WebAssembly":

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         UnknownModelError,
         UnsupportedError,
     )
-    from pyllama2c.generation.batch import Completion
+    from pyllama2c.generation.batch_story import Completion
     from pyllama2c.generation.completions import Completions
     from pyllama2c.generation.logprobs import TokenLogprob
     from pyllama2c.generation.parameters import BatchParameters, LogitsProcessor, Parameters
@@ -90,7 +90,7 @@ _MODULES = (
     "pyllama2c.model",
     "pyllama2c.engine.config",
     "pyllama2c.chat.llama2",
-    "pyllama2c.generation.batch",
+    "pyllama2c.generation.batch_story",
     "pyllama2c.generation.completions",
     "pyllama2c.generation.logprobs",
     "pyllama2c.generation.parameters",

@@ -35,12 +35,14 @@ ORIGIN = f"""
 # Never -ffast-math (it changes denormals for the whole process) nor -march (wheels travel). -g0:
 # Python's own flags ask for debugging information, which was five sixths of the extension.
 CFLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno"]
+LDFLAGS: list[str] = []
+LIBRARIES: list[str] = []
 if sys.platform == "win32":  # clang-cl (setup.py), which reads MSVC's flags and, marked, its own
     CFLAGS = ["/O2", *(f"/clang:{flag}" for flag in CFLAGS), "-Wno-unused-command-line-argument"]
-    LDFLAGS, LIBRARIES = [], []
 else:
     CFLAGS += ["-g0", "-fvisibility=hidden", "-pthread"]
-    LDFLAGS, LIBRARIES = ["-pthread"], ["m"]
+    LDFLAGS += ["-pthread"]
+    LIBRARIES += ["m"]
 
 ffibuilder = FFI()
 ffibuilder.cdef(cdef())

@@ -205,15 +205,15 @@ INLINE void dot_tile(float *out, size_t out_step, size_t out_stride, const float
     }
 }
 
-/* Instruction sets that differ in their products of integers alone. */
+/* Instruction sets that differ in their integer products alone. */
 #define TABLE(isa)                              \
     const l2c_kernels l2c_kernels_##isa = {     \
         .name = #isa,                           \
         L2C_SIMD_KERNELS,                       \
         L2C_PLAIN_KERNELS,                      \
-        .f32_to_f16 = l2c_neon_f32_to_f16,     \
-        .f16_to_f32 = l2c_neon_f16_to_f32,     \
-        .quantize = l2c_neon_quantize,         \
+        .f32_to_f16 = l2c_neon_f32_to_f16,      \
+        .f16_to_f32 = l2c_neon_f16_to_f32,      \
+        .quantize = l2c_neon_quantize,          \
         .matmul_q8 = l2c_##isa##_matmul_q8,     \
         .matmul_q4 = l2c_##isa##_matmul_q4,     \
         .matmul_q4_1 = l2c_##isa##_matmul_q4_1, \

@@ -9,8 +9,9 @@
 #include "quantized.h"
 
 #if defined(L2C_AVXVNNI)
-#include <immintrin.h>
 #include <string.h>
+
+#include "intrinsics.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avxvnni"))), apply_to = function)

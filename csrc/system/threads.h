@@ -73,13 +73,13 @@ static inline int64_t l2c_nanoseconds(void) {
     return ticks.QuadPart / a_second.QuadPart * 1000000000 + rest * 1000000000 / a_second.QuadPart;
 }
 
-/* Those that this process may run on. */
+/* How many this process may run on: the mask is 0 where those are in several groups. */
 static inline long l2c_processors(void) {
     DWORD_PTR allowed, all;
     long n = 0;
     if (GetProcessAffinityMask(GetCurrentProcess(), &allowed, &all))
         for (; allowed != 0; allowed &= allowed - 1) n++;
-    return n > 0 ? n : (long)GetActiveProcessorCount(ALL_PROCESSOR_GROUPS); /* 0: in more than one group */
+    return n > 0 ? n : (long)GetActiveProcessorCount(ALL_PROCESSOR_GROUPS);
 }
 #else
 static inline void l2c_mutex_init(l2c_mutex *mutex) { pthread_mutex_init(mutex, NULL); }
@@ -120,7 +120,7 @@ static inline int64_t l2c_nanoseconds(void) {
 static inline long l2c_processors(void) { return sysconf(_SC_NPROCESSORS_ONLN); }
 #endif
 
-/* Runs run(arg) in a thread of its own, until which is joined *thread stays where it is. 0: the system refused. */
+/* Runs run(arg) in a new thread; *thread must not move until it is joined. 0: the system refused. */
 static inline int l2c_thread_start(l2c_thread *thread, void (*run)(void *), void *arg) {
     thread->run = run;
     thread->arg = arg;

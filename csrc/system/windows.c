@@ -17,7 +17,7 @@ enum { CACHE_LINE = 64 };
 
 /* ---- Files -------------------------------------------------------------------------------------- */
 
-/* Windows' number of an error as C's, which Python makes its exceptions from. */
+/* A Windows error code as errno, which Python makes its exceptions from. */
 static int errno_of(DWORD code) {
     switch (code) {
     case ERROR_FILE_NOT_FOUND: case ERROR_PATH_NOT_FOUND: case ERROR_INVALID_DRIVE: case ERROR_INVALID_NAME:
@@ -38,39 +38,42 @@ static l2c_status fail_windows(l2c_error *err, DWORD code, const char *what) {
     return L2C_IO;
 }
 
+/* NULL (GetLastError) where the text is not UTF-8 or out of memory; freed with free. */
+static wchar_t *utf16(const char *text) {
+    int size = MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, text, -1, NULL, 0);
+    if (size <= 0) return NULL;
+    wchar_t *wide = malloc((size_t)size * sizeof *wide);
+    if (wide == NULL) SetLastError(ERROR_NOT_ENOUGH_MEMORY);
+    else MultiByteToWideChar(CP_UTF8, 0, text, -1, wide, size);
+    return wide;
+}
+
 /* The absolute path in UTF-16, of any length: past MAX_PATH, Windows takes only paths that begin with \\?\.
- * NULL (GetLastError) where it is not UTF-8 or out of memory; freed with free. */
+ * NULL (GetLastError) where there is none; freed with free. */
 static wchar_t *wide_path(const char *path) {
     static const wchar_t share[] = L"\\\\?\\UNC\\", plain[] = L"\\\\?\\";
-    int size = MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, NULL, 0);
-    wchar_t *given = size > 0 ? malloc((size_t)size * sizeof *given) : NULL, *wide = NULL;
-    DWORD room = 0;
-    if (given != NULL) {
-        MultiByteToWideChar(CP_UTF8, 0, path, -1, given, size);
-        room = GetFullPathNameW(given, 0, NULL, NULL); /* with the final zero */
-    }
+    wchar_t *given = utf16(path);
+    if (given == NULL) return NULL;
+    DWORD room = GetFullPathNameW(given, 0, NULL, NULL), length = 0; /* room is with the final zero */
     size_t front = sizeof share / sizeof *share; /* the longest that may come in front of it */
-    if (room > 0) wide = malloc((front + room) * sizeof *wide);
-    if (wide != NULL) {
-        DWORD length = GetFullPathNameW(given, room, wide + front, NULL);
-        wchar_t *full = wide + front;
-        if (length == 0 || length >= room) { /* the current folder changed meanwhile */
-            free(wide);
-            wide = NULL;
-            SetLastError(ERROR_PATH_NOT_FOUND);
-        } else if (length + 1 < MAX_PATH || wcsncmp(full, L"\\\\?\\", 4) == 0 || wcsncmp(full, L"\\\\.\\", 4) == 0) {
-            wmemmove(wide, full, length + 1);
-        } else if (wcsncmp(full, L"\\\\", 2) == 0) {
-            wmemcpy(wide, share, front - 1);
-            wmemmove(wide + front - 1, full + 2, length - 1);
-        } else {
-            wmemcpy(wide, plain, 4);
-            wmemmove(wide + 4, full, length + 1);
-        }
-    } else if (size > 0) {
-        SetLastError(ERROR_NOT_ENOUGH_MEMORY);
-    }
+    wchar_t *wide = malloc((front + room) * sizeof *wide);
+    if (wide != NULL && room > 0) length = GetFullPathNameW(given, room, wide + front, NULL);
     free(given);
+    if (length == 0 || length >= room) { /* there is none of an empty path; or the current folder changed meanwhile */
+        SetLastError(wide == NULL ? ERROR_NOT_ENOUGH_MEMORY : ERROR_PATH_NOT_FOUND);
+        free(wide);
+        return NULL;
+    }
+    wchar_t *full = wide + front;
+    if (length + 1 < MAX_PATH || wcsncmp(full, L"\\\\?\\", 4) == 0 || wcsncmp(full, L"\\\\.\\", 4) == 0) {
+        wmemmove(wide, full, length + 1);
+    } else if (wcsncmp(full, L"\\\\", 2) == 0) {
+        wmemcpy(wide, share, front - 1);
+        wmemmove(wide + front - 1, full + 2, length - 1);
+    } else {
+        wmemcpy(wide, plain, 4);
+        wmemmove(wide + 4, full, length + 1);
+    }
     return wide;
 }
 
@@ -78,7 +81,8 @@ static wchar_t *wide_path(const char *path) {
 static l2c_status open_file(const char *path, const char *what, HANDLE *file, size_t *size, l2c_error *err) {
     wchar_t *wide = wide_path(path);
     if (wide == NULL) return fail_windows(err, GetLastError(), what);
-    /* Others may write, rename and delete it meanwhile, as everywhere; BACKUP_SEMANTICS opens folders as well. */
+    /* Others may open it for writing, rename and delete it, as on POSIX. BACKUP_SEMANTICS opens folders as well, to say
+     * what they are. */
     HANDLE opened = CreateFileW(wide, GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE, NULL,
                                 OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL | FILE_FLAG_BACKUP_SEMANTICS, NULL);
     DWORD code = GetLastError();
@@ -161,13 +165,13 @@ void l2c_file_unmap(l2c_mapping *mapping) {
 }
 
 void l2c_file_forget(const l2c_mapping *mapping, const void *data, size_t size) {
-    /* of pages that are not locked, it takes those out of the working set */
+    /* Pages that were never locked, it removes from the working set: what madvise does elsewhere. */
     if (mapping->is_file && size > 0) VirtualUnlock((void *)(uintptr_t)data, size);
 }
 
 /* ---- Memory ------------------------------------------------------------------------------------- */
 
-/* Large pages are for those whom an administrator has allowed to lock memory: none are asked for, and a file
+/* Large pages need a privilege that an administrator grants (SeLockMemoryPrivilege): none are asked for, and a file
  * that is used as it lies stays mapped. */
 
 l2c_status l2c_memory_map(size_t size, l2c_mapping *mapping) {

@@ -18,7 +18,7 @@ from stories import distinct, repetition
 from pyllama2c import Llama
 from pyllama2c.cli.evaluate import evaluate, read_passages
 from pyllama2c.files.whole import whole_file
-from pyllama2c.generation.batch import Completion
+from pyllama2c.generation.batch_story import Completion
 
 CARD = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN, END = "<!-- measured -->", "<!-- /measured -->"

@@ -32,7 +32,7 @@ from pyllama2c.generation.sampling import fresh_seed
 from pyllama2c.progress import watched
 
 if TYPE_CHECKING:
-    from pyllama2c.generation.batch import Completion
+    from pyllama2c.generation.batch_story import Completion
     from pyllama2c.model import Llama
 
 STANDARD_OUTPUT = Path("-")

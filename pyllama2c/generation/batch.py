@@ -7,134 +7,24 @@ row's logits do not depend on the other rows of a call, so a story is the same b
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from pyllama2c._ffi import check, ffi, lib, new_error
 from pyllama2c.engine.session import SessionOptions
 from pyllama2c.errors import CancelledError, GrammarError, NonFiniteLogitsError
-from pyllama2c.generation.logprobs import TokenLogprob, token_logprob
+from pyllama2c.generation.batch_story import (
+    BatchReason,
+    BatchStory,
+    Completion,
+    Piece,
+    PromptRead,
+)
 from pyllama2c.generation.request import Request, process_logits
-from pyllama2c.generation.text import StoryText
 from pyllama2c.tokenizers.base import BaseTokenizer
-
-BatchReason = Literal["stop", "length", "error"]
-"""why a story of a batch ended"""
 
 _TOKEN: int = lib.L2C_EVENT_TOKEN
 _EVENT = struct.Struct(f"@qi4xi{ffi.sizeof('l2c_event') - 20}x")
 """of an l2c_event: the story, the kind, and the token that was chosen"""
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """One story of a batch, finished."""
-
-    prompt_index: int
-    """which prompt it continues, counted from 0"""
-    choice: int
-    """which of the `n` stories of that prompt, counted from 0"""
-    prompt_tokens: list[int]
-    """ids of the prompt, BOS included; empty for a prompt that is wrong"""
-    tokens: list[int]
-    """ids of the sampled tokens, the stop token excluded"""
-    text: str
-    """what the sampled tokens spell; the prompt is not part of it"""
-    seed: int
-    finish_reason: BatchReason
-    logprobs: tuple[TokenLogprob, ...] | None = None
-    """of each of `tokens`, where `logprobs` was asked for"""
-    error: Exception | None = None
-    """why this story failed; the others are not affected"""
-
-
-class Piece(NamedTuple):
-    """A token of a story in progress."""
-
-    prompt_index: int
-    choice: int
-    token: int
-    text: str
-    """what is certain with this token: empty where half a character or a stop string may follow"""
-    logprob: TokenLogprob | None = None
-
-
-class PromptRead(NamedTuple):
-    """A story's prompt is in the cache; its first token comes of the same step."""
-
-    prompt_index: int
-    choice: int
-    n_cached: int
-    """tokens of the prompt that were there already, or that another story read for both"""
-
-
-class _Story:
-    """A story in progress. Only stop strings and `streamed` pieces need its text before it ends."""
-
-    def __init__(
-        self,
-        prompt_index: int,
-        choice: int,
-        request: Request,
-        tokenizer: BaseTokenizer,
-        streamed: bool,
-    ):
-        self.prompt_index, self.choice, self.request = prompt_index, choice, request
-        self.streamed = streamed
-        self._decoder = StoryText(
-            tokenizer, request.prompt_tokens, request.stop, request.grammar is not None
-        )
-        self._text = ""
-        self.guide = None if request.grammar is None else request.grammar.guide()
-        self._logprobs: list[TokenLogprob] | None = None if request.logprobs is None else []
-        self._decodes = streamed or bool(request.stop)
-        self._matched = False
-        self.is_plain = streamed and not (
-            request.stop or request.logprobs is not None or request.grammar is not None
-        )
-        """whether a token is told, and nothing more comes of it"""
-
-    @property
-    def stopped(self) -> bool:
-        """Whether a stop string is complete, or what the grammar wants."""
-        return self._matched or self._decoder.stopped
-
-    def hear_plain(self, token: int) -> Piece:
-        """`hear` for a story that `is_plain`."""
-        text = self._decoder.feed(token)
-        self._text += text
-        return Piece(self.prompt_index, self.choice, token, text)
-
-    def hear(self, event: Any) -> Piece:
-        """Takes a token."""
-        chosen, logprob, text = event.chosen, None, ""
-        token = chosen.token
-        if self._logprobs is not None:
-            logprob = token_logprob(token, chosen.logprob, event.top, event.n_top)
-            self._logprobs.append(logprob)
-        if self.guide is not None:
-            self._matched = self.guide.take(token)
-        if self._decodes:
-            text = self._decoder.feed(token)
-            self._text += text
-        return Piece(self.prompt_index, self.choice, token, text, logprob)
-
-    def finish(
-        self, tokens: list[int], reason: BatchReason, error: Exception | None = None
-    ) -> Completion:
-        if not self._decodes:
-            self._text = self._decoder.feed_all(tokens)
-        return Completion(
-            prompt_index=self.prompt_index,
-            choice=self.choice,
-            prompt_tokens=self.request.prompt_tokens,
-            tokens=tokens,
-            text=self._text + self._decoder.rest(),
-            seed=self.request.seed,
-            finish_reason=reason,
-            logprobs=None if self._logprobs is None else tuple(self._logprobs),
-            error=error,
-        )
 
 
 class Batch:
@@ -161,7 +51,7 @@ class Batch:
         self._parents = (model, pool)  # they must outlive the handle
         self._tokenizer = tokenizer
         self._events, self._n_events = ffi.new("l2c_event **"), ffi.new("size_t *")
-        self._stories: dict[int, _Story] = {}
+        self._stories: dict[int, BatchStory] = {}
         self._cancelled = False
         self.pieces: list[Piece] = []
         """tokens of the last step, of stories that are `streamed`"""
@@ -217,7 +107,7 @@ class Batch:
         )
         story = ffi.new("int64_t *")
         check(lib.l2c_batch_add(self._handle, c_request, story, self._error), self._error)
-        made = _Story(prompt_index, choice, request, self._tokenizer, streamed)
+        made = BatchStory(prompt_index, choice, request, self._tokenizer, streamed)
         self._stories[story[0]] = made
         self._mask(story[0])
 
@@ -265,7 +155,7 @@ class Batch:
                     ended.append(completion)
         return ended
 
-    def _on_event(self, story: _Story, event: Any) -> Completion | None:
+    def _on_event(self, story: BatchStory, event: Any) -> Completion | None:
         """The story, where the event ends it."""
         if event.kind == _TOKEN:
             try:
@@ -298,7 +188,7 @@ class Batch:
         if guide is not None:
             lib.l2c_batch_mask(self._handle, number, guide.mask(), self._error)
 
-    def _process(self, story: _Story, event: Any) -> None:
+    def _process(self, story: BatchStory, event: Any) -> None:
         import numpy as np
 
         request, vocab_size = story.request, self._tokenizer.vocab_size

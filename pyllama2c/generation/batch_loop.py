@@ -6,7 +6,8 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
-from pyllama2c.generation.batch import Batch, Completion
+from pyllama2c.generation.batch import Batch
+from pyllama2c.generation.batch_story import Completion
 from pyllama2c.generation.request import Request
 
 _ROUND_UP = 64

@@ -10,8 +10,9 @@ from weakref import ref
 
 from pyllama2c.errors import BusyError, CancelledError
 from pyllama2c.generation.asynchronous import AsyncSteps
-from pyllama2c.generation.batch import Batch, Completion
+from pyllama2c.generation.batch import Batch
 from pyllama2c.generation.batch_loop import in_prompt_order, run_batch
+from pyllama2c.generation.batch_story import Completion
 from pyllama2c.handle import ClosableHandle
 
 if TYPE_CHECKING:

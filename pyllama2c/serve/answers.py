@@ -1,4 +1,4 @@
-"""OpenAI's answers, to completions and to chats: whole, or as server-sent events."""
+"""What OpenAI's answers have in common: whole ones, and streams of server-sent events."""
 
 from __future__ import annotations
 
@@ -8,17 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pyllama2c.generation.batch import Piece
+from pyllama2c.generation.batch_story import Piece
 from pyllama2c.serve.job import Job, Story
 from pyllama2c.serve.receipts import big, make_receipt
-from pyllama2c.serve.token_texts import (
-    Entry,
-    TokenTexts,
-    chat_logprobs,
-    completion_logprobs,
-    cut,
-    prompt_entries,
-)
+from pyllama2c.serve.token_texts import Entry, TokenTexts, cut
 
 if TYPE_CHECKING:
     from pyllama2c.serve.service import Service
@@ -51,7 +44,7 @@ class _Streamed:
 
 
 class Answer:
-    """What both have in common."""
+    """Of completions or of chats, as its subclasses say."""
 
     kind = chunk_kind = prefix = ""
 
@@ -195,109 +188,4 @@ class Answer:
             "completion_tokens": n,
             "total_tokens": n_prompt + n,
             "prompt_tokens_details": {"cached_tokens": sum(cached)},
-        }
-
-
-class CompletionAnswer(Answer):
-    """Of /v1/completions."""
-
-    kind = chunk_kind = "text_completion"
-    prefix = "cmpl"
-
-    def __init__(self, service: Service, prompts: list[list[int]], wanted: Wanted):
-        super().__init__(service, prompts, wanted)
-        self._echoed: dict[int, list[Entry]] = {}
-
-    def _choice(
-        self, index: int, text: str, logprobs: dict[str, Any] | None, reason: str | None
-    ) -> dict[str, Any]:
-        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
-
-    def _logprobs(self, entries: list[Entry]) -> dict[str, Any]:
-        return completion_logprobs(entries, self._names)
-
-    def _echo(self, job: Job, prompt: int) -> list[Entry]:
-        """The prompt's entries, with scores where they were asked for."""
-        if prompt not in self._echoed:
-            tokens = self._prompts[prompt]
-            scores = job.prompt_logprobs.get(prompt, [None] * len(tokens))
-            self._echoed[prompt] = prompt_entries(self._service.tokenizer, tokens, scores)
-        return self._echoed[prompt]
-
-    def _offset(self, story: Story) -> int:
-        return sum(len(entry.text) for entry in self._echoed.get(story.prompt, ()))
-
-    def _texts(self, story: Story) -> TokenTexts:
-        prompt = story.request.prompt_tokens
-        return TokenTexts(self._service.tokenizer, prompt, self._offset(story))
-
-    def first(self, job: Job) -> bytes:
-        if not self.wanted.echo or self.wanted.logprobs:
-            return b""
-        return b"".join(self.scored(job, prompt) for prompt in range(len(self._prompts)))
-
-    def scored(self, job: Job, prompt: int) -> bytes:
-        entries = self._echo(job, prompt)
-        text = "".join(entry.text for entry in entries)
-        logprobs = self._logprobs(entries) if self.wanted.logprobs else None
-        stories = [story for story in job.stories if story.prompt == prompt]
-        return b"".join(
-            self._event(self._choice(story.index, text, logprobs, None)) for story in stories
-        )
-
-    def _whole(self, job: Job, story: Story) -> dict[str, Any]:
-        done = story.completion
-        assert done is not None
-        echoed = self._echo(job, story.prompt) if self.wanted.echo else []
-        text = "".join(entry.text for entry in echoed) + done.text
-        logprobs = None
-        if self.wanted.logprobs:
-            logprobs = self._logprobs([*echoed, *self._entries(story)])
-        choice = self._choice(story.index, text, logprobs, done.finish_reason)
-        ids = {"token_ids": done.tokens} if self.wanted.token_ids else {}
-        return choice | ids | self._more(story)
-
-
-class ChatAnswer(Answer):
-    """Of /v1/chat/completions."""
-
-    kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
-
-    def _choice(
-        self, index: int, text: str, logprobs: dict[str, Any] | None, reason: str | None
-    ) -> dict[str, Any]:
-        return self._delta(index, {"content": text}, logprobs, reason)
-
-    def _delta(
-        self, index: int, delta: dict[str, str], logprobs: Any = None, reason: str | None = None
-    ) -> dict[str, Any]:
-        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-
-    def _logprobs(self, entries: list[Entry]) -> dict[str, Any]:
-        return chat_logprobs(entries, self._names)
-
-    def first(self, job: Job) -> bytes:
-        role = {"role": "assistant", "content": ""}
-        return b"".join(self._event(self._delta(story.index, role)) for story in job.stories)
-
-    def _ended(self, story: Story, rest: str, logprobs: dict[str, Any] | None) -> bytes:
-        assert story.completion is not None
-        before = b""
-        if rest or logprobs:
-            before = self._event(self._choice(story.index, rest, logprobs, None))
-        choice = self._delta(story.index, {}, None, story.completion.finish_reason)
-        return before + self._event(choice | self._more(story))
-
-    def _whole(self, job: Job, story: Story) -> dict[str, Any]:
-        done = story.completion
-        assert done is not None
-        logprobs = self._logprobs(self._entries(story)) if self.wanted.logprobs else None
-        ids = {"token_ids": done.tokens} if self.wanted.token_ids else {}
-        return {
-            "index": story.index,
-            "message": {"role": "assistant", "content": done.text, "refusal": None},
-            "logprobs": logprobs,
-            "finish_reason": done.finish_reason,
-            **ids,
-            **self._more(story),
         }

@@ -15,8 +15,10 @@ from starlette.routing import Route
 from pyllama2c import __version__
 from pyllama2c.errors import Llama2cError, in_words
 from pyllama2c.serve import llama_cpp, openapi, receipts
-from pyllama2c.serve.answers import ChatAnswer, CompletionAnswer, Wanted, encode
+from pyllama2c.serve.answers import Wanted, encode
+from pyllama2c.serve.chat_answer import ChatAnswer
 from pyllama2c.serve.chats import chat_prompt, prompt_text
+from pyllama2c.serve.completion_answer import CompletionAnswer
 from pyllama2c.serve.decoding import decode, decode_any, wrong
 from pyllama2c.serve.errors import ApiError
 from pyllama2c.serve.job import Format, Job, Scoring, Story

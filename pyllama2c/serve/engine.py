@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING
 from pyllama2c._ffi import lib
 from pyllama2c.engine.memory import limits
 from pyllama2c.errors import DeviceError, OutOfMemoryError
-from pyllama2c.generation.batch import Batch, Piece
+from pyllama2c.generation.batch import Batch
 from pyllama2c.generation.batch_loop import without_computing
-from pyllama2c.serve.job import Event, Job, PromptScores, Scoring, Started, Story
+from pyllama2c.serve.job import Job, PromptScores, Scoring, Started, Story
 from pyllama2c.serve.metrics import Metrics
+from pyllama2c.serve.outbox import Outbox, Told
 from pyllama2c.serve.prompt_scores import PromptScorer
 
 if TYPE_CHECKING:
     from pyllama2c.model import Llama
 
-Told = tuple[Job, Story | Scoring | None, Event]
 _Message = tuple[str, Job] | None
 _COUNTS = (
     ("prompt_tokens_total", "prompt_tokens"),
@@ -36,8 +36,7 @@ _COUNTS = (
 class EngineThread:
     """A batch of `slots` stories (None: 64, or as many as fit), opened for the whole context.
 
-    `post` is called in this thread, once a sweep at most, with what there is to tell. Tokens wait
-    for those of the next `join_seconds`, unless they are the first or the last of their story.
+    `post` is called in this thread, once a sweep at most, with what the outbox lets go.
     """
 
     def __init__(
@@ -49,7 +48,8 @@ class EngineThread:
         join_seconds: float = 0.0,
     ):
         engine = llama._engine
-        self._engine, self._metrics, self._post = engine, metrics, post
+        self._engine, self._metrics = engine, metrics
+        self._outbox = Outbox(post, join_seconds)
         self._new_batch = partial(
             Batch, engine.model, engine.batch_pool(), engine.session_options, llama.tokenizer
         )
@@ -60,11 +60,6 @@ class EngineThread:
         self._stories: dict[int, tuple[Job, Story]] = {}
         self._to_score: deque[Job] = deque()
         self._scorer: tuple[Job, Scoring, PromptScorer] | None = None
-        self._told: list[Told] = []
-        self._urgent: set[Job] = set()
-        self._pieces: dict[int, list[Piece]] = {}
-        """those in `_told`, by story"""
-        self._join_seconds, self._posted_at = join_seconds, 0.0
         self._sweeps = 0
         self._counted: dict[str, int] = {}
         self._fault: Exception | None = None
@@ -136,32 +131,9 @@ class EngineThread:
                 self._sweep()
             except Exception as error:
                 self._fail(error)
-            self._post_told()
+            self._outbox.post()
         self._end_scorer()
         self._batch = None
-
-    def _tell(self, job: Job, story: Story | Scoring | None, event: Event) -> None:
-        """With the next post, which then does not wait."""
-        self._told.append((job, story, event))
-        self._urgent.add(job)
-
-    def _post_told(self) -> None:
-        now, told, urgent = perf_counter(), self._told, self._urgent
-        if not told:
-            return
-        if now - self._posted_at >= self._join_seconds:
-            self._told, self._pieces, self._posted_at = [], {}, now
-        elif urgent:  # all of their requests, whose events keep their order
-            self._told = [each for each in told if each[0] not in urgent]
-            told = [each for each in told if each[0] in urgent]
-            for job in urgent:
-                for story in job.stories:
-                    self._pieces.pop(story.number, None)
-        else:
-            return
-        self._urgent = set()
-        with suppress(RuntimeError):  # the loop is closed: nobody listens
-            self._post(told)
 
     def _read_inbox(self) -> bool:
         """Takes all messages, and waits for one where there is nothing else to do; False: stop."""
@@ -215,40 +187,30 @@ class EngineThread:
         request = story.request
         done = without_computing(story.number, 0, request)
         if done is not None:
-            self._tell(job, story, done)
+            self._outbox.tell(job, story, done)
             return
+        story.begun_at = perf_counter()
+        self._stories[story.number] = job, story  # `_fail` tells those, of other errors
         try:
-            story.begun_at = perf_counter()
             batch.add(story.number, 0, request, job.streamed, watched=True)
         except ValueError as error:
             batch.drop(story.number, 0)  # which may have begun, as grammars fail after that
-            self._tell(job, story, error)
-            return
-        self._stories[story.number] = job, story
+            del self._stories[story.number]
+            self._outbox.tell(job, story, error)
 
     def _tell_start(self, job: Job) -> None:
         if not job.has_begun:
             job.has_begun = True
-            self._tell(job, None, Started(self._sweeps - job.added_at_sweep))
+            self._outbox.tell(job, None, Started(self._sweeps - job.added_at_sweep))
 
     def _step(self) -> None:
         assert self._batch is not None
         completions = self._batch.step()
         self._sweeps += 1
         self._fault = None
-        stories, pieces_of = self._stories, self._pieces
-        for piece in self._batch.pieces:
-            pieces = pieces_of.get(piece.prompt_index)
-            if pieces is not None:
-                pieces.append(piece)
-                continue
-            job, story = stories[piece.prompt_index]
-            pieces_of[piece.prompt_index] = pieces = [piece]
-            self._told.append((job, story, pieces))
-            if not story.is_told:
-                story.is_told = True
-                self._urgent.add(job)
-                self._metrics.first_token_sweeps.observe(self._sweeps - job.added_at_sweep)
+        stories = self._stories
+        for job in self._outbox.tell_pieces(self._batch.pieces, stories):
+            self._metrics.first_token_sweeps.observe(self._sweeps - job.added_at_sweep)
         now = perf_counter()
         for read in self._batch.read:
             _, story = stories[read.prompt_index]
@@ -256,7 +218,7 @@ class EngineThread:
         for completion in completions:
             job, story = stories.pop(completion.prompt_index)
             story.ended_at = now
-            self._tell(job, story, completion)
+            self._outbox.tell(job, story, completion)
         self._count(self._batch)
 
     def _score(self) -> None:
@@ -284,7 +246,9 @@ class EngineThread:
     def _scored(self, job: Job, scoring: Scoring, result: PromptScores | Exception) -> None:
         if isinstance(result, DeviceError):
             self._fault = result
-        self._tell(job, scoring, result)
+        elif not isinstance(result, Exception):
+            self._fault = None
+        self._outbox.tell(job, scoring, result)
         self._to_score.remove(job)
         job.scorings.popleft()
         (self._to_score if job.scorings else self._waiting).append(job)
@@ -314,4 +278,4 @@ class EngineThread:
             self._waiting.clear()
         self._stories, self._batch, self._counted = {}, None, {}
         for job, story in failed:
-            self._tell(job, story, error)
+            self._outbox.tell(job, story, error)

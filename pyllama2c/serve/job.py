@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
-from pyllama2c.generation.batch import Completion, Piece
+from pyllama2c.generation.batch_story import Completion, Piece
 from pyllama2c.generation.logprobs import TokenLogprob
 from pyllama2c.generation.request import Request
 from pyllama2c.serve.errors import ApiError, as_api_error

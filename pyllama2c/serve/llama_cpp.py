@@ -6,7 +6,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from pyllama2c import __version__
-from pyllama2c.generation.batch import Piece
+from pyllama2c.generation.batch_story import Piece
 from pyllama2c.serve.answers import encode, event
 from pyllama2c.serve.job import Job, Story
 from pyllama2c.serve.parameters import biases, check_stop, nucleus

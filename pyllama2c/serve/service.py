@@ -12,11 +12,12 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyllama2c.errors import in_words
-from pyllama2c.generation.batch import Completion
-from pyllama2c.serve.engine import EngineThread, Told
+from pyllama2c.generation.batch_story import Completion
+from pyllama2c.serve.engine import EngineThread
 from pyllama2c.serve.errors import ApiError, busy, draining
 from pyllama2c.serve.job import Job, Started
 from pyllama2c.serve.metrics import Metrics
+from pyllama2c.serve.outbox import Told
 from pyllama2c.serve.own_thread import in_own_thread
 from pyllama2c.serve.receipts import identify
 from pyllama2c.serve.token_texts import TokenNames

@@ -144,6 +144,8 @@ void test_paths(void) {
     l2c_tokenizer *tokenizer;
     CHECK(l2c_model_open(path, L2C_DTYPE_AUTO, NULL, &model, &err) == L2C_IO && err.sys_errno != 0);
     CHECK(l2c_tokenizer_open(path, 0, &tokenizer, &err) == L2C_IO && err.sys_errno != 0);
+    CHECK(l2c_model_open("", L2C_DTYPE_AUTO, NULL, &model, &err) == L2C_IO && err.sys_errno == ENOENT);
+    CHECK(l2c_model_open("\xFF", L2C_DTYPE_AUTO, NULL, &model, &err) == L2C_IO && err.sys_errno != 0); /* not UTF-8 */
     CHECK(l2c_model_open(folder, L2C_DTYPE_AUTO, NULL, &model, &err) == L2C_FORMAT);
     CHECK(l2c_model_open(NOWHERE, L2C_DTYPE_AUTO, NULL, &model, NULL) == L2C_FORMAT);
     image images[] = {{NULL, 0, 0}, image_checkpoint(&smallest[0], 5), image_tokenizer()};

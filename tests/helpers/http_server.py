@@ -60,18 +60,18 @@ class Running:
     def paused(self) -> Iterator[None]:
         """The engine stands still between two sweeps, from the next one on that has something to
         tell."""
-        engine, gate = self.service.engine, threading.Event()
-        post = engine._post
+        outbox, gate = self.service.engine._outbox, threading.Event()
+        post = outbox._post
 
         def post_and_wait(told: Any) -> None:
             post(told)
             gate.wait()
 
-        engine._post = post_and_wait  # type: ignore[method-assign]
+        outbox._post = post_and_wait  # type: ignore[method-assign]
         try:
             yield
         finally:
-            engine._post = post  # type: ignore[method-assign]
+            outbox._post = post  # type: ignore[method-assign]
             gate.set()
 
     def raw(self, data: bytes) -> socket.socket:

@@ -6,7 +6,7 @@ import queue
 from typing import Any
 
 from pyllama2c import Llama
-from pyllama2c.generation.batch import Completion
+from pyllama2c.generation.batch_story import Completion
 from pyllama2c.generation.request import make_request
 from pyllama2c.serve.engine import EngineThread
 from pyllama2c.serve.job import Job, Started, Story

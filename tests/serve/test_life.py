@@ -238,6 +238,24 @@ def test_an_engine_that_fails_in_the_middle(storyteller: Llama) -> None:
         server.wait_until_idle()
 
 
+def test_memory_runs_out_as_a_story_begins(
+    storyteller: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told so at once, and the next request is answered."""
+
+    def no_memory(*_: Any, **__: Any) -> None:
+        raise OutOfMemoryError("no memory for a story")
+
+    with serving(storyteller, slots=2, limits=Limits(request=5)) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr("pyllama2c.generation.batch.Batch.add", no_memory)
+            failed = post(server, prompt=PROMPT, n=2)
+        assert failed.status_code == 500, failed.text
+        assert "no memory for a story" in failed.json()["error"]["message"]
+        assert post(server, prompt=PROMPT, max_tokens=5).status_code == 200
+        server.wait_until_idle()
+
+
 def test_health_after_a_card_is_lost(storyteller: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor is it said to be well while no batch can be opened; a story that is told mends that."""
 
@@ -271,6 +289,8 @@ def test_health_after_a_card_is_lost(storyteller: Llama, monkeypatch: pytest.Mon
             patch.setattr("pyllama2c.engine.session.Session.feed", fails(lost))
             assert post(server, prompt=PROMPT, **scored).status_code == 500
             assert health()[0] == 503
+        assert post(server, prompt=PROMPT, **scored).status_code == 200
+        assert health() == (200, "")
         server.service.engine.stop()
         assert health() == (503, "the engine cannot compute: its thread has ended")
 
