@@ -149,17 +149,17 @@ def test_too_many_requests(storyteller: Llama) -> None:
 
 
 def test_waiting_and_requests_have_limits(storyteller: Llama) -> None:
-    limits = Limits(request=1)
+    limits = Limits(request=2)
     with serving(storyteller, slots=1, limits=limits) as server, ThreadPoolExecutor() as pool:
         with server.paused():
             first = pool.submit(post, server, **LONG)
             wait(lambda: server.metric("requests_processing") == 1 or first.done())
-            server.service.limits = replace(limits, wait=0.1)  # from now on: the first has begun
+            server.service.limits = replace(limits, wait=0.1)  # which the first need not keep
             assert post(server, **LONG).status_code == 429
             assert first.result().status_code == 503
             assert first.result().json()["error"]["code"] == "request_timeout"
-        server.service.limits = limits
         server.wait_until_idle()
+        server.service.limits = Limits()
         assert post(server, prompt=PROMPT, max_tokens=2).status_code == 200
 
 
