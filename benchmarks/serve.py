@@ -1,7 +1,7 @@
 """What the server costs, beside the library on the same engine.
 
     python benchmarks/serve.py [--rounds 5] [--slots 64] [--tokens 200] [--model MODEL]
-        [--peer NAME=PORT ...]
+        [--peer NAME=PORT:PID ...]
 
 Medians over interleaved rounds: tokens per second with all slots busy; processor time; what one
 request takes alone; sweeps of the engine until a request's first token. A peer is a server that
@@ -14,12 +14,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import math
+import os
 import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
 
 from serve_client import Body, Client, Load
 
@@ -82,6 +85,23 @@ def body_of(
     return body
 
 
+class Peer(NamedTuple):
+    name: str
+    port: int
+    pid: int
+
+    @classmethod
+    def of(cls, text: str) -> Peer:
+        name, _, place = text.rpartition("=")
+        port, _, pid = place.partition(":")
+        return cls(name, int(port), int(pid))
+
+    def process_time(self) -> float:
+        """Seconds, to hundredths (Linux)."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Throughput:
     """All slots busy."""
 
@@ -101,30 +121,38 @@ class Throughput:
 
         self._measure("generate_batch", told)
 
-    def served(
-        self, name: str, client: Client, port: int, seed: int, stream: bool, *, peer: bool = False
-    ) -> None:
-        bodies = [body_of(self._tokens, stream, seed + i, peer=peer) for i in range(self._n)]
+    def served(self, name: str, client: Client, port: int, seed: int, stream: bool) -> None:
+        bodies = [body_of(self._tokens, stream, seed + i) for i in range(self._n)]
         self._measure(name, lambda: client.call("load", port, bodies))
 
-    def _measure(self, name: str, call: Callable[[], Load]) -> None:
-        before = time.process_time()
+    def peer(self, peer: Peer, client: Client, seed: int, stream: bool) -> None:
+        bodies = [body_of(self._tokens, stream, seed + i, peer=True) for i in range(self._n)]
+        name = f"{peer.name}, {'streamed' if stream else 'not streamed'}"
+        self._measure(name, lambda: client.call("load", peer.port, bodies), peer.process_time)
+
+    def _measure(
+        self,
+        name: str,
+        call: Callable[[], Load],
+        process_time: Callable[[], float] = time.process_time,
+    ) -> None:
+        before = process_time()
         done = call()
-        work = time.process_time() - before
+        work = process_time() - before
         self._speeds.setdefault(name, []).append(done.tokens / done.seconds)
         self._work.setdefault(name, []).append(1e6 * work / done.tokens)
 
     def print(self) -> None:
-        print(
-            f"| {self._n} requests of {self._tokens} tokens | tok/s | share | server's us a token |"
-        )
-        print("|---|---|---|---|")
+        asked = f"{self._n} requests of {self._tokens} tokens"
+        print(f"| {asked} | tok/s | share | processor us a token | more |")
+        print("|---|---|---|---|---|")
         base = self._speeds["generate_batch"], self._work["generate_batch"]
         for name, speeds in self._speeds.items():
             share = statistics.median(a / b for a, b in zip(speeds, base[0], strict=True))
             more = statistics.median(a - b for a, b in zip(self._work[name], base[1], strict=True))
-            own = f"{more:.1f}" if more > 0 else ""  # of a peer, nothing is known
-            print(f"| {name} | {statistics.median(speeds):,.0f} | {share:.1%} | {own} |")
+            work = statistics.median(self._work[name])
+            speed = statistics.median(speeds)
+            print(f"| {name} | {speed:,.0f} | {share:.1%} | {work:.1f} | {more:.1f} |")
 
 
 class Alone:
@@ -135,13 +163,15 @@ class Alone:
         self._asked = (1, False), (tokens, False), (tokens, True)
         self._ms: dict[str, tuple[list[float], ...]] = {}
 
-    def run(self, llama: Llama, client: Client, port: int, peers: dict[str, int]) -> None:
+    def run(self, llama: Llama, client: Client, port: int, peers: Sequence[Peer]) -> None:
         for kind, (tokens, stream) in enumerate(self._asked):
             times = [self._library(llama, tokens, seed) for seed in range(self._n)]
             self._keep("generate", kind, times)
-            for name, to in {"pyllama2c serve": port, **peers}.items():
-                bodies = [body_of(tokens, stream, i, peer=name in peers) for i in range(self._n)]
-                self._keep(name, kind, client.call("alone", to, bodies))
+            bodies = [body_of(tokens, stream, i) for i in range(self._n)]
+            self._keep("pyllama2c serve", kind, client.call("alone", port, bodies))
+            bodies = [body_of(tokens, stream, i, peer=True) for i in range(self._n)]
+            for peer in peers:
+                self._keep(peer.name, kind, client.call("alone", peer.port, bodies))
 
     def _library(self, llama: Llama, tokens: int, seed: int) -> float:
         started = time.perf_counter()
@@ -218,10 +248,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--slots", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=200)
-    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PORT")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PORT:PID")
     arguments = parser.parse_args()
     n, tokens = arguments.slots, arguments.tokens
-    peers = {name: int(port) for name, _, port in (p.rpartition("=") for p in arguments.peer)}
+    peers = list(map(Peer.of, arguments.peer))
     client = Client()
     sys.setswitchinterval(0.0005)  # as `pyllama2c serve` does
     throughput, alone, first = Throughput(n, tokens), Alone(tokens), FirstToken(n)
@@ -239,9 +269,9 @@ def main() -> None:
             throughput.served("not streamed", client, plain.port, seed, False)
             throughput.served("one event a token", client, plain.port, seed, True)
             throughput.served("joined within 25 ms", client, joined.port, seed, True)
-            for name, port in peers.items():
-                throughput.served(f"{name}, not streamed", client, port, seed, False, peer=True)
-                throughput.served(f"{name}, streamed", client, port, seed, True, peer=True)
+            for peer in peers:
+                throughput.peer(peer, client, seed, False)
+                throughput.peer(peer, client, seed, True)
             alone.run(llama, client, plain.port, peers)
             first.run(llama, client, plain, seed)
     client.close()
