@@ -99,3 +99,14 @@ def check_accessible(page: Any) -> None:
 def tell(page: Any) -> None:
     page.click("#tell")
     saying(page, "on. The model's odds")
+
+
+def tell_among_others(page: Any) -> None:
+    """Four tokens, then the same in a full batch: the page says that they are identical."""
+    for _ in range(4):
+        before = page.locator("#story .token").count()
+        page.click("#next")
+        page.locator(f"#token-{before}").wait_for()
+    page.click("#tab-crowd")
+    page.click("#crowd button")
+    page.locator("#crowd-status", has_text="Identical: 4 tokens").wait_for()

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import check_accessible, chromium, needs_browser, page_at, saying, story_of, tell
+from browser import (
+    check_accessible,
+    chromium,
+    needs_browser,
+    page_at,
+    saying,
+    story_of,
+    tell,
+    tell_among_others,
+)
 from http_server import Running, serving
 
 from pyllama2c import Llama
@@ -202,13 +211,7 @@ def test_looking_and_stepping(page: Any) -> None:
 
 @needs_browser
 def test_among_others(page: Any) -> None:
-    for _ in range(4):
-        before = page.locator("#story .token").count()
-        page.click("#next")
-        page.locator(f"#token-{before}").wait_for()
-    page.click("#tab-crowd")
-    page.click("#crowd button")
-    page.locator("#crowd-status", has_text="Identical: 4 tokens").wait_for()
+    tell_among_others(page)
     check_accessible(page)
 
 

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import check_accessible, chromium, needs_browser, page_at, saying, story_of, tell
+from browser import (
+    check_accessible,
+    chromium,
+    needs_browser,
+    page_at,
+    saying,
+    story_of,
+    tell,
+    tell_among_others,
+)
 from environment import real_file
 from goldens import cases
 from tokenizer_keys import NORMAL, USER_DEFINED, chat_model, sentencepiece_keys
@@ -124,13 +133,7 @@ def test_an_engine_that_does_not_start(
 @needs_browser
 def test_among_63_others_from_the_disk(browser: Any, story: Path) -> None:
     with page_at(browser, story.as_uri(), offline=True) as page:
-        for _ in range(4):
-            before = page.locator("#story .token").count()
-            page.click("#next")
-            page.locator(f"#token-{before}").wait_for()
-        page.click("#tab-crowd")
-        page.click("#crowd button")
-        page.locator("#crowd-status", has_text="Identical: 4 tokens").wait_for()
+        tell_among_others(page)
 
 
 @needs_browser
